@@ -1,0 +1,114 @@
+"""What the engine asks of a training stage, and the table of stages.
+
+A stage is a small object: the model, the modules that stay frozen beside it, what of the model trains, and the loss of
+one micro-batch. It knows nothing of processes, sharding, precision, accumulation or checkpoints; the engine
+(`training.loop`) knows nothing of losses.
+
+Each stage module (`training/stages/lm.py`, `align.py`, `instruct.py`) has
+
+    @dataclass
+    class Config: ...                               # the `task:` section of the YAML file, a line of doc per field
+    def build(config: RunConfig, device) -> Stage   # reads weights, builds model and frozen modules on `device`
+    def loss(model, ...) -> dict[str, Tensor]       # the loss alone, usable without the engine
+
+`build` on `torch.device("meta")` builds the shapes of `model` only: no initialisation, no weights of it read. The engine
+then fills parameters and buffers from rank 0, so that a node never holds the whole model once per GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from ..draws import Draws
+
+STAGES = ("lm", "align", "instruct")
+
+# Tensors of one micro-batch plus, for every row, its sample key and its source:
+# token_ids (b, s) long; image_mask (b, s) bool; pixels (n, 3, S, S); "keys": list[str]; "sources": list[str]; what else
+# the stage needs. The engine moves tensors to the device and saves the keys when a run has to stop.
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Which rows of every step one data stream yields; rows and order never depend on how many processes train.
+
+    A step's global batch is `micro_batches` micro-batches of `micro_batch` rows. Micro-batch m of each step comes from
+    stream m % streams, so the n-th batch of a stream is micro-batch `index + streams * (n % per_step)` of step
+    n // per_step. A process owns the streams with index % world == rank: a run saved on 8 processes goes on with the
+    same rows on 4. Row i of micro-batch m is row m * micro_batch + i of the global batch.
+    """
+
+    seed: int
+    index: int
+    streams: int
+    micro_batch: int
+    micro_batches: int
+
+    @property
+    def per_step(self) -> int:
+        """Micro-batches that this stream yields per step."""
+        return self.micro_batches // self.streams
+
+
+class BatchStream(Protocol):
+    """Endless micro-batches of one `Stream`.
+
+    `state_dict` is the position after the batches yielded so far, whatever workers have prefetched; a fresh stream that
+    loads it yields exactly the batches that would have followed. The state must survive pickling.
+    """
+
+    def __next__(self) -> Batch: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    # Optional: report() -> dict[str, int | float], counts per reason of skipped samples, added to the log.
+
+
+@dataclass
+class Losses:
+    """The loss of one micro-batch, as a sum and a count, so that the engine can form the exact global mean.
+
+    total: the loss summed over this micro-batch's valid items (tokens in `lm`, samples elsewhere); carries gradient.
+    count: number of valid items (may be 0).
+    parts: what a person wants to see, name -> (sum, count), detached; shown as the global sum / count, so a part that
+        occurs in this micro-batch only (one per source, for instance) is right too.
+    """
+
+    total: Tensor
+    count: Tensor | float
+    parts: Mapping[str, tuple[Tensor | float, Tensor | float]] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """One training stage.
+
+    The engine calls `training_step` and `sample` from inside the forward of a module that it shards or wraps, so they may
+    call any method of `model`; blocks, though, only through their own forward, which is what gathers their parameters.
+    """
+
+    model: nn.Module  # trained, sharded, checkpointed; everything not trainable in it is stored too
+    frozen: dict[str, nn.Module]  # U-Net, VAE, CLIP: replicated, never sharded, never in a checkpoint
+
+    def set_trainable(self) -> None:
+        """Set requires_grad of every parameter of `model`, and eval mode where something must not be in train mode."""
+
+    def stream(self, stream: Stream) -> BatchStream:
+        """The data of one stream."""
+
+    def training_step(self, model: nn.Module, batch: Batch, draws: Draws) -> Losses:
+        """The loss of one micro-batch. Every random number comes from `draws`, dropout aside, which the engine seeds."""
+
+    # Optional: sample(model) -> PIL.Image, the fixed prompts as one grid; called every log.sample_every steps, on all
+    # ranks because the forward of a sharded model is collective, and saved by rank 0.
+
+
+def stage_module(name: str) -> ModuleType:
+    """The module of a stage by its name."""
+    return import_module(f".{name}", __package__)
