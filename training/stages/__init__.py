@@ -11,8 +11,8 @@ Each stage module (`training/stages/lm.py`, `align.py`, `instruct.py`) has
     def build(config: RunConfig, device) -> Stage   # reads weights, builds model and frozen modules on `device`
     def loss(model, ...) -> dict[str, Tensor]       # the loss alone, usable without the engine
 
-`build` on `torch.device("meta")` builds the shapes of `model` only: no initialisation, no weights of it read. The engine
-then fills parameters and buffers from rank 0, so that a node never holds the whole model once per GPU.
+`build` on `torch.device("meta")` builds the shapes of `model` only: no initialisation, no weights of it read. The
+engine then fills parameters and buffers from rank 0, so that a node never holds the whole model once per GPU.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class BatchStream(Protocol):
     def __next__(self) -> Batch: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
     # Optional: report() -> dict[str, int | float], counts per reason of skipped samples, added to the log.
 
 
@@ -89,8 +90,8 @@ class Losses:
 class Stage(Protocol):
     """One training stage.
 
-    The engine calls `training_step` and `sample` from inside the forward of a module that it shards or wraps, so they may
-    call any method of `model`; blocks, though, only through their own forward, which is what gathers their parameters.
+    The engine calls `training_step` and `sample` from inside the forward of a module that it shards or wraps, so they
+    may call any method of `model`; blocks, though, only through their own forward, which gathers their parameters.
     """
 
     model: nn.Module  # trained, sharded, checkpointed; everything not trainable in it is stored too
@@ -103,7 +104,7 @@ class Stage(Protocol):
         """The data of one stream."""
 
     def training_step(self, model: nn.Module, batch: Batch, draws: Draws) -> Losses:
-        """The loss of one micro-batch. Every random number comes from `draws`, dropout aside, which the engine seeds."""
+        """The loss of one micro-batch. All random numbers come from `draws`; dropout's generator the engine seeds."""
 
     # Optional: sample(model) -> PIL.Image, the fixed prompts as one grid; called every log.sample_every steps, on all
     # ranks because the forward of a sharded model is collective, and saved by rank 0.
