@@ -1,0 +1,30 @@
+# Two commands do everything: `make demo` and `make test`. Both set up .venv and .comfyui first and reuse them afterwards.
+# KOSMOS_G_VENV=/some/venv uses another virtual environment; PYTEST="-k encoder -x" passes options on to pytest.
+
+PYTHON ?= python3
+SERVE ?= 0
+PYTEST ?=
+VENV := $(or $(KOSMOS_G_VENV),.venv)
+RUN := $(VENV)/bin/python
+
+# Threads that spin while another process computes slow everything down on few cores.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint install clean
+
+demo:
+	@$(PYTHON) tests/comfyui/install.py demo
+	@$(RUN) -m tests.comfyui.demo $(if $(filter-out 0,$(SERVE)),--serve)
+
+test: install
+	@$(RUN) -m pytest $(PYTEST)
+
+lint: install
+	@$(RUN) -m ruff check .
+
+install:
+	@$(PYTHON) tests/comfyui/install.py test
+
+clean:
+	rm -rf .venv .comfyui .comfyui.*.unfinished .cache .pytest_cache .ruff_cache demo_output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

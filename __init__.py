@@ -1,0 +1,8 @@
+"""Kosmos-G for ComfyUI: the entry point that ComfyUI looks for; the nodes are in `nodes/`."""
+
+
+async def comfy_entrypoint():
+    """Return the extension with all nodes. Imported late, so that this file also imports where ComfyUI is absent."""
+    from .nodes import KosmosGExtension
+
+    return KosmosGExtension()

