@@ -208,7 +208,8 @@ def main() -> int:
     if purpose not in ("demo", "test"):
         print("usage: python3 tests/comfyui/install.py demo|test", file=sys.stderr)
         return 2
-    if sys.version_info < (3, 10):
+    # This file runs before anything is installed, under whatever Python the machine calls python3.
+    if sys.version_info < (3, 10):  # noqa: UP036
         print(f"Kosmos-G needs Python 3.10 or newer; this is {sys.version.split()[0]}.", file=sys.stderr)
         return 1
     try:

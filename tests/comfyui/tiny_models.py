@@ -7,6 +7,7 @@ noise that depends on the conditioning, the hint and the LoRA as a trained model
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import torch
@@ -130,7 +131,7 @@ def save_tiny_controlnet(path: Path, seed: int = 2) -> Path:
     prefix = "control_model."
     weights.down_path(prefix)
     widths = (3, 16, 16, 32, 32, 96, 96, 256, CHANNELS)
-    for index, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for index, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         weights.convolution(f"{prefix}input_hint_block.{2 * index}", inputs, outputs)
     for index in (0, 1):
         weights.convolution(f"{prefix}zero_convs.{index}.0", CHANNELS, CHANNELS, size=1)
