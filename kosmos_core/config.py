@@ -1,0 +1,161 @@
+"""Sizes of a Kosmos-G model: one frozen dataclass per part, convertible to and from plain dictionaries (JSON)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """CLIP vision transformer that turns a square picture into patch features."""
+
+    image_size: int = 224  # pixels of a side
+    patch_size: int = 14  # pixels of a side
+    width: int = 1024
+    layers: int = 24
+    heads: int = 16
+    ffn_width: int = 4096
+
+    @property
+    def tokens(self) -> int:
+        """Features per picture: the class token and one per patch."""
+        return 1 + (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class ResamplerConfig:
+    """Attentive resampler that turns the patch features into a fixed number of language-model inputs."""
+
+    latents: int = 64
+    heads: int = 32
+    attention_dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Causal Magneto language model."""
+
+    vocabulary: int = 64007
+    width: int = 2048
+    layers: int = 24
+    heads: int = 32
+    ffn_width: int = 8192
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class AlignerConfig:
+    """AlignerNet, from the language model's space to CLIP's text space (half M) and, for training, back (half N)."""
+
+    width: int = 768
+    heads: int = 12
+    ffn_width: int = 3072
+    encoder_layers: int = 12
+    decoder_layers: int = 12
+    queries: int = 77
+    positions: int = 32768
+    reconstruction: bool = False  # half N is present
+
+
+PARTS = (VisionConfig, ResamplerConfig, DecoderConfig, AlignerConfig)
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the tokens that are no text: the first four open the vocabulary, the others close it."""
+
+    mask: int
+    document_end: int
+    image_start: int
+    image_end: int
+    chunk_end: int
+    line_end: int
+    bos: int = 0
+    pad: int = 1
+    eos: int = 2
+    unknown: int = 3
+
+    @classmethod
+    def of_vocabulary(cls, size: int) -> SpecialTokens:
+        """Special ids of a vocabulary of `size` entries."""
+        return cls(*range(size - 6, size))
+
+
+@dataclass(frozen=True)
+class KosmosGConfig:
+    """Sizes of the whole model. `aligner` is None for a file of the first training stage."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    resampler: ResamplerConfig = field(default_factory=ResamplerConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    aligner: AlignerConfig | None = field(default_factory=AlignerConfig)
+
+    def __post_init__(self) -> None:
+        for part, width, heads in (
+            ("vision", self.vision.width, self.vision.heads),
+            ("resampler", self.decoder.width, self.resampler.heads),
+            ("decoder", self.decoder.width, self.decoder.heads),
+            *([("aligner", self.aligner.width, self.aligner.heads)] if self.aligner else []),
+        ):
+            if heads < 1 or width % heads:
+                raise ValueError(
+                    f"{part}.heads is {heads}, but the width {width} must be a multiple of it; "
+                    f"set {part}.heads to a divisor of {width}"
+                )
+
+    @property
+    def ids(self) -> SpecialTokens:
+        """Ids of the special tokens of this vocabulary."""
+        return SpecialTokens.of_vocabulary(self.decoder.vocabulary)
+
+    @classmethod
+    def official(cls, *, reconstruction: bool = False) -> KosmosGConfig:
+        """Sizes of the paper (arXiv 2310.02992, appendix A): 1.9 billion parameters."""
+        return cls(aligner=AlignerConfig(reconstruction=reconstruction))
+
+    @classmethod
+    def medium(cls, *, reconstruction: bool = False) -> KosmosGConfig:
+        """Sizes of the benchmarks: about 60 million parameters, seconds on one CPU core."""
+        return cls(
+            VisionConfig(width=256, layers=6, heads=4, ffn_width=1024),
+            ResamplerConfig(latents=64, heads=8),
+            DecoderConfig(vocabulary=8007, width=512, layers=8, heads=8, ffn_width=2048),
+            AlignerConfig(
+                width=384, heads=6, ffn_width=1536, encoder_layers=6, decoder_layers=6, reconstruction=reconstruction
+            ),
+        )
+
+    @classmethod
+    def tiny(cls, *, vocabulary: int = 107, reconstruction: bool = False) -> KosmosGConfig:
+        """Sizes of the tests: milliseconds; the condition keeps Stable Diffusion 1.5's 77 x 768."""
+        return cls(
+            VisionConfig(image_size=224, patch_size=56, width=32, layers=2, heads=2, ffn_width=64),
+            ResamplerConfig(latents=4, heads=2),
+            DecoderConfig(vocabulary=vocabulary, width=32, layers=2, heads=2, ffn_width=64),
+            AlignerConfig(
+                width=768, heads=12, ffn_width=128, encoder_layers=1, decoder_layers=1, positions=512,
+                reconstruction=reconstruction,
+            ),
+        )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dictionary, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> KosmosGConfig:
+        """Config from `to_dict`'s form; raises ValueError that names an unknown part or size."""
+        parts = {f.name: kind for f, kind in zip(fields(cls), PARTS, strict=True)}
+        built: dict[str, Any] = {}
+        for part, sizes in values.items():
+            if part not in parts:
+                raise ValueError(f"the config has an unknown part '{part}'; known are {', '.join(parts)}")
+            if sizes is None and part == "aligner":
+                built[part] = None
+                continue
+            known = {f.name for f in fields(parts[part])}
+            if unknown := sorted(set(sizes) - known):
+                raise ValueError(f"the config has an unknown size '{part}.{unknown[0]}'; known are {sorted(known)}")
+            built[part] = parts[part](**sizes)
+        return cls(**built)

@@ -1,0 +1,164 @@
+"""Attention, feed-forward and the one transformer block that every part of the model is built from.
+
+Axes: b batch, n queries, m keys, h heads, d width. The residual stream stays float32 whatever the weights are, so that
+LayerNorm and the sums over dozens of layers lose nothing in bfloat16; only matrix products run in the weights' type.
+`operations` is a namespace with Linear, LayerNorm, Embedding and Conv2d: torch.nn, or ComfyUI's casting twins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class AttentionPattern:
+    """Which keys a query sees.
+
+    Either dense, (b, n, d) with an optional additive `key_bias` (b, m), or packed: sequences of different length laid
+    end to end in one row (1, total, d), `lengths` of the queries and `key_lengths` of the keys, `key_bias` (1, total).
+    A packed row never mixes sequences and needs no mask tensor, so no work is spent on padding.
+    """
+
+    causal: bool = False
+    key_bias: Tensor | None = None
+    lengths: tuple[int, ...] | None = None
+    key_lengths: tuple[int, ...] | None = None
+
+
+def matmul_dtype(layer: nn.Module) -> torch.dtype:
+    """Type a linear layer computes in: its weights', unless an integration set `compute_dtype` on it."""
+    return getattr(layer, "compute_dtype", None) or layer.weight.dtype
+
+
+def normalise(norm: nn.Module, x: Tensor) -> Tensor:
+    """LayerNorm in the type of `x`, whatever the type of the norm's weights."""
+    if type(norm) is not nn.LayerNorm:
+        return norm(x)  # ComfyUI's operations cast (and, in low-memory mode, move) their weights themselves
+    weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+    return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, pattern: AttentionPattern, dropout: float) -> Tensor:
+    """Scaled dot-product attention, (b, n, d) x (b, m, d) -> (b, n, d)."""
+    query, key, value = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (query, key, value))
+    bias = None if pattern.key_bias is None else pattern.key_bias[:, None, None, :].to(query.dtype)
+    if pattern.lengths is None:
+        out = F.scaled_dot_product_attention(query, key, value, bias, dropout, is_causal=pattern.causal)
+    else:
+        key_lengths = pattern.key_lengths or pattern.lengths
+        biases = [None] * len(key_lengths) if bias is None else bias.split(key_lengths, dim=-1)
+        queries, keys, values = (
+            x.split(lengths, dim=2)
+            for x, lengths in ((query, pattern.lengths), (key, key_lengths), (value, key_lengths))
+        )
+        out = torch.cat(
+            [
+                F.scaled_dot_product_attention(q, k, v, bias, dropout, is_causal=pattern.causal)
+                for q, k, v, bias in zip(queries, keys, values, biases, strict=True)
+            ],
+            dim=2,
+        )
+    return rearrange(out, "b h n d -> b n (h d)")
+
+
+class Attention(nn.Module):
+    """Multi-head attention with biases; `inner_norm` is Magneto's Sub-LN before the output projection."""
+
+    def __init__(
+        self, width: int, heads: int, *, inner_norm: bool, dropout: float = 0.0,
+        device: Any, dtype: Any, operations: Any,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        self.heads, self.dropout = heads, dropout
+        self.q_proj = operations.Linear(width, width, **factory)
+        self.k_proj = operations.Linear(width, width, **factory)
+        self.v_proj = operations.Linear(width, width, **factory)
+        self.inner_norm = operations.LayerNorm(width, **factory) if inner_norm else None
+        self.out_proj = operations.Linear(width, width, **factory)
+
+    def forward(self, x: Tensor, memory: Tensor | None, pattern: AttentionPattern) -> Tensor:
+        """Queries from x (b, n, d), keys and values from memory (b, m, d), or from x where memory is None."""
+        x = x.to(matmul_dtype(self.q_proj))
+        memory = x if memory is None else memory.to(x.dtype)
+        dropout = self.dropout if self.training else 0.0
+        out = attend(self.q_proj(x), self.k_proj(memory), self.v_proj(memory), self.heads, pattern, dropout)
+        if self.inner_norm is not None:
+            out = normalise(self.inner_norm, out)
+        return self.out_proj(out)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """The sigmoid approximation of GELU that OpenAI's CLIP was trained with."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers; `inner_norm` is Magneto's Sub-LN between the activation and the second."""
+
+    def __init__(
+        self, width: int, hidden: int, *, inner_norm: bool, quick: bool, device: Any, dtype: Any, operations: Any
+    ) -> None:
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        self.activation = quick_gelu if quick else F.gelu
+        self.fc1 = operations.Linear(width, hidden, **factory)
+        self.inner_norm = operations.LayerNorm(hidden, **factory) if inner_norm else None
+        self.fc2 = operations.Linear(hidden, width, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self.fc1(x.to(matmul_dtype(self.fc1))))
+        if self.inner_norm is not None:
+            x = normalise(self.inner_norm, x)
+        return self.fc2(x)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: self-attention, optional cross-attention, feed-forward.
+
+    With `sub_norm` it is Magneto's block (arXiv 2210.06423), of the language model and of AlignerNet; without it and
+    with `quick` it is CLIP's. Cross-attention has no inner norm, as in the original.
+    """
+
+    def __init__(
+        self, width: int, heads: int, ffn_width: int, *, sub_norm: bool = True, cross: bool = False,
+        quick: bool = False, dropout: float = 0.0, device: Any, dtype: Any, operations: Any,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        shared = {**factory, "operations": operations}
+        self.dropout = dropout
+        self.attention_norm = operations.LayerNorm(width, **factory)
+        self.attention = Attention(width, heads, inner_norm=sub_norm, **shared)
+        if cross:
+            self.cross_attention_norm = operations.LayerNorm(width, **factory)
+            self.cross_attention = Attention(width, heads, inner_norm=False, **shared)
+        self.feed_forward_norm = operations.LayerNorm(width, **factory)
+        self.feed_forward = FeedForward(width, ffn_width, inner_norm=sub_norm, quick=quick, **shared)
+
+    def forward(
+        self, x: Tensor, pattern: AttentionPattern, memory: Tensor | None = None,
+        memory_pattern: AttentionPattern | None = None,
+    ) -> Tensor:  # fmt: skip
+        """x (b, n, d) float32 -> (b, n, d) float32; memory (b, m, d) feeds the cross-attention."""
+        x = x + self._drop(self.attention(normalise(self.attention_norm, x), None, pattern))
+        if memory is not None:
+            x = x + self._drop(self.cross_attention(normalise(self.cross_attention_norm, x), memory, memory_pattern))
+        return x + self._drop(self.feed_forward(normalise(self.feed_forward_norm, x)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x
+
+
+def rows(table: nn.Module, start: int, stop: int, device: torch.device) -> Tensor:
+    """Rows start..stop-1 of an embedding table, (stop - start, d) float32: learned queries and positions.
+
+    They live in Embedding modules, not in bare parameters, because ComfyUI's low-memory mode moves whole leaf modules.
+    """
+    return table(torch.arange(start, stop, device=device)).float()

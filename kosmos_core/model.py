@@ -1,0 +1,234 @@
+"""Kosmos-G: text and pictures, interleaved, to the 77 x 768 condition of Stable Diffusion 1.5."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .aligner import AlignerNet
+from .config import KosmosGConfig
+from .decoder import Decoder
+from .images import preprocess_image
+from .initialization import initialize
+from .prompt import Prompt
+from .resampler import Resampler
+from .tokenizer import Layout, Tokenizer
+from .vision import VisionTower
+
+CACHED_PICTURES = 64  # 0.5 MB each at the official width
+
+
+class KosmosG(nn.Module):
+    """The whole model (paper section 2): vision tower, resampler, language model and AlignerNet.
+
+    Every module takes `device`, `dtype` and `operations` (torch.nn, or ComfyUI's casting layers). Weights are as the
+    layers make them; call `initialize(seed)` to train from scratch, or use `load_model`.
+    """
+
+    def __init__(
+        self, config: KosmosGConfig, *, tokenizer: Tokenizer | None = None, device: Any = None, dtype: Any = None,
+        operations: Any = nn,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        factory = {"device": device, "dtype": dtype, "operations": operations}
+        width = config.decoder.width
+        self.config = config
+        self.tokenizer = tokenizer
+        self.vision = VisionTower(config.vision, **factory)
+        self.resampler = Resampler(config.resampler, config.vision.width, width, **factory)
+        self.decoder = Decoder(config.decoder, **factory)
+        self.aligner = AlignerNet(config.aligner, width, **factory) if config.aligner else None
+        self._features: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def initialize(self, seed: int = 0) -> KosmosG:
+        """Magneto initialisation in place; returns the model."""
+        initialize(self, seed)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.decoder.norm.weight.device
+
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """CLIP-normalised pixels (n, 3, 224, 224) -> picture tokens (n, latents, width) float32."""
+        return self.resampler(self.vision(pixels))
+
+    def hidden_states(
+        self, token_ids: Tensor, image_mask: Tensor | None = None, image_features: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Token ids (b, s), image_mask (b, s) bool, picture tokens (n, latents, width) in order of the marks ->
+        (b, s, width) float32 after the last norm; with `lengths` one packed row (1, total) of several sequences."""
+        return self.decoder(token_ids, image_mask, image_features, lengths)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token scores (b, s, vocabulary) of hidden states (b, s, width)."""
+        return self.decoder.logits(hidden)
+
+    def align(
+        self, hidden: Tensor, padding_mask: Tensor | None = None, key_weights: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Hidden states (b, s, width) -> condition (b, 77, 768) float32; padding_mask (b, s) is True at pad tokens,
+        key_weights (b, s) emphasise tokens (1 neutral, 0 hidden). ValueError for a model of the first stage."""
+        return self._aligner()(hidden, padding_mask, key_weights, lengths)
+
+    def reconstruct(self, condition: Tensor, length: int) -> Tensor:
+        """Condition (b, 77, 768) -> estimate of the hidden states (b, length, width), AlignerNet's training half."""
+        return self._aligner().reconstruct(condition, length)
+
+    def encode_tokens(
+        self, token_ids: Tensor, pixels: Tensor | None = None, image_mask: Tensor | None = None,
+        key_weights: Tensor | None = None, image_features: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Token ids (b, s) right-padded with 1, pixels (n, 3, 224, 224) or picture tokens, image_mask (b, s) bool,
+        key_weights (b, s) -> condition (b, 77, 768) float32.
+
+        Rows of different length are packed end to end, so that no work is spent on padding.
+        """
+        if pixels is not None:
+            image_features = self.embed_images(pixels)
+        real = token_ids != self.config.ids.pad
+        steps = torch.arange(1, token_ids.shape[1] + 1, device=token_ids.device)
+        lengths = (real * steps).amax(1).clamp(min=1).tolist()  # up to the last real token: the model is causal
+        if len(set(lengths)) == 1:
+            token_ids, real, image_mask, key_weights = (
+                None if x is None else x[:, : lengths[0]] for x in (token_ids, real, image_mask, key_weights)
+            )
+            lengths = None
+        else:
+            kept = steps <= torch.tensor(lengths, device=token_ids.device)[:, None]
+            token_ids, real, image_mask, key_weights = (
+                None if x is None else x[kept][None] for x in (token_ids, real, image_mask, key_weights)
+            )
+        hidden = self.hidden_states(token_ids, image_mask, image_features, lengths)
+        return self.align(hidden, None if bool(real.all()) else ~real, key_weights, lengths)
+
+    def forward(
+        self, token_ids: Tensor, pixels: Tensor | None = None, image_mask: Tensor | None = None,
+        *, output: Literal["condition", "hidden", "logits"] = "condition",
+    ) -> Tensor:  # fmt: skip
+        """`encode_tokens`, or the language model alone: its hidden states or, only when asked, its logits."""
+        if output == "condition":
+            return self.encode_tokens(token_ids, pixels, image_mask)
+        features = None if pixels is None else self.embed_images(pixels)
+        hidden = self.hidden_states(token_ids, image_mask, features)
+        return hidden if output == "hidden" else self.logits(hidden)
+
+    @torch.no_grad()
+    def encode(
+        self, prompts: str | Prompt | Layout | Sequence[str | Prompt | Layout], images: Sequence[Any] | None = None
+    ) -> Tensor:
+        """Prompts with `<i>` marks and their pictures -> conditions (b, 77, 768) float32.
+
+        `images` is a flat list that the marks use up in order, or one list per prompt; pictures are whatever
+        `preprocess_image` takes. A negative prompt is a prompt like any other; "" gives the null condition.
+        Raises ValueError where marks and pictures do not match or the model has no tokenizer.
+        """
+        prompts = [prompts] if isinstance(prompts, str | Prompt | Layout) else list(prompts)
+        layouts = [self._layout(prompt) for prompt in prompts]
+        features = self._picture_tokens(layouts, _pictures_per_prompt(prompts, layouts, images))
+        longest = max(len(layout.token_ids) for layout in layouts)
+
+        def stack(rows: list[Sequence[Any]], filler: Any, dtype: torch.dtype) -> Tensor:
+            padded = [[*row, *[filler] * (longest - len(row))] for row in rows]
+            return torch.tensor(padded, dtype=dtype, device=self.device)
+
+        token_ids = stack([layout.token_ids for layout in layouts], self.config.ids.pad, torch.long)
+        image_mask = stack([layout.image_mask for layout in layouts], False, torch.bool)
+        key_weights = None
+        if any(layout.key_weights is not None for layout in layouts):
+            key_weights = stack([x.key_weights or [1.0] * len(x.token_ids) for x in layouts], 1.0, torch.float32)
+        if features is None:
+            image_mask = None
+        return self.encode_tokens(token_ids, image_mask=image_mask, key_weights=key_weights, image_features=features)
+
+    def picture_tokens(self, pixels: Tensor) -> Tensor:
+        """Picture tokens (latents, width) of one prepared picture (3, 224, 224), remembered by its content.
+
+        Pictures go through the vision tower one by one: what a picture gives never depends on its neighbours, so a
+        remembered result is bit-identical to a fresh one.
+        """
+        pixels = pixels.to(torch.float32).cpu().contiguous()
+        key = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).digest()
+        if key in self._features:
+            self._features.move_to_end(key)
+        else:
+            self._features[key] = self.embed_images(pixels[None].to(self.device))[0]
+            if len(self._features) > CACHED_PICTURES:
+                self._features.popitem(last=False)
+        return self._features[key]
+
+    def train(self, mode: bool = True) -> KosmosG:
+        """Switch between training and evaluation; remembered pictures are forgotten, as weights may change."""
+        self._features.clear()
+        return super().train(mode)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As in torch; remembered pictures are forgotten."""
+        self._features.clear()
+        return super().load_state_dict(*args, **kwargs)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> KosmosG:
+        self._features.clear()
+        return super()._apply(*args, **kwargs)
+
+    def _aligner(self) -> AlignerNet:
+        if self.aligner is None:
+            raise ValueError(
+                "this model holds the first training stage only (no AlignerNet), so it gives no condition; "
+                "train stage 2, or load a file of stage 2 or 3"
+            )
+        return self.aligner
+
+    def _layout(self, prompt: str | Prompt | Layout) -> Layout:
+        if isinstance(prompt, Layout):
+            return prompt
+        if self.tokenizer is None:
+            raise ValueError(
+                "this weight file carries no tokenizer, so it cannot read text; convert the checkpoint again with "
+                "--spm sentencepiece.bpe.model --dict dict.txt, or call encode_tokens with token ids"
+            )
+        return self.tokenizer.layout(prompt)
+
+    def _picture_tokens(self, layouts: list[Layout], pictures: list[Sequence[Any]]) -> Tensor | None:
+        tokens = []
+        size = self.config.vision.image_size
+        for layout, own in zip(layouts, pictures, strict=True):
+            prepared = {slot: preprocess_image(own[slot], size=size) for slot in sorted(set(layout.image_slots))}
+            tokens += [self.picture_tokens(prepared[slot]) for slot in layout.image_slots]
+        return torch.stack(tokens).to(self.device) if tokens else None
+
+
+def _pictures_per_prompt(
+    prompts: list[Any], layouts: list[Layout], images: Sequence[Any] | None
+) -> list[Sequence[Any]]:
+    """One list of pictures for each prompt, checked against the prompt's marks."""
+    images = list(images) if images is not None else []
+    nested = bool(images) and all(isinstance(x, list | tuple) for x in images)
+    if nested:
+        if len(images) != len(prompts):
+            raise ValueError(f"images hold {len(images)} lists for {len(prompts)} prompts; give one list per prompt")
+        per_prompt = images
+    else:
+        per_prompt, rest = [], images
+        for layout in layouts:
+            count = len(set(layout.image_slots))
+            per_prompt.append(rest[:count])
+            rest = rest[count:]
+        if rest:
+            per_prompt[-1] = [*per_prompt[-1], *rest]
+    for prompt, layout, own in zip(prompts, layouts, per_prompt, strict=True):
+        used = set(layout.image_slots)
+        if used != set(range(len(own))):
+            raise ValueError(
+                f"the prompt {prompt!r} has marks for {len(used)} picture(s), but {len(own)} came; "
+                "give one picture for each <i>"
+            )
+    return per_prompt

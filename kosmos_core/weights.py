@@ -1,0 +1,170 @@
+"""The one-file format: model, SentencePiece model, dictionary, config and provenance in one safetensors file.
+
+A file is recognised by its content, never by its name. Reading maps the file into memory and unpickles nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from .config import KosmosGConfig
+from .model import KosmosG
+from .safetensors_file import Header, WeightsError, read_header, write
+from .tokenizer import Tokenizer
+
+FORMAT = "kosmos-g"
+FORMAT_VERSION = "1"
+STAGES = ("lm", "align", "instruct")
+TOKENIZER_KEYS = ("tokenizer.sentencepiece", "tokenizer.dictionary")
+LISTED = 10  # names shown of a long list
+
+# What a file of another kind is recognised by: the first entry whose every fragment occurs in some key.
+OTHER_KINDS = (
+    ("an original Kosmos-G checkpoint; convert it with `python -m kosmos_core.convert`", ("gpt_model.decoder.",)),
+    ("a LoRA", ("lora_up",)),
+    ("a LoRA", ("lora_A",)),
+    ("a LoRA", ("hada_w1_a",)),
+    ("a Kosmos-2 model; training can start from it, ComfyUI cannot use it", ("image_to_text_projection.",)),
+    ("a ControlNet", ("control_model.",)),
+    ("a ControlNet", ("controlnet_cond_embedding.",)),
+    ("a Stable Diffusion checkpoint; load it with Load Checkpoint", ("model.diffusion_model.",)),
+    ("a Stable Diffusion U-Net", ("down_blocks.", "mid_block.")),
+    ("an IP-Adapter", ("image_proj.", "ip_adapter.")),
+    ("a T5 text encoder", ("encoder.block.", "SelfAttention")),
+    ("a CLIP model; Kosmos-G needs its own encoder", ("text_model.encoder.layers.",)),
+    ("a CLIP vision model; Kosmos-G carries its own", ("vision_model.encoder.layers.",)),
+    ("a CLIP model; Kosmos-G needs its own encoder", ("transformer.resblocks.",)),
+    ("a VAE", ("decoder.conv_in.",)),
+)
+
+
+def identify(path: str | os.PathLike) -> str | None:
+    """None where the file's content is Kosmos-G's, else a phrase that says what it seems to be.
+
+    Reads the header only; WeightsError where it is no complete safetensors file.
+    """
+    return _other_kind(read_header(path))
+
+
+def _other_kind(header: Header) -> str | None:
+    if header.metadata.get("format") == FORMAT:
+        return None
+    for kind, fragments in OTHER_KINDS:
+        if all(any(fragment in name for name in header.shapes) for fragment in fragments):
+            return kind
+    return "something unknown"
+
+
+def read_config(path: str | os.PathLike) -> tuple[KosmosGConfig, dict[str, Any]]:
+    """Config and description (stage, dtype, provenance) of a Kosmos-G file; WeightsError where it is none."""
+    return _describe(path, read_header(path))
+
+
+def _describe(path: str | os.PathLike, header: Header) -> tuple[KosmosGConfig, dict[str, Any]]:
+    if kind := _other_kind(header):
+        raise WeightsError(f"{path} is not a Kosmos-G file: it seems to be {kind}")
+    version = header.metadata.get("format_version")
+    if version != FORMAT_VERSION:
+        raise WeightsError(
+            f"{path} has format version {version}, this release reads version {FORMAT_VERSION}; "
+            "update Kosmos-G, or convert the original checkpoint again"
+        )
+    try:
+        config = KosmosGConfig.from_dict(json.loads(header.metadata["config"]))
+        provenance = json.loads(header.metadata.get("provenance", "{}"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path} has unreadable metadata ({error}); export or convert it again") from error
+    description = {key: header.metadata.get(key) for key in ("stage", "dtype")} | {"provenance": provenance}
+    return config, description
+
+
+def load_model(
+    path: str | os.PathLike, device: Any = "cpu", dtype: torch.dtype | None = torch.float32, operations: Any = nn
+) -> KosmosG:
+    """Model of a Kosmos-G file in evaluation mode; on the CPU in the file's own type the weights stay memory-mapped.
+
+    `dtype` None keeps the file's type. Raises WeightsError: another kind of file, cut short, wrong version, missing or
+    extra tensors, wrong shapes.
+    """
+    header = read_header(path)
+    config, _ = _describe(path, header)
+    with torch.device("meta"):
+        model = KosmosG(config, operations=operations)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    _compare(path, expected, {k: v for k, v in header.shapes.items() if k not in TOKENIZER_KEYS})
+    with safetensors.safe_open(path, framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in expected}
+        files = [file.get_tensor(name) for name in TOKENIZER_KEYS if name in header.shapes]
+    for name, tensor in weights.items():
+        weights[name] = tensor.to(device, dtype or tensor.dtype)
+    model.load_state_dict(weights, assign=True)
+    model.requires_grad_(False)
+    if len(files) == len(TOKENIZER_KEYS):
+        model.tokenizer = Tokenizer.from_bytes(
+            *(tensor.numpy().tobytes() for tensor in files), latents=config.resampler.latents
+        )
+    return model.eval()
+
+
+def _compare(path: Any, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+    problems = []
+    for label, names in (("missing", expected.keys() - found.keys()), ("extra", found.keys() - expected.keys())):
+        if names:
+            shown = ", ".join(sorted(names)[:LISTED]) + (", ..." if len(names) > LISTED else "")
+            problems.append(f"{len(names)} {label} tensor(s): {shown}")
+    wrong = [name for name in expected.keys() & found.keys() if expected[name] != found[name]]
+    if wrong:
+        shown = sorted(wrong)[:LISTED]
+        width = max(map(len, shown))
+        table = [f"{name:<{width}}  {expected[name]!s:>16}  {found[name]!s:>16}" for name in shown]
+        head = f"{'name':<{width}}  {'expected':>16}  {'found':>16}"
+        problems.append("\n".join([f"{len(wrong)} tensor(s) of another shape than the config says:", head, *table]))
+    if problems:
+        raise WeightsError(
+            f"{path} does not hold the model that its own config describes; export or convert it again\n"
+            + "\n".join(problems)
+        )
+
+
+def save_model(
+    model: KosmosG,
+    path: str | os.PathLike,
+    *,
+    stage: str = "instruct",
+    provenance: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a model and its tokenizer as one file, atomically; `dtype` None keeps the weights' type."""
+    save_weights(
+        path, model.state_dict(), model.config, model.tokenizer, stage=stage, provenance=provenance, dtype=dtype
+    )
+
+
+def save_weights(
+    path: str | os.PathLike, weights: Mapping[str, Tensor], config: KosmosGConfig, tokenizer: Tokenizer | None, *,
+    stage: str, provenance: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None,
+) -> None:  # fmt: skip
+    """`save_model` for a state dict: tensors are converted and written one after the other, so they may be mapped."""
+    if stage not in STAGES:
+        raise ValueError(f"stage is {stage!r}, expected one of {', '.join(STAGES)}")
+    entries = [(name, tensor, dtype or tensor.dtype) for name, tensor in weights.items()]
+    if tokenizer is not None:
+        for name, content in zip(TOKENIZER_KEYS, tokenizer.to_bytes(), strict=True):
+            entries.append((name, torch.frombuffer(bytearray(content), dtype=torch.uint8), torch.uint8))
+    kinds = sorted({str(kind).removeprefix("torch.") for name, _, kind in entries if name not in TOKENIZER_KEYS})
+    metadata = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "config": json.dumps(config.to_dict()),
+        "stage": stage,
+        "dtype": ", ".join(kinds),
+        "provenance": json.dumps(provenance or {}, default=str),
+    }
+    write(path, entries, metadata)
