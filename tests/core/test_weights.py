@@ -1,0 +1,182 @@
+"""One file holds a whole model; anything else is refused with a sentence that says what it is."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+
+from kosmos_core import KosmosG, KosmosGConfig, Tokenizer, WeightsError, load_model, save_model
+from kosmos_core.safetensors_file import read_header
+from kosmos_core.weights import identify, read_config
+
+
+@pytest.fixture(scope="module")
+def model(tiny_tokenizer_files):
+    tokenizer = Tokenizer.from_files(*tiny_tokenizer_files, latents=4)
+    config = KosmosGConfig.tiny(vocabulary=tokenizer.vocabulary_size, reconstruction=True)
+    return KosmosG(config, tokenizer=tokenizer).initialize(1).eval()
+
+
+@pytest.fixture
+def path(model, tmp_path):
+    save_model(model, tmp_path / "any name.safetensors", stage="align", provenance={"steps": 3})
+    return tmp_path / "any name.safetensors"
+
+
+def rewrite(path, *, drop=(), add=None, replace=None, metadata=None):
+    tensors = {k: v for k, v in safetensors.torch.load_file(path).items() if k not in drop}
+    tensors |= (add or {}) | (replace or {})
+    safetensors.torch.save_file(tensors, path, metadata=read_header(path).metadata | (metadata or {}))
+
+
+def test_a_saved_model_comes_back_bit_for_bit_with_tokenizer_config_and_provenance(model, path):
+    loaded = load_model(path)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert loaded.config == model.config
+    assert torch.equal(loaded.encode("a dog"), model.encode("a dog"))
+    _, description = read_config(path)
+    assert description == {"stage": "align", "dtype": "float32", "provenance": {"steps": 3}}
+    assert not loaded.training
+
+
+def test_the_type_on_disk_and_in_memory_can_be_chosen(model, tmp_path):
+    save_model(model, tmp_path / "half.safetensors", dtype=torch.float16)
+    assert read_config(tmp_path / "half.safetensors")[1]["dtype"] == "float16"
+    assert load_model(tmp_path / "half.safetensors", dtype=None).decoder.norm.weight.dtype == torch.float16
+    assert load_model(tmp_path / "half.safetensors").decoder.norm.weight.dtype == torch.float32
+    assert load_model(tmp_path / "half.safetensors", dtype=torch.bfloat16).device == torch.device("cpu")
+
+
+def test_loading_maps_the_file_instead_of_reading_it(tmp_path):
+    big = KosmosG(KosmosGConfig.tiny(vocabulary=1_000_000)).initialize(0)
+    save_model(big, tmp_path / "big.safetensors")
+    script = (
+        "import sys, torch, kosmos_core\n"
+        "resident = lambda: int(open('/proc/self/statm').read().split()[1]) * 4096\n"
+        "before = resident()\n"
+        "model = kosmos_core.load_model(sys.argv[1])\n"
+        "print(resident() - before)\n"
+    )
+    if not os.path.exists("/proc/self/statm"):
+        pytest.skip("resident memory is read from /proc")
+    result = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "big.safetensors"], capture_output=True, text=True, check=True
+    )
+    assert int(result.stdout) < (tmp_path / "big.safetensors").stat().st_size / 4
+
+
+def test_missing_and_extra_tensors_are_listed(path):
+    rewrite(path, drop=["decoder.norm.weight", "vision.norm_post.bias"], add={"surprise": torch.zeros(1)})
+    with pytest.raises(WeightsError) as error:
+        load_model(path)
+    assert "2 missing tensor(s): decoder.norm.weight, vision.norm_post.bias" in str(error.value)
+    assert "1 extra tensor(s): surprise" in str(error.value)
+
+
+def test_at_most_ten_names_are_listed(path):
+    rewrite(path, add={f"surprise.{n:02}": torch.zeros(1) for n in range(30)})
+    with pytest.raises(WeightsError, match=r"30 extra tensor\(s\).*surprise\.09, \.\.\.") as error:
+        load_model(path)
+    assert "surprise.10" not in str(error.value)
+
+
+def test_wrong_shapes_are_shown_as_a_table(path):
+    rewrite(path, replace={"decoder.norm.weight": torch.zeros(5)})
+    with pytest.raises(WeightsError) as error:
+        load_model(path)
+    head, row = str(error.value).splitlines()[-2:]
+    assert head.split() == ["name", "expected", "found"]
+    assert row.split() == ["decoder.norm.weight", "(32,)", "(5,)"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("Kosmos-2", ["text_model.model.embed_tokens.weight", "image_to_text_projection.latent_query",
+                      "vision_model.model.encoder.layers.0.mlp.fc1.weight"]),
+        ("CLIP model", ["text_model.encoder.layers.0.mlp.fc1.weight", "text_model.embeddings.token_embedding.weight"]),
+        ("CLIP model", ["visual.transformer.resblocks.0.ln_1.weight", "token_embedding.weight"]),
+        ("CLIP vision", ["vision_model.encoder.layers.0.mlp.fc1.weight"]),
+        ("Stable Diffusion checkpoint", ["model.diffusion_model.input_blocks.0.0.weight",
+                                         "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight"]),
+        ("U-Net", ["down_blocks.0.resnets.0.conv1.weight", "mid_block.resnets.0.conv1.weight"]),
+        ("LoRA", ["lora_unet_down_blocks_0.lora_up.weight", "lora_te_text_model_encoder_layers_0.lora_down.weight"]),
+        ("LoRA", ["unet.down_blocks.0.lora_A.weight", "unet.mid_block.lora_A.weight"]),
+        ("ControlNet", ["control_model.input_blocks.0.0.weight"]),
+        ("original Kosmos-G", ["gpt_model.decoder.embed_tokens.weight"]),
+        ("something unknown", ["weight"]),
+    ],
+)  # fmt: skip
+def test_other_files_are_called_by_their_kind(kind, names, tmp_path):
+    safetensors.torch.save_file({name: torch.zeros(2) for name in names}, tmp_path / "kosmos-g.safetensors")
+    assert kind in identify(tmp_path / "kosmos-g.safetensors")
+    with pytest.raises(WeightsError, match=kind):
+        load_model(tmp_path / "kosmos-g.safetensors")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.01, 0.5, 0.999])
+def test_a_truncated_file_is_called_so(path, share):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(WeightsError, match="cut short|not a safetensors file"):
+        load_model(path)
+
+
+def test_another_format_version_is_refused_with_the_way_out(path):
+    rewrite(path, metadata={"format_version": "2"})
+    with pytest.raises(WeightsError, match=r"format version 2, this release reads version 1; update"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("config", ["{", "[]", '{"vision": {"size": 1}}', '{"brain": {}}', "null"])
+def test_unreadable_metadata_is_named(path, config):
+    rewrite(path, metadata={"config": config})
+    with pytest.raises(WeightsError, match="unreadable metadata"):
+        load_model(path)
+
+
+def test_a_pickle_a_folder_and_nothing_are_refused(tmp_path):
+    torch.save({"model": {}}, tmp_path / "c.safetensors")
+    with pytest.raises(WeightsError, match=r"PyTorch checkpoint.*kosmos_core\.convert"):
+        load_model(tmp_path / "c.safetensors")
+    with pytest.raises(WeightsError, match="is a folder"):
+        load_model(tmp_path)
+    with pytest.raises(WeightsError, match="is missing"):
+        load_model(tmp_path / "nothing.safetensors")
+
+
+def test_a_failed_save_keeps_the_old_file_and_leaves_nothing_behind(model, path, tmp_path):
+    before = path.read_bytes()
+    script = (
+        "import resource, signal, sys, kosmos_core\n"
+        "model = kosmos_core.load_model(sys.argv[1])\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "kosmos_core.save_model(model, sys.argv[1])\n"
+    )
+    assert len(before) > 200_000
+    result = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=False)
+    assert "OSError" in result.stderr
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_without_tokenizer_loads_and_says_what_is_missing(model, tmp_path):
+    bare = KosmosG(model.config).initialize(1)
+    save_model(bare, tmp_path / "k.safetensors")
+    loaded = load_model(tmp_path / "k.safetensors")
+    loaded.encode_tokens(torch.tensor([[0, 5, 6]]))
+    with pytest.raises(ValueError, match=r"carries no tokenizer.*--spm"):
+        loaded.encode("a dog")
+
+
+def test_the_safetensors_library_reads_what_we_write(path):
+    metadata = read_header(path).metadata
+    assert metadata["format"] == "kosmos-g"
+    assert json.loads(metadata["config"])["decoder"]["width"] == 32
+    assert safetensors.torch.load_file(path)["decoder.norm.weight"].shape == (32,)
