@@ -147,6 +147,8 @@ class KosmosGConfig:
     def from_dict(cls, values: dict[str, Any]) -> KosmosGConfig:
         """Config from `to_dict`'s form; raises ValueError that names an unknown part or size."""
         parts = {f.name: kind for f, kind in zip(fields(cls), PARTS, strict=True)}
+        if not isinstance(values, dict):
+            raise ValueError(f"the config is {values!r}, expected a dictionary of {', '.join(parts)}")
         built: dict[str, Any] = {}
         for part, sizes in values.items():
             if part not in parts:

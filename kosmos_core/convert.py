@@ -120,9 +120,9 @@ def convert(
     conversion = read_original(source, half=half, overrides=overrides)
     config = conversion.config
     tokenizer = Tokenizer.from_files(spm, dictionary, latents=config.resampler.latents) if spm else None
-    if tokenizer is not None and tokenizer.vocabulary_size != config.decoder.vocabulary:
+    if tokenizer is not None and tokenizer.vocabulary != config.decoder.vocabulary:
         raise WeightsError(
-            f"{dictionary} makes a vocabulary of {tokenizer.vocabulary_size}, the checkpoint has "
+            f"{dictionary} makes a vocabulary of {tokenizer.vocabulary}, the checkpoint has "
             f"{config.decoder.vocabulary}; give the dict.txt that it was trained with"
         )
     provenance = {"converted_from": Path(source).name}

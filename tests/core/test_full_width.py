@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from kosmos_core import KosmosG
-from kosmos_core.images import MEAN, STANDARD_DEVIATION
+from kosmos_core.images import CLIP_MEAN, CLIP_STD
 from kosmos_core.original_layout import deduce_config, ignored_reason, new_name
 from tests.core.golden_roles import SHARED, assert_close
 
@@ -34,9 +34,8 @@ def test_the_condition_at_official_widths_equals_the_original():
             state.pop(new_name(name)).copy_(torch.from_numpy(values).reshape(state_shape(model, name)))
     assert not state, "every parameter of the model is filled"
     model.eval()
-    pixels = (expected["gpt_img_src_tokens_uint8"].permute(0, 3, 1, 2) / 255 - MEAN) / STANDARD_DEVIATION
-    pixels = pixels.float()
-    clip = model.vision(pixels)
+    pixels = (expected["gpt_img_src_tokens_uint8"].double() / 255 - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
+    clip = model.vision(pixels.float().permute(0, 3, 1, 2))
     assert_close(clip[0, ::16], expected["clip_features.first_image_every_16th_token"], "vision features")
     features = model.resampler(clip)
     assert_close(features.flatten(0, 1), expected["connector_out"], "picture tokens")

@@ -17,7 +17,7 @@ from kosmos_core.weights import identify, read_config
 @pytest.fixture(scope="module")
 def model(tiny_tokenizer_files):
     tokenizer = Tokenizer.from_files(*tiny_tokenizer_files, latents=4)
-    config = KosmosGConfig.tiny(vocabulary=tokenizer.vocabulary_size, reconstruction=True)
+    config = KosmosGConfig.tiny(vocabulary=tokenizer.vocabulary, reconstruction=True)
     return KosmosG(config, tokenizer=tokenizer).initialize(1).eval()
 
 
@@ -58,16 +58,17 @@ def test_loading_maps_the_file_instead_of_reading_it(tmp_path):
     script = (
         "import sys, torch, kosmos_core\n"
         "resident = lambda: int(open('/proc/self/statm').read().split()[1]) * 4096\n"
+        "kosmos_core.load_model(sys.argv[2])\n"  # what torch imports at its first use is not the file's share
         "before = resident()\n"
         "model = kosmos_core.load_model(sys.argv[1])\n"
         "print(resident() - before)\n"
     )
     if not os.path.exists("/proc/self/statm"):
         pytest.skip("resident memory is read from /proc")
-    result = subprocess.run(
-        [sys.executable, "-c", script, tmp_path / "big.safetensors"], capture_output=True, text=True, check=True
-    )
-    assert int(result.stdout) < (tmp_path / "big.safetensors").stat().st_size / 4
+    save_model(KosmosG(KosmosGConfig.tiny()).initialize(0), tmp_path / "small.safetensors")
+    command = [sys.executable, "-c", script, tmp_path / "big.safetensors", tmp_path / "small.safetensors"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(result.stdout) < (tmp_path / "big.safetensors").stat().st_size / 10
 
 
 def test_missing_and_extra_tensors_are_listed(path):
@@ -123,7 +124,7 @@ def test_other_files_are_called_by_their_kind(kind, names, tmp_path):
 def test_a_truncated_file_is_called_so(path, share):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(WeightsError, match="cut short|not a safetensors file"):
+    with pytest.raises(WeightsError, match=r"cut short|not a safetensors file"):
         load_model(path)
 
 

@@ -1,0 +1,163 @@
+"""Pictures as the vision tower reads them: 8-bit RGB, shorter side resized, centre cropped, CLIP-normalised.
+
+Resizing is Pillow's, so that every pixel equals the original's (arXiv 2310.02992, section 3.1: CLIP ViT-L/14 at 224).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy
+    from PIL import Image
+
+    AnyPicture = Image.Image | numpy.ndarray | Tensor
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+# The original resizes the whole picture and then crops. We do so up to this many pixels, at 224 up to a ratio of
+# 334 : 1. A strip of 1 x 4000 would take 224 x 896,000 pixels (800 MB) on the way; beyond the limit only what the crop
+# keeps is resized, and rounding may move a value by 1 of 255.
+LARGEST_RESIZED = 2**24  # pixels, 64 MB
+_ORIENTATION = 0x0112  # EXIF tag
+_ROWS_AT_ONCE = 256  # while floats become bytes, so that an 8000 x 8000 picture needs no second copy in float
+
+
+def preprocess_image(image: AnyPicture, size: int = 224) -> Tensor:
+    """Prepare one picture, or one batch, for `embed_images`.
+
+    `image` is a PIL picture of any mode, or an array or tensor (h, w), (h, w, c) or (b, h, w, c) with 1 to 4 channels
+    last: floats in 0..1 (clamped), or integers of 8 or 16 bits. Floats are rounded to 8 bits first, which gives back
+    exactly the 8-bit picture that ComfyUI made them from. See `to_rgb` for alpha, grey, palettes and orientation.
+
+    Returns float32 (3, size, size), or (b, 3, size, size) for a batch; CLIP-normalised.
+    Raises TypeError or ValueError, in one sentence, for what is no picture: no pixels, other shapes, NaN, infinity.
+    """
+    if getattr(image, "ndim", 0) == 4:
+        if not len(image):
+            raise ValueError(f"This batch holds no picture: its shape is {tuple(image.shape)}.")
+        return torch.stack([preprocess_image(one, size) for one in image])
+    return normalise(resize_and_crop(to_rgb(image), size))
+
+
+def preprocess_images(images: AnyPicture | Iterable[AnyPicture], size: int = 224) -> Tensor:
+    """Prepare several pictures or batches of any sizes as one batch (n, 3, size, size); see `preprocess_image`."""
+    if not isinstance(images, list | tuple):
+        images = [images]
+    prepared = []
+    for number, image in enumerate(images, 1):
+        try:
+            pixels = preprocess_image(image, size)
+        except ValueError as error:
+            raise ValueError(f"Picture {number}: {error}") from error
+        prepared.append(pixels if pixels.ndim == 4 else pixels[None])
+    if not prepared:
+        raise ValueError("There is no picture to prepare: the list is empty.")
+    return torch.cat(prepared)
+
+
+def to_rgb(image: AnyPicture) -> Image.Image:
+    """Any picture as 8-bit RGB: turned upright by its EXIF tag, alpha laid on white, grey expanded, 16 bits scaled."""
+    from PIL import Image, ImageOps
+
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(_to_bytes(_to_tensor(image)).numpy())
+    if 0 in image.size:
+        raise ValueError(f"The picture is {image.width} x {image.height} pixels: expected at least 1 x 1.")
+    try:
+        image.load()
+    except OSError as error:
+        raise ValueError(f"The picture cannot be read: {error}.") from error
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits, in 32-bit integers where Pillow has no 16-bit mode for them
+        image = image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
+    elif image.mode in ("F", "LAB"):
+        raise ValueError(f"The picture has mode {image.mode}: convert it to RGB, or give an array with values in 0..1.")
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def resize_and_crop(picture: Image.Image, size: int = 224, resample: str = "bicubic") -> Image.Image:
+    """Resize the shorter side to `size` and keep the centre (size x size), as torchvision's Resize + CenterCrop.
+
+    `resample` is `bicubic` for the vision tower; the original makes diffusion targets with `bilinear`.
+    """
+    from PIL import Image
+
+    method = Image.Resampling[resample.upper()]
+    short, long = sorted(picture.size)
+    longer = int(size * long / short)
+    offset = round((longer - size) / 2)  # to even, as torchvision
+    lies = picture.width > picture.height
+    if longer * size <= LARGEST_RESIZED:
+        resized = picture.resize((longer, size) if lies else (size, longer), method)
+        return resized.crop((offset, 0, offset + size, size) if lies else (0, offset, size, offset + size))
+    # Cut out the source pixels that the filter reaches from the crop, then resize exactly the crop's part of them.
+    start, stop = offset * long / longer, (offset + size) * long / longer
+    reach = math.ceil(2 * max(1.0, long / longer)) + 1  # bicubic spans 2 source pixels, or 2 target pixels in shrinking
+    first, last = max(0, math.floor(start) - reach), min(long, math.ceil(stop) + reach)
+    picture = picture.crop((first, 0, last, short) if lies else (0, first, short, last))
+    box = (start - first, 0, stop - first, short) if lies else (0, start - first, short, stop - first)
+    return picture.resize((size, size), method, box=box)
+
+
+def normalise(picture: Image.Image) -> Tensor:
+    """An 8-bit RGB picture as (3, h, w) float32 with CLIP's mean and deviation, computed in float64 as the original."""
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, picture.width, 3)
+    mean, deviation = torch.tensor(CLIP_MEAN, dtype=torch.float64), torch.tensor(CLIP_STD, dtype=torch.float64)
+    return ((pixels.double() / 255 - mean) / deviation).permute(2, 0, 1).float().contiguous()
+
+
+def _to_tensor(image: object) -> Tensor:
+    """An array or tensor as (h, w) or (h, w, c) with 2 to 4 channels, on the CPU."""
+    import numpy
+
+    if isinstance(image, numpy.ndarray):
+        if image.dtype.kind not in "buif":
+            raise TypeError(f"The picture is an array of {image.dtype}: expected floats in 0..1 or integers.")
+        native = image.astype(image.dtype.newbyteorder("="), copy=not image.flags.writeable)
+        image = torch.from_numpy(numpy.ascontiguousarray(native))
+    if not isinstance(image, Tensor):
+        raise TypeError(f"A picture is a PIL image, an array or a tensor, not {type(image).__name__}.")
+    pixels = image.detach().cpu()
+    shape = tuple(pixels.shape)
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and shape[2] not in (1, 2, 3, 4)):
+        first = pixels.ndim == 3 and shape[0] in (1, 3, 4)
+        hint = "; move the channels to the end, as in permute(1, 2, 0)" if first else ""
+        raise ValueError(f"The picture has shape {shape}: expected height, width and 1 to 4 channels{hint}.")
+    if 0 in shape:
+        raise ValueError(f"The picture is {shape[1]} x {shape[0]} pixels: expected at least 1 x 1.")
+    return pixels[..., 0] if pixels.ndim == 3 and shape[2] == 1 else pixels
+
+
+def _to_bytes(pixels: Tensor) -> Tensor:
+    """Pixels of any type as uint8."""
+    if pixels.dtype == torch.uint8:
+        return pixels.contiguous()
+    result = torch.empty(pixels.shape, dtype=torch.uint8)
+    for rows, target in zip(pixels.split(_ROWS_AT_ONCE), result.split(_ROWS_AT_ONCE), strict=True):
+        if pixels.is_floating_point():
+            rows = rows.float()
+            if not torch.isfinite(rows).all():
+                raise ValueError("The picture holds NaN or infinite values: expected numbers in 0..1.")
+            rows = (rows * 255).round_().clamp_(0, 255)
+        elif pixels.dtype == torch.bool:
+            rows = rows.int() * 255
+        elif pixels.dtype == torch.uint16:
+            rows = (rows.int() + 128) // 257
+        elif rows.min() < 0 or rows.max() > 255:
+            raise ValueError(
+                f"The picture holds {pixels.dtype} values from {int(rows.min())} to {int(rows.max())}: "
+                "expected 0 to 255, or uint16, or floats in 0..1."
+            )
+        target.copy_(rows)
+    return result
