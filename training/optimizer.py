@@ -1,0 +1,126 @@
+"""Optimisers, learning-rate schedules and the moving average of weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class OptimConfig:
+    """How weights are updated."""
+
+    name: Literal["adamw", "original"] = "adamw"
+    """adamw is torch.optim.AdamW; original reproduces the Adam of the original's training, see `OriginalAdam`."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    """Decoupled, on every trained tensor, norms and biases included, as in the original."""
+    warmup_steps: int = 375
+    """Steps over which the learning rate rises linearly."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the rate falls from its peak to `final_lr` at the last step."""
+    final_lr: float = 0.0
+    clip_norm: float = 2.0
+    """Largest norm of the gradient over all parameters; 0 switches clipping off."""
+    ema: float = 0.0
+    """Decay per step of a moving average of the trained weights, kept in float32; 0 keeps none."""
+    nonfinite_limit: int = 10
+    """Stop after this many steps in a row whose loss or gradient was not finite; each such step is skipped."""
+
+    def __post_init__(self) -> None:
+        for key, valid, expected in (
+            ("lr", self.lr > 0, "above 0"),
+            ("betas", all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)"),
+            ("eps", self.eps > 0, "above 0"),
+            ("weight_decay", self.weight_decay >= 0, "0 or more"),
+            ("warmup_steps", self.warmup_steps >= 0, "0 or more"),
+            ("final_lr", 0 <= self.final_lr <= self.lr, "from 0 to optim.lr"),
+            ("clip_norm", self.clip_norm >= 0, "0 or more"),
+            ("ema", 0 <= self.ema < 1, "in [0, 1)"),
+            ("nonfinite_limit", self.nonfinite_limit >= 1, "1 or more"),
+        ):
+            if not valid:
+                raise ValueError(f"optim.{key}: {getattr(self, key)} must be {expected}.")
+
+
+def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
+    """The learning rate of the update with 0-based number `step` of `steps`.
+
+    `original` counts the warm-up from 0, as the original's trainer does, so that its first update has rate 0.
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step if config.name == "original" else step + 1) / config.warmup_steps
+    done = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
+    left = {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}[config.schedule]
+    return config.final_lr + (config.lr - config.final_lr) * left
+
+
+class OriginalAdam(torch.optim.Optimizer):
+    """Adam with decoupled weight decay in the form in which the original was trained.
+
+    p <- p (1 - lr wd);  p <- p - lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps). Epsilon is added before the bias
+    correction: torch.optim.AdamW adds it after, which makes a difference in the first some hundred steps.
+    """
+
+    def __init__(
+        self, params: Iterable, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            lr, (beta1, beta2), eps = float(group["lr"]), group["betas"], group["eps"]
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            for p in params:
+                if not self.state[p]:
+                    self.state[p] = {
+                        "step": torch.zeros((), dtype=torch.float32),
+                        "exp_avg": torch.zeros_like(p),
+                        "exp_avg_sq": torch.zeros_like(p),
+                    }
+            grads = [p.grad for p in params]
+            means = [self.state[p]["exp_avg"] for p in params]
+            squares = [self.state[p]["exp_avg_sq"] for p in params]
+            torch._foreach_add_([self.state[p]["step"] for p in params], 1)
+            torch._foreach_lerp_(means, grads, 1 - beta1)
+            torch._foreach_mul_(squares, beta2)
+            torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+            denominators = torch._foreach_sqrt(squares)
+            torch._foreach_add_(denominators, eps)
+            counts = [int(self.state[p]["step"]) for p in params]
+            sizes = [-lr * math.sqrt(1 - beta2**t) / (1 - beta1**t) for t in counts]
+            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+            torch._foreach_addcdiv_(params, means, denominators, sizes)
+
+
+def build_optimizer(config: OptimConfig, parameters: list[nn.Parameter], fused: bool = True) -> torch.optim.Optimizer:
+    """The optimiser over trained parameters."""
+    options = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
+    if config.name == "original":
+        return OriginalAdam(parameters, **options)
+    return torch.optim.AdamW(parameters, **options, fused=fused)
+
+
+class MovingAverage:
+    """Exponential moving average of named parameters: float32 copies of what this process holds (its shards)."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], decay: float) -> None:
+        self.decay = decay
+        self.parameters = parameters
+        self.average: dict[str, Tensor] = {name: p.detach().float().clone() for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        current = [p.detach().float() for p in self.parameters.values()]
+        torch._foreach_lerp_(list(self.average.values()), current, 1 - self.decay)
