@@ -1,0 +1,85 @@
+"""Rows put together to the micro-batch that a stage reads.
+
+| entry          | shape, type          | stage         |                                                              |
+| -------------- | -------------------- | ------------- | ------------------------------------------------------------ |
+| `token_ids`    | (b, s) int64         | all           | padded with 1 on the right                                   |
+| `image_mask`   | (b, s) bool          | lm, instruct  | positions that picture features fill                         |
+| `pixels`       | (n, 3, 224, 224) f32 | lm, instruct  | pictures of all rows, CLIP-normalised; None without pictures |
+| `loss_mask`    | (b, s) bool          | lm            | where `token_ids[t]` is a target: text and `</s>`            |
+| `document_ids` | (b, s) int64         | lm, optional  | number of the document within its row, -1 on padding         |
+| `clip_ids`     | (b, 77) int64        | align         | the caption in CLIP's vocabulary, padded by CLIP's own rule  |
+| `target`       | (b, 3, H, W) f32     | instruct      | the picture to generate, in -1 ... 1                         |
+| `keys`         | b str                | all           | names of the samples in each row                             |
+| `sources`      | b str                | all           | the source of each row                                       |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kosmos_core.tokenizer import EOS, PAD, Tokenizer
+
+from .packing import Packed
+
+Batch = dict[str, Any]
+
+
+@dataclass
+class Row:
+    """One row of a micro-batch in stages 2 and 3."""
+
+    token_ids: list[int]
+    image_mask: list[bool] = field(default_factory=list)
+    pixels: list[Tensor] = field(default_factory=list)
+    clip_ids: list[int] = field(default_factory=list)
+    target: Tensor | None = None
+
+
+def padded(rows: list[list], value: int | bool, dtype: torch.dtype, length: int = 0) -> Tensor:
+    """Rows of different lengths as one tensor, as long as the longest, but at least `length`."""
+    length = max([length, *map(len, rows)])
+    return torch.tensor([row + [value] * (length - len(row)) for row in rows], dtype=dtype)
+
+
+def lm_batch(rows: list[Packed], tokenizer: Tokenizer, length: int, document_mask: bool) -> Batch:
+    """Packed sequences, padded to `length`."""
+    token_ids = padded([row.token_ids for row in rows], PAD, torch.int64, length)
+    image_mask = padded([row.image_mask for row in rows], False, torch.bool, length)
+    # Special ids are never targets, but for the end of a document: after </s> comes <s>, after <image> its features.
+    special = (token_ids < EOS) | (token_ids == tokenizer.boi) | (token_ids == tokenizer.eoi)
+    batch = {
+        "token_ids": token_ids,
+        "image_mask": image_mask,
+        "loss_mask": ~(special | image_mask),
+        "pixels": _pictures([row.pixels for row in rows]),
+    }
+    if document_mask:
+        batch["document_ids"] = padded([row.documents for row in rows], -1, torch.int64, length)
+    return batch
+
+
+def align_batch(rows: list[Row], pad_to: int) -> Batch:
+    """Captions in both vocabularies."""
+    return {
+        "token_ids": padded([row.token_ids for row in rows], PAD, torch.int64, pad_to),
+        "clip_ids": torch.tensor([row.clip_ids for row in rows], dtype=torch.int64),
+    }
+
+
+def instruct_batch(rows: list[Row], pad_to: int) -> Batch:
+    """Prompts with pictures, and targets."""
+    return {
+        "token_ids": padded([row.token_ids for row in rows], PAD, torch.int64, pad_to),
+        "image_mask": padded([row.image_mask for row in rows], False, torch.bool, pad_to),
+        "pixels": _pictures([row.pixels for row in rows]),
+        "target": torch.stack([row.target for row in rows]),
+    }
+
+
+def _pictures(rows: list[list[Tensor]]) -> Tensor | None:
+    pixels = [picture for row in rows for picture in row]
+    return torch.stack(pixels) if pixels else None

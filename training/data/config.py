@@ -1,0 +1,101 @@
+"""What a person writes in the `data:` section of a training configuration, one dataclass per stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal[
+    "auto",
+    "text",
+    "captions",
+    "interleaved",
+    "compositional",
+    "edit",
+    "original-laion",
+    "original-instructpix2pix",
+    "original-openimage",
+]
+
+
+@dataclass
+class SourceConfig:
+    """One data set and its share of every global batch."""
+
+    path: str
+    """A folder of .tar, .jsonl or .tsv files (sub-folders included), or one such file."""
+    kind: Kind = "auto"
+    """Layout of its samples; `auto` looks at the first one. The `original-` kinds, the first Kosmos-G code's tsv files,
+    must be named."""
+    weight: float = 1.0
+    """Share of the rows of every step, against the other sources' weights: 2 : 2 : 1, or tokens per step."""
+
+
+@dataclass
+class DataConfig:
+    """Sources, order and reading; what all stages share."""
+
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """Data sets by the name that logs and skip counts use."""
+    workers: int = 2
+    """Reading processes per stream (0: read in the training process). Never changes what is read."""
+    lanes: int = 12
+    """Interleaved reading positions per stream. The workers in use are the largest divisor of it up to `workers`.
+    Part of the order: keep it when a run is resumed."""
+    prefetch: int = 2
+    """Micro-batches that each worker keeps ready."""
+    shuffle_block: int = 64
+    """Samples that stay neighbours on disk when the order is shuffled; 1 shuffles every sample on its own."""
+    shuffle_window: int = 64
+    """Blocks that are mixed with each other, so that reading touches this many places of the disk at a time."""
+    max_bad: float = 5.0
+    """Per cent of a source's samples that may be unusable before the run stops with their list."""
+    index_folder: str | None = None
+    """Where the indexes of the data files go. Default: beside the data, or, where that cannot be written,
+    `kosmos-g/index` in the user's cache folder."""
+
+
+@dataclass
+class LmData(DataConfig):
+    """Stage 1: documents packed into sequences of fixed length."""
+
+    sequence_length: int = 2048
+    """Tokens per sequence; 64 latents of a picture count as 64 tokens."""
+    document_mask: bool = False
+    """Also yield `document_ids`, for attention that stays inside each document."""
+
+
+@dataclass
+class AlignData(DataConfig):
+    """Stage 2: captions only."""
+
+    max_clip_tokens: int = 75
+    """Longer captions are left out: CLIP sees 77 tokens, two of them start and end."""
+    max_tokens: int = 85
+    """Captions of more SentencePiece tokens than this are left out."""
+    pad_to: int = 0
+    """Pad every micro-batch to this many tokens; 0 pads to its longest caption."""
+
+
+@dataclass
+class InstructData(DataConfig):
+    """Stage 3: prompts with pictures, and the picture to generate."""
+
+    resolution: int = 512
+    """Side of the square target in pixels."""
+    drop_entity: float = 0.5
+    """Probability that an entity's words give way to its picture (compositional data)."""
+    drop_scope: Literal["sample", "entity"] = "sample"
+    """One draw for all entities of a sample, as the first implementation did, or one for each."""
+    keep_background: float = 0.5
+    """Probability that an entity's picture keeps its background instead of standing on white."""
+    drop_caption: float = 0.5
+    """Probability that the caption before an editing instruction's picture is dropped."""
+    min_side: int = 0
+    """Captioned pictures with a shorter side below this are left out (the first implementation: 384)."""
+    max_tokens: int = 128
+    """Captions of more SentencePiece tokens than this are left out."""
+    max_images: int = 0
+    """Compositional samples with more entities than this are left out; 0 keeps all."""
+    pad_to: int = 0
+    """Pad every micro-batch to this many tokens; 0 pads to its longest row."""

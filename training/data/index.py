@@ -1,0 +1,260 @@
+"""Find a data set's files and index them, in Megatron-Energon's own index format, without a preparation by hand.
+
+`<shard>.tar.idx` and `<file>.jsonl.idx` hold the byte offset of every sample as little-endian uint64, the end last:
+what `energon prepare` writes, and an index that it wrote is used as it is. Unlike that command this one keeps the sound
+samples of a truncated tar, allows the same key in two shards, and works on folders that cannot be written: the indexes
+then go to a cache folder of links to the shards.
+
+Every file appears under its name when it is complete, and processes that index the same folder wait for each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import tarfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from megatron.energon.flavors.webdataset.config import MAIN_FOLDER_NAME, skip_meta_re, split_name_re
+
+ENDINGS = (".tar", ".jsonl", ".tsv")
+RECORD = f"{MAIN_FOLDER_NAME}/kosmos-g-index.json"
+
+
+class DataError(Exception):
+    """Data that cannot be trained on; the message says which, why and what to do."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of samples. size, modified: of the file when it was indexed; problem: why it ends early, if it does."""
+
+    name: str
+    count: int
+    size: int
+    modified: int
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An indexed data set: `root / shard.name` opens every shard and has its index beside it."""
+
+    root: Path
+    ending: str
+    shards: tuple[Shard, ...]
+
+    def __len__(self) -> int:
+        return sum(shard.count for shard in self.shards)
+
+
+def index_dataset(path: str | Path, index_folder: str | Path | None = None) -> Dataset:
+    """Index what is new or changed in a data set and return it.
+
+    path: a folder with .tar, .jsonl or .tsv files, or one such file. index_folder: see `DataConfig.index_folder`.
+    Raises DataError where there is nothing to read.
+    """
+    folder, names, ending = _find(Path(path).expanduser())
+    root = _index_root(folder, index_folder)
+    with _locked(root):
+        if root != folder:
+            _link(folder, root, names)
+        known = _known(root)
+        stale = [name for name in names if not _fresh(root, name, known.get(name))]
+        jobs = [(str(root), name) for name in stale]
+        if len(jobs) > 4 and (os.cpu_count() or 1) > 1:
+            with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
+                found = list(pool.map(_index_shard, jobs))
+        else:
+            found = [_index_shard(job) for job in jobs]
+        known.update({shard.name: shard for shard in found})
+        shards = tuple(known.get(name) or _adopt(root, name) for name in names)
+        if stale or set(known) != set(names):
+            record = {shard.name: asdict(shard) for shard in shards}
+            write_whole(root / RECORD, json.dumps(record, indent=1).encode())
+            _describe_to_energon(root, ending, shards)
+    dataset = Dataset(root, ending, tuple(shard for shard in shards if shard.count))
+    if not dataset.shards:
+        problems = "; ".join(f"{shard.name}: {shard.problem or 'holds no sample'}" for shard in shards[:5])
+        raise DataError(f"No sample can be read in {path} ({problems}). Expected WebDataset tars, .jsonl or .tsv.")
+    return dataset
+
+
+def sample_offsets(path: Path) -> np.ndarray:
+    """Byte offsets of a shard's samples and of their end, memory-mapped uint64."""
+    return np.memmap(path.with_suffix(path.suffix + ".idx"), dtype="<u8", mode="r")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that nobody can see half-written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _find(path: Path) -> tuple[Path, list[str], str]:
+    """The folder, the names of its data files relative to it, sorted, and their ending."""
+    if path.is_file():
+        if path.suffix not in ENDINGS:
+            raise DataError(f"{path} is not a data file: expected one of {', '.join(ENDINGS)} or a folder of them.")
+        return path.parent, [path.name], path.suffix
+    if not path.is_dir():
+        raise DataError(f"The data folder {path} does not exist. Check `path` of this source.")
+    files = [file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path))]
+    for ending in ENDINGS:
+        names = sorted(file.relative_to(path).as_posix() for file in files if file.suffix == ending)
+        if names:
+            return path, names, ending
+    packed = [file.name for file in files if file.name.endswith((".tar.gz", ".tgz", ".jsonl.gz", ".tar.zst"))]
+    hint = f" Unpack the compressed files first, e.g. {packed[0]}." if packed else ""
+    raise DataError(f"{path} holds no data file: expected {', '.join(ENDINGS)}.{hint}")
+
+
+def _hidden(name: Path) -> bool:
+    return any(part.startswith((".", "__")) for part in name.parts)
+
+
+def _index_root(folder: Path, index_folder: str | Path | None) -> Path:
+    """Where indexes are written: the folder itself if possible, else a folder of links in the cache."""
+    if index_folder is None:
+        if os.access(folder, os.W_OK):
+            return folder
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        index_folder = Path(cache) / "kosmos-g" / "index"
+    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return Path(index_folder).expanduser() / f"{folder.resolve().name}-{digest}"
+
+
+@contextlib.contextmanager
+def _locked(root: Path):
+    """One process at a time; the lock goes with the process that holds it."""
+    lock = root / MAIN_FOLDER_NAME / ".lock"
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("w")
+    except OSError as error:
+        raise DataError(
+            f"The index of {root} cannot be written ({error.strerror}). Set `index_folder` to a folder that can."
+        ) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _link(folder: Path, root: Path, names: list[str]) -> None:
+    for name in names:
+        link, target = root / name, (folder / name).resolve()
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink() or link.readlink() != target:
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
+
+
+def _known(root: Path) -> dict[str, Shard]:
+    try:
+        return {name: Shard(**shard) for name, shard in json.loads((root / RECORD).read_bytes()).items()}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _fresh(root: Path, name: str, known: Shard | None) -> bool:
+    """Whether the index belongs to the file as it is now."""
+    path = root / name
+    index, state = path.with_suffix(path.suffix + ".idx"), path.stat()
+    if known:
+        unchanged = (known.size, known.modified) == (state.st_size, state.st_mtime_ns)
+        return unchanged and (known.count == 0 or (index.is_file() and index.stat().st_size == 8 * (known.count + 1)))
+    if not index.is_file() or index.stat().st_mtime_ns < state.st_mtime_ns:
+        return False
+    size = index.stat().st_size
+    return size >= 16 and size % 8 == 0 and int(sample_offsets(path)[-1]) <= state.st_size
+
+
+def _adopt(root: Path, name: str) -> Shard:
+    """The record of a shard that another tool has indexed."""
+    state = (root / name).stat()
+    return Shard(name, len(sample_offsets(root / name)) - 1, state.st_size, state.st_mtime_ns)
+
+
+def _index_shard(job: tuple[str, str]) -> Shard:
+    root, name = Path(job[0]), job[1]
+    path = root / name
+    state = path.stat()
+    try:
+        offsets, problem = _tar_offsets(path) if path.suffix == ".tar" else (_line_offsets(path), None)
+    except OSError as error:
+        offsets, problem = [], f"unreadable: {error.strerror or error}"
+    if len(offsets) > 1:
+        write_whole(path.with_suffix(path.suffix + ".idx"), np.asarray(offsets, dtype="<u8").tobytes())
+    return Shard(name, max(len(offsets) - 1, 0), state.st_size, state.st_mtime_ns, problem)
+
+
+def _tar_offsets(path: Path) -> tuple[list[int], str | None]:
+    """Offsets of the samples, and what is wrong with the file; a half-written last sample is left out.
+
+    A sample is neighbouring members of one name up to its first dot. The name rules are Energon's own expressions, so
+    that its reader sees the same samples.
+    """
+    offsets: list[int] = []
+    end, last = 0, None
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                while (member := tar.next()) is not None:
+                    tar.members = []  # tarfile would keep every header of a large shard in memory
+                    name = split_name_re.match(member.name)
+                    if name and member.isreg() and not skip_meta_re.match(member.name):
+                        if member.offset_data + member.size > size:
+                            raise tarfile.ReadError("unexpected end of data")
+                        if name[1] != last:
+                            offsets.append(member.offset)
+                            last = name[1]
+                    end = member.offset_data + (member.size + 511) // 512 * 512
+            file.seek(end)
+            if file.read(512).strip(b"\0") or end > size:
+                raise tarfile.ReadError("damaged header")  # tarfile takes a damaged header for the end of the file
+        except tarfile.TarError:
+            # What precedes the break is sound but for its last sample, which may lack members.
+            return (offsets if len(offsets) > 1 else []), "truncated tar"
+    return [*offsets, end] if offsets else [], None
+
+
+def _line_offsets(path: Path) -> list[int]:
+    """Offsets of the lines that are not blank."""
+    offsets, position = [], 0
+    with path.open("rb") as file:
+        for line in file:
+            if line.strip():
+                offsets.append(position)
+            position += len(line)
+    return [*offsets, position] if offsets else []
+
+
+def _describe_to_energon(root: Path, ending: str, shards: tuple[Shard, ...]) -> None:
+    """Leave what Energon's own tools need to open the folder, unless `energon prepare` already has."""
+    folder = root / MAIN_FOLDER_NAME
+    if ending != ".tar" or (folder / "index.sqlite").exists():
+        return
+    import yaml
+    from megatron.energon import __version__
+
+    counts = {shard.name: shard.count for shard in shards if shard.count}
+    dataset = {"__module__": "megatron.energon", "__class__": "CrudeWebdataset", "subflavors": {}}
+    split = {"split_parts": {"train": list(counts), "val": [], "test": []}, "exclude": []}
+    write_whole(folder / "split.yaml", yaml.safe_dump(split).encode())
+    write_whole(folder / ".info.json", json.dumps({"energon_version": __version__, "shard_counts": counts}).encode())
+    write_whole(folder / "dataset.yaml", yaml.safe_dump(dataset).encode())

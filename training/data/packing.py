@@ -1,0 +1,117 @@
+"""Full-sentence packing: sequences of fixed length, filled with whole sentences of consecutive documents.
+
+A document is `<s>` units `</s>`; a unit is a sentence, a picture with the sentence behind it, or a whole captioned
+picture. A unit that does not fit any more begins the next sequence, behind a `<s>` of its own; what is left of the
+sequence is padding. So nothing is cut inside `<image> ... </image>`, nor a caption from its picture, and a sentence
+only where it is longer than a sequence. (The paper, arXiv 2310.02992 section 3.2: "full-sentence" format.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from kosmos_core.images import preprocess_image
+from kosmos_core.tokenizer import BOS, EOS, Tokenizer
+
+from .pictures import decode
+from .samples import CaptionSample, InterleavedSample, TextSample
+from .sequences import encode, picture_ids
+
+# A sentence ends behind . ! ? or their CJK forms, with closing quotes or brackets, and at every line break.
+_SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])|\n+")
+
+
+@dataclass
+class Unit:
+    """What packing never cuts: ids, which of them stand for picture features, and the pictures' pixels."""
+
+    token_ids: list[int] = field(default_factory=list)
+    image_mask: list[bool] = field(default_factory=list)
+    pixels: list[Tensor] = field(default_factory=list)
+
+    def __add__(self, other: Unit) -> Unit:
+        return Unit(self.token_ids + other.token_ids, self.image_mask + other.image_mask, self.pixels + other.pixels)
+
+
+@dataclass
+class Packed:
+    """One sequence, not padded yet; `documents` numbers the document of each id within the sequence."""
+
+    token_ids: list[int] = field(default_factory=list)
+    image_mask: list[bool] = field(default_factory=list)
+    pixels: list[Tensor] = field(default_factory=list)
+    documents: list[int] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+
+    def add(self, unit: Unit, key: str) -> None:
+        if not self.keys or self.keys[-1] != key:
+            self.keys.append(key)
+        self.token_ids += unit.token_ids
+        self.image_mask += unit.image_mask
+        self.pixels += unit.pixels
+        self.documents += [len(self.keys) - 1] * len(unit.token_ids)
+
+
+def sentences(text: str) -> Iterator[str]:
+    """The sentences of a text, stripped; none is empty."""
+    start = 0
+    for end in _SENTENCE_END.finditer(text):
+        if sentence := text[start : end.end()].strip():
+            yield sentence
+        start = end.end()
+    if rest := text[start:].strip():
+        yield rest
+
+
+def document_units(
+    sample: TextSample | CaptionSample | InterleavedSample, tokenizer: Tokenizer, length: int
+) -> list[Unit]:
+    """A document's units, `<s>` in the first and `</s>` in the last; none is longer than length - 1.
+
+    Raises BadSample where a picture is corrupt.
+    """
+    if isinstance(sample, CaptionSample):
+        units = [_picture(sample.picture or b"", tokenizer)]
+        units += _text(sample.caption, tokenizer, length - 3 - len(units[0].token_ids), whole=True)
+        units = [units[0] + units[1], *units[2:]] if len(units) > 1 else units
+    elif isinstance(sample, TextSample):
+        units = _text(sample.text, tokenizer, length - 3)
+    else:
+        units = []
+        for segment in sample.segments:
+            if isinstance(segment, bytes):
+                units.append(_picture(segment, tokenizer))
+                continue
+            added = _text(segment, tokenizer, length - 3)
+            last = units[-1] if units else None
+            # The sentence behind a picture speaks of it: they stay together where they fit.
+            if added and last and last.pixels and last.image_mask[-2] and _fits(last, added[0], length - 3):
+                units[-1] = last + added.pop(0)
+            units += added
+    if units:
+        units[0] = Unit([BOS], [False]) + units[0]
+        units[-1] = units[-1] + Unit([EOS], [False])
+    return units
+
+
+def _fits(first: Unit, second: Unit, length: int) -> bool:
+    return len(first.token_ids) + len(second.token_ids) <= length
+
+
+def _picture(content: bytes, tokenizer: Tokenizer) -> Unit:
+    return Unit(*picture_ids(tokenizer), [preprocess_image(decode(content))])
+
+
+def _text(text: str, tokenizer: Tokenizer, length: int, whole: bool = False) -> list[Unit]:
+    """One unit per sentence, or for the text as a whole; cut into pieces only above `length`."""
+    units = []
+    for sentence in [text] if whole else sentences(text):
+        ids = encode(sentence, tokenizer)
+        for start in range(0, len(ids), length):
+            piece = ids[start : start + length]
+            units.append(Unit(piece, [False] * len(piece)))
+    return units

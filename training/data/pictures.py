@@ -1,0 +1,53 @@
+"""From encoded picture bytes to the tensors that stages read."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kosmos_core.images import resize_and_crop, to_rgb
+
+from .samples import BadSample
+
+MAX_PIXELS = 120_000_000
+
+
+def decode(content: bytes) -> Image.Image:
+    """The first frame of an encoded picture as RGB, see `to_rgb`. Raises BadSample where it cannot be decoded whole."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata and large sizes: judged below, not printed per picture
+            picture = Image.open(io.BytesIO(content))
+            if picture.width * picture.height > MAX_PIXELS:
+                raise BadSample("picture too large")
+            return to_rgb(picture)
+    except BadSample:
+        raise
+    except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged data, SyntaxError among them
+        raise BadSample("corrupt picture") from error
+
+
+def decode_mask(content: bytes) -> Image.Image:
+    """An encoded 1-bit mask as a picture of mode L, 255 inside. Raises BadSample where it cannot be decoded."""
+    try:
+        return Image.open(io.BytesIO(content)).convert("L")
+    except Exception as error:
+        raise BadSample("corrupt mask") from error
+
+
+def target_pixels(picture: Image.Image, resolution: int) -> Tensor:
+    """The picture to generate: shorter side resized to `resolution`, bilinear, centre crop; (3, r, r) in -1 ... 1."""
+    pixels = torch.from_numpy(np.array(resize_and_crop(picture, resolution, "bilinear"))).permute(2, 0, 1)
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+
+
+def on_white(crop: Image.Image, mask: Image.Image) -> Image.Image:
+    """The crop with everything outside the mask white."""
+    if mask.size != crop.size:
+        mask = mask.resize(crop.size, Image.Resampling.NEAREST)
+    return Image.composite(crop, Image.new("RGB", crop.size, "white"), mask.point(lambda level: 255 * (level > 127)))

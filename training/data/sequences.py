@@ -1,0 +1,124 @@
+"""From a sample to the token sequence that a stage reads, and its pictures.
+
+Layouts, as the first implementation's loaders and the paper (arXiv 2310.02992, section 2.3) have them:
+
+    caption        <s> caption </s>
+    edit           <s> caption <image> before </image> instruction </s>        target: after
+    compositional  <s> words words <image> entity </image> words ... </s>      target: the whole picture
+
+`<image>` is the begin-of-image id followed by one position per latent, which the model fills with the picture's
+features; every stretch of text is tokenised on its own. Stages 2 and 3 feed the sequence without its `</s>`.
+
+All chance comes from the `random.Random` that is passed in, in the order in which the first implementation drew it.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Literal
+
+from PIL import Image
+
+from kosmos_core.prompt import PromptError
+from kosmos_core.tokenizer import BOS, EOS, Tokenizer
+
+from .pictures import decode, decode_mask, on_white
+from .samples import BadSample, CaptionSample, CompositionalSample, EditSample, Entity
+
+
+def encode(text: str, tokenizer: Tokenizer) -> list[int]:
+    """The ids of a text. Raises BadSample for text that is no Unicode, half a surrogate pair from a JSON escape."""
+    try:
+        return tokenizer.encode(text)
+    except PromptError as error:
+        raise BadSample("text is not Unicode") from error
+
+
+def picture_ids(tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
+    """The ids of one picture, and which of them its features replace."""
+    ids = [tokenizer.boi] * (tokenizer.latents + 1) + [tokenizer.eoi]
+    return ids, [False] + [True] * tokenizer.latents + [False]
+
+
+@dataclass
+class Sequence:
+    """Ids from <s> to </s>, which of them stand for picture features, and the pictures in order."""
+
+    token_ids: list[int] = field(default_factory=lambda: [BOS])
+    image_mask: list[bool] = field(default_factory=lambda: [False])
+    pictures: list[Image.Image] = field(default_factory=list)
+    target: Image.Image | None = None
+
+    def add_ids(self, ids: list[int]) -> None:
+        self.token_ids += ids
+        self.image_mask += [False] * len(ids)
+
+    def add_picture(self, picture: Image.Image, tokenizer: Tokenizer) -> None:
+        ids, mask = picture_ids(tokenizer)
+        self.token_ids += ids
+        self.image_mask += mask
+        self.pictures.append(picture)
+
+
+def caption_sequence(sample: CaptionSample, tokenizer: Tokenizer) -> Sequence:
+    """<s> caption </s>; the picture, if it was read, is the target."""
+    sequence = Sequence(target=decode(sample.picture) if sample.picture is not None else None)
+    sequence.add_ids(encode(sample.caption, tokenizer))
+    sequence.add_ids([EOS])
+    return sequence
+
+
+def edit_sequence(sample: EditSample, tokenizer: Tokenizer, rng: random.Random, drop_caption: float) -> Sequence:
+    """<s> [caption] <image> before </image> instruction </s>, with one of the pairs. Draws: drop, pair."""
+    sequence = Sequence()
+    dropped = rng.random() < drop_caption
+    before, after = rng.choice(sample.pairs)
+    if not dropped:
+        sequence.add_ids(encode(sample.caption, tokenizer))
+    sequence.add_picture(decode(before), tokenizer)
+    sequence.add_ids(encode(sample.instruction, tokenizer))
+    sequence.add_ids([EOS])
+    sequence.target = decode(after)
+    return sequence
+
+
+def compositional_sequence(
+    sample: CompositionalSample,
+    tokenizer: Tokenizer,
+    rng: random.Random,
+    drop_entity: float,
+    keep_background: float,
+    drop_scope: Literal["sample", "entity"] = "sample",
+    empty_start: Literal["keep", "skip"] = "keep",
+) -> Sequence:
+    """The caption with every entity's picture behind its words, or in their place where they are dropped.
+
+    Draws: drop once per sample (or per entity), then per entity whether the background stays. empty_start: what to do
+    where the first word is dropped, so that the sequence begins with a picture: keep it, or skip the sample as the
+    first implementation did.
+    """
+    sequence, position = Sequence(), 0
+    dropped = rng.random() < drop_entity if drop_scope == "sample" else False
+    for entity in sample.entities:
+        if drop_scope == "entity":
+            dropped = rng.random() < drop_entity
+        words = sample.caption[position : entity.start if dropped else entity.end]
+        if not words and empty_start == "skip":
+            raise BadSample("entity without words before it")
+        sequence.add_ids(encode(words, tokenizer))
+        with_background = rng.random() > 1 - keep_background
+        sequence.add_picture(_entity_picture(entity, with_background), tokenizer)
+        position = entity.end
+    sequence.add_ids(encode(sample.caption[position:], tokenizer))
+    sequence.add_ids([EOS])
+    sequence.target = decode(sample.target)
+    return sequence
+
+
+def _entity_picture(entity: Entity, with_background: bool) -> Image.Image:
+    if not with_background and entity.on_white is not None:
+        return decode(entity.on_white)
+    if with_background or entity.mask is None:
+        return decode(entity.crop)
+    return on_white(decode(entity.crop), decode_mask(entity.mask))

@@ -1,0 +1,161 @@
+"""What each stage makes of samples: which layouts it reads, the row of a sample, the batch of rows."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from kosmos_core.images import preprocess_image
+from kosmos_core.tokenizer import BOS, Tokenizer
+
+from .batches import Batch, Row, align_batch, instruct_batch, lm_batch
+from .config import AlignData, InstructData, LmData
+from .lanes import Lane
+from .packing import Unit, document_units
+from .pictures import target_pixels
+from .samples import BadSample, CaptionSample, CompositionalSample, EditSample, Filtered, TextSample
+from .sequences import caption_sequence, compositional_sequence, edit_sequence, encode
+
+TEXT_PARTS = frozenset(("txt", "json"))
+CLIP_LENGTH = 77
+
+
+class Task(Protocol):
+    """A stage's use of data; must be picklable, since reading processes get a copy."""
+
+    stage: str
+    kinds: frozenset[str]  # the layouts that it reads
+
+    def needed(self, kind: str) -> Callable[[str], bool] | None:
+        """Which parts of a sample of this layout are read; None for all."""
+
+    def row(self, lane: Lane) -> tuple[str, Any]:
+        """The keys and the content of the next row of a lane."""
+
+    def batch(self, rows: list[Any]) -> Batch:
+        """Rows as tensors."""
+
+
+def _only_text(part: str) -> bool:
+    return part in TEXT_PARTS
+
+
+@dataclass
+class LmTask:
+    """Packed sequences."""
+
+    config: LmData
+    tokenizer: Tokenizer
+    stage: str = "lm"
+    kinds: frozenset[str] = frozenset(("text", "captions", "interleaved", "original-laion"))
+
+    def __post_init__(self):
+        least = self.tokenizer.latents + 6
+        if self.config.sequence_length < least:
+            raise ValueError(
+                f"sequence_length {self.config.sequence_length} is too short for a picture of "
+                f"{self.tokenizer.latents} latents: at least {least}."
+            )
+
+    def needed(self, kind: str) -> Callable[[str], bool] | None:
+        return _only_text if kind == "text" else None
+
+    def row(self, lane: Lane) -> tuple[str, Any]:
+        packed = lane.pack(self.config.sequence_length, self._units)
+        return ",".join(packed.keys), packed
+
+    def _units(self, sample: Any, rng: random.Random) -> list[Unit]:
+        if isinstance(sample, CaptionSample) and sample.picture is None:
+            raise BadSample("missing picture")
+        units = document_units(sample, self.tokenizer, self.config.sequence_length)
+        if not units:
+            raise BadSample("empty document")
+        return units
+
+    def batch(self, rows: list[Any]) -> Batch:
+        return lm_batch(rows, self.tokenizer, self.config.sequence_length, self.config.document_mask)
+
+
+@dataclass
+class AlignTask:
+    """Captions. clip_tokenizer: a transformers CLIP tokenizer, the one of the Stable Diffusion model."""
+
+    config: AlignData
+    tokenizer: Tokenizer
+    clip_tokenizer: Any
+    stage: str = "align"
+    kinds: frozenset[str] = frozenset(("text", "captions", "original-laion"))
+
+    def needed(self, kind: str) -> Callable[[str], bool] | None:
+        return _only_text
+
+    def row(self, lane: Lane) -> tuple[str, Any]:
+        return lane.next(self._row)
+
+    def _row(self, sample: CaptionSample | TextSample, rng: random.Random) -> Row:
+        caption = sample.text if isinstance(sample, TextSample) else sample.caption
+        # verbose=False: a caption that is too long is counted here, not warned of by the library.
+        clip = self.clip_tokenizer(caption, padding="max_length", max_length=CLIP_LENGTH, verbose=False).input_ids
+        # Longer than the padded length, or without padding: exactly as many tokens as there are ids.
+        if len(clip) > CLIP_LENGTH or (
+            self.config.max_clip_tokens < CLIP_LENGTH - 2
+            and len(self.clip_tokenizer.tokenize(caption)) > self.config.max_clip_tokens
+        ):
+            raise Filtered("caption too long for CLIP")
+        ids = encode(caption, self.tokenizer)
+        if len(ids) > self.config.max_tokens:
+            raise Filtered("caption too long")
+        return Row([BOS, *ids], clip_ids=clip)
+
+    def batch(self, rows: list[Any]) -> Batch:
+        return align_batch(rows, self.config.pad_to)
+
+
+@dataclass
+class InstructTask:
+    """Prompts with pictures and the picture to generate."""
+
+    config: InstructData
+    tokenizer: Tokenizer
+    stage: str = "instruct"
+    kinds: frozenset[str] = frozenset(
+        ("captions", "compositional", "edit", "original-laion", "original-instructpix2pix", "original-openimage")
+    )
+
+    def needed(self, kind: str) -> Callable[[str], bool] | None:
+        return None
+
+    def row(self, lane: Lane) -> tuple[str, Any]:
+        return lane.next(self._row)
+
+    def _row(self, sample: CaptionSample | CompositionalSample | EditSample, rng: random.Random) -> Row:
+        config = self.config
+        if isinstance(sample, CaptionSample):
+            if sample.picture is None:
+                raise BadSample("missing picture")
+            if min(sample.width or config.min_side, sample.height or config.min_side) < config.min_side:
+                raise Filtered("picture too small")
+            sequence = caption_sequence(sample, self.tokenizer)
+            if min(sequence.target.size) < config.min_side and sample.width is None:
+                raise Filtered("picture too small")
+            if len(sequence.token_ids) - 2 > config.max_tokens:
+                raise Filtered("caption too long")
+        elif isinstance(sample, EditSample):
+            sequence = edit_sequence(sample, self.tokenizer, rng, config.drop_caption)
+        else:
+            if 0 < config.max_images < len(sample.entities):
+                raise Filtered("too many entities")
+            sequence = compositional_sequence(
+                sample, self.tokenizer, rng, config.drop_entity, config.keep_background, config.drop_scope
+            )
+        return Row(
+            sequence.token_ids[:-1],  # without </s>: generation ends the prompt without it too
+            sequence.image_mask[:-1],
+            [preprocess_image(picture) for picture in sequence.pictures],
+            target=target_pixels(sequence.target, config.resolution),
+        )
+
+    def batch(self, rows: list[Any]) -> Batch:
+        return instruct_batch(rows, self.config.pad_to)
