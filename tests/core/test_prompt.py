@@ -94,7 +94,9 @@ def test_weights_hold_for_text_and_marks_and_multiply():
     [("0", 0), ("-0", 0), ("+.5", 0.5), ("2.", 2), ("1e-3", 0.001), (" 1.3\n", 1.3), ("1e6", 1e6)],
 )
 def test_weight_spellings(spelled, weight):
-    assert Prompt.parse(f"(a:{spelled})") == Prompt((Text("a", weight),))
+    prompt = Prompt.parse(f"(a:{spelled})")
+    assert prompt == Prompt((Text("a", weight),))
+    assert "-0" not in str(prompt)
 
 
 def test_weight_of_one_leaves_no_trace():
