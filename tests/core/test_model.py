@@ -1,0 +1,215 @@
+"""What the model promises beyond the original's numbers: weights, packing, memory of pictures, precision, options."""
+
+import itertools
+import math
+import types
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from kosmos_core import KosmosG, KosmosGConfig, Prompt
+from kosmos_core.layers import AttentionPattern
+from kosmos_core.model import CACHED_PICTURES
+
+RED, BLUE, GREY = (np.full((40, 60, 3), colour, np.uint8) for colour in ((250, 0, 0), (0, 0, 250), (99, 99, 99)))
+
+
+@pytest.fixture(scope="module")
+def model(tiny_tokenizer):
+    config = KosmosGConfig.tiny(vocabulary=tiny_tokenizer.vocabulary, reconstruction=True)
+    return KosmosG(config, tokenizer=tiny_tokenizer).initialize(3).eval()
+
+
+class AttentionCalls(TorchFunctionMode):
+    """Records the mask and the causal flag of every attention call."""
+
+    def __init__(self):
+        super().__init__()
+        self.masks, self.shapes = [], []
+
+    def __torch_function__(self, function, kinds, args=(), kwargs=None):
+        if function is F.scaled_dot_product_attention:
+            self.masks.append(args[3] if len(args) > 3 else (kwargs or {}).get("attn_mask"))
+            self.shapes.append((args[0].shape[2], args[1].shape[2]))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_weight_of_one_is_bit_identical_to_no_weight(model):
+    plain = model.encode(Prompt.parse("a dog <i> on the beach", images=1), [RED])
+    assert torch.equal(model.encode(Prompt.parse("a (dog <i>:1.0) on the beach", images=1), [RED]), plain)
+    layout = model.tokenizer.layout("a dog on the beach")
+    ids = torch.tensor([layout.token_ids])
+    with torch.no_grad():
+        assert torch.equal(model.encode_tokens(ids, key_weights=torch.ones(ids.shape)), model.encode_tokens(ids)), (
+            "explicit ones take the weighted path and still change nothing"
+        )
+
+
+def test_a_weight_of_zero_equals_masking_the_tokens_out(model):
+    ids = torch.tensor([model.tokenizer.layout("a dog on the beach").token_ids])
+    hidden_tokens = torch.zeros(ids.shape, dtype=torch.bool)
+    hidden_tokens[0, 2:4] = True
+    with torch.no_grad():
+        hidden = model.hidden_states(ids)
+        masked = model.align(hidden, padding_mask=hidden_tokens)
+        weighted = model.align(hidden, key_weights=(~hidden_tokens).float())
+    torch.testing.assert_close(weighted, masked, rtol=0, atol=1e-6)
+    assert not torch.allclose(weighted, model.encode_tokens(ids), atol=1e-3)
+
+
+def test_a_weight_multiplies_the_attention_a_token_gets():
+    """One head, one query, three keys: the softmax weights are w_i exp(l_i) over their sum."""
+    attention = KosmosG(KosmosGConfig.tiny()).initialize(0).eval().resampler.attention
+    x, memory, weights = torch.randn(1, 1, 32), torch.randn(1, 3, 32), torch.tensor([[2.0, 1.0, 0.5]])
+    with torch.no_grad():
+        found = attention(x, memory, AttentionPattern(key_bias=weights.log()))
+        query, key, value = attention.q_proj(x), attention.k_proj(memory), attention.v_proj(memory)
+        heads = []
+        for part in torch.arange(32).chunk(2):
+            logits = (query[..., part] @ key[..., part].mT) / math.sqrt(16)
+            share = weights * logits.exp()
+            heads.append(share / share.sum() @ value[..., part])
+        expected = attention.out_proj(torch.cat(heads, dim=-1))
+    torch.testing.assert_close(found, expected)
+
+
+def test_prompts_of_different_length_do_not_see_each_other(model):
+    prompts = ["a dog <i> on the beach", "", "a wonderful wooden ship <i> beside <i>"]
+    together = model.encode(prompts, [[RED], [], [BLUE, GREY]])
+    for prompt, pictures, found in zip(prompts, [[RED], [], [BLUE, GREY]], together, strict=True):
+        torch.testing.assert_close(found[None], model.encode(prompt, pictures), rtol=0, atol=2e-6)
+
+
+def test_packed_documents_equal_documents_alone(model):
+    documents = [
+        model.tokenizer.layout(text).token_ids for text in ("a dog", "the old street", "a kettle on the beach")
+    ]
+    with torch.no_grad():
+        packed = model.hidden_states(
+            torch.tensor([[*itertools.chain(*documents)]]), lengths=[len(x) for x in documents]
+        )
+        alone = torch.cat([model.hidden_states(torch.tensor([x])) for x in documents], dim=1)
+    torch.testing.assert_close(packed, alone, rtol=0, atol=2e-6)
+
+
+def test_encoding_builds_no_mask_and_spends_nothing_on_padding(model):
+    model.train(False)  # forgets the pictures
+    with AttentionCalls() as calls:
+        model.encode(["a dog <i>", "ship"], [[RED], []])
+    assert calls.masks
+    assert all(mask is None for mask in calls.masks)
+    lengths = {len(model.tokenizer.layout(text).token_ids) for text in ("a dog <i>", "ship")}
+    assert {queries for queries, keys in calls.shapes if queries == keys} == lengths | {17, 77}
+
+
+def test_logits_are_computed_only_when_asked_for(model):
+    ids = torch.tensor([[0, 5, 6]])
+    flops = {}
+    for output in ("condition", "hidden", "logits"):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            shape = model(ids, output=output).shape
+        flops[output] = counter.get_total_flops()
+        assert shape[-1] == {"condition": 768, "hidden": 32, "logits": model.config.decoder.vocabulary}[output]
+    assert flops["logits"] - flops["hidden"] == 2 * 3 * 32 * model.config.decoder.vocabulary
+
+
+def test_a_picture_is_encoded_once_and_the_memory_of_it_is_bit_identical(model):
+    model.train(False)
+    seen = []
+    hook = model.vision.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    first = model.encode("a <i> and <i>", [RED, BLUE])
+    assert sum(seen) == 2
+    assert torch.equal(model.encode("a <i> and <i>", [RED, BLUE]), first)
+    assert sum(seen) == 2
+    model.encode("a <i> and <i>", [RED, GREY])
+    assert sum(seen) == 3
+    model.train(False)  # forgets
+    assert torch.equal(model.encode("a <i> and <i>", [RED, BLUE]), first)
+    hook.remove()
+
+
+def test_the_memory_of_pictures_is_bounded_and_forgotten_with_the_weights(model):
+    model.train(False)
+    for shade in range(CACHED_PICTURES + 5):
+        model.encode("<i>", [np.full((8, 8, 3), shade, np.uint8)])
+    assert len(model._features) == CACHED_PICTURES
+    model.load_state_dict(model.state_dict())
+    assert len(model._features) == 0
+
+
+def test_bfloat16_stays_close_to_float32_in_every_slot(model, tiny_tokenizer):
+    half = KosmosG(model.config, tokenizer=tiny_tokenizer, dtype=torch.bfloat16).eval()
+    half.load_state_dict({name: tensor.bfloat16() for name, tensor in model.state_dict().items()})
+    full, found = (m.encode("a dog <i> on the beach", [RED]) for m in (model, half))
+    assert found.dtype == torch.float32
+    assert F.cosine_similarity(full, found, dim=-1).min() >= 0.999
+
+
+def test_initialisation_follows_magneto():
+    config = KosmosGConfig.medium(reconstruction=True)
+    model = KosmosG(config).initialize(0)
+    width = config.decoder.width
+    assert model.decoder.embedding.weight.std().item() == pytest.approx(width**-0.5, rel=0.01)
+    assert model.decoder.embedding.weight[1].abs().max() == 0
+    uniform = 1 / math.sqrt(3)  # standard deviation of a uniform value in -1..1
+
+    def gamma(layer):
+        return layer.weight.std().item() * math.sqrt(layer.in_features) / uniform
+
+    stacks = {
+        "decoder": (model.decoder.blocks, math.sqrt(math.log(16))),
+        "source": (model.aligner.source_encoder.blocks, math.sqrt(math.log(18) * math.log(12) / 3)),
+        "query": (model.aligner.query_decoder.blocks, math.sqrt(math.log(18))),
+        "reconstruction decoder": (model.aligner.reconstruction_decoder.blocks, math.sqrt(math.log(18))),
+        "reconstruction encoder": (model.aligner.reconstruction_encoder.blocks, math.sqrt(math.log(12))),
+    }
+    for name, (blocks, expected) in stacks.items():
+        block = blocks[0]
+        for layer in (block.attention.v_proj, block.attention.out_proj, block.feed_forward.fc1, block.feed_forward.fc2):
+            assert gamma(layer) == pytest.approx(expected, rel=0.02), name
+        for layer in (block.attention.q_proj, block.attention.k_proj):
+            assert gamma(layer) == pytest.approx(1, rel=0.02), name
+    assert gamma(model.aligner.query_decoder.blocks[0].cross_attention.v_proj) == pytest.approx(1, rel=0.02)
+    assert model.aligner.query_decoder.queries.weight.std().item() == pytest.approx(1, rel=0.02)
+    assert model.resampler.latents.weight.std().item() == pytest.approx(1, rel=0.02)
+    xavier = math.sqrt(2 / (2 * width))
+    assert model.resampler.attention.out_proj.weight.std().item() == pytest.approx(xavier, rel=0.02)
+    assert model.resampler.attention.k_proj.weight.std().item() == pytest.approx(xavier / math.sqrt(2), rel=0.02)
+    again = KosmosG(config).initialize(0)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_every_layer_comes_from_the_given_operations():
+    kinds = {name: type(name, (getattr(nn, name),), {}) for name in ("Linear", "LayerNorm", "Embedding", "Conv2d")}
+    model = KosmosG(KosmosGConfig.tiny(reconstruction=True), operations=types.SimpleNamespace(**kinds))
+    owners = {type(module) for module in model.modules() if module._parameters}
+    assert owners == set(kinds.values()), "no parameter lives outside the given layers"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "pictures", "sentence"),
+    [
+        ("a <i>", None, r"1 picture\(s\), but 0 came"),
+        ("a dog", [RED], r"picture"),
+        (["a <i>", "b <i>"], [[RED]], r"1 lists for 2 prompts"),
+        (["a <i>", "b <i>"], [RED], r"b <i>"),
+    ],
+)
+def test_pictures_that_do_not_match_the_marks_are_named(model, prompts, pictures, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        model.encode(prompts, pictures)
+
+
+def test_a_prompt_beyond_the_aligners_positions_is_named(model):
+    with pytest.raises(ValueError, match="has 600 tokens, but this model's aligner takes at most 510"):
+        model.encode_tokens(torch.full((1, 600), 5))
+
+
+def test_pixels_of_another_size_are_named(model):
+    with pytest.raises(ValueError, match=r"shape \(1, 3, 32, 32\), expected \(n, 3, 224, 224\)"):
+        model.embed_images(torch.zeros(1, 3, 32, 32))
