@@ -1,0 +1,113 @@
+"""Threshold, dilation, component, square: against masks drawn by hand and SciPy's own operators."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from training.construct.crops import Region, binary_mask, dilate, find_crop, largest_box, square_around
+
+
+def drawn(size: tuple[int, int], *boxes: tuple[int, int, int, int]) -> np.ndarray:
+    """A mask with these boxes (left, top, right, bottom) filled."""
+    mask = np.zeros(size, dtype=bool)
+    for left, top, right, bottom in boxes:
+        mask[top:bottom, left:right] = True
+    return mask
+
+
+@pytest.mark.parametrize("window", [2, 3, 5, 7, 10, 13])
+def test_dilation_equals_scipys_grey_dilation_for_even_and_odd_windows(window):
+    mask = np.random.default_rng(window).random((61, 83)) > 0.97
+    expected = ndimage.grey_dilation(mask.astype(np.uint8), size=(window, window)) > 0
+    assert np.array_equal(dilate(mask, window), expected)
+
+
+def test_dilation_window_is_a_hundredth_of_the_height():
+    mask = drawn((500, 500), (100, 200, 140, 260))
+    crop = find_crop(Region(mask, 1.0), (500, 500))
+    assert crop.box == (98, 198, 142, 262)  # 500 // 100 = 5: two pixels on every side
+    assert find_crop(Region(mask, 1.0), (500, 500), dilation=0).box == (100, 200, 140, 260)
+
+
+def test_dilation_reaches_the_picture_border_and_not_beyond():
+    crop = find_crop(Region(drawn((300, 300), (0, 0, 20, 300)), 1.0), (300, 300))
+    assert crop.box == (0, 0, 21, 300)
+
+
+def test_component_is_chosen_by_what_its_box_holds_not_by_its_own_size():
+    # A thin frame (396 pixels) encloses a solid block that does not touch it; a larger solid block (1600) lies outside.
+    mask = drawn((200, 200), (10, 10, 110, 110)) & ~drawn((200, 200), (11, 11, 109, 109))
+    mask |= drawn((200, 200), (30, 30, 70, 70)) | drawn((200, 200), (130, 130, 170, 170))
+    own = ndimage.label(mask)[0]
+    assert np.bincount(own.ravel())[1:].tolist() == [396, 1600, 1600]
+    assert largest_box(mask) == (10, 10, 110, 110)
+
+
+def test_diagonal_neighbours_are_two_components():
+    mask = drawn((40, 40), (0, 0, 10, 10), (10, 10, 21, 21))
+    assert largest_box(mask) == (10, 10, 21, 21)
+
+
+def test_empty_mask_has_no_crop():
+    assert largest_box(np.zeros((8, 8), dtype=bool)) is None
+    assert find_crop(Region(np.full((4, 4), -9.0, dtype=np.float32), 0.1), (50, 50)) is None
+
+
+@pytest.mark.parametrize(
+    ("box", "square"),
+    [
+        ((40, 40, 60, 60), (40, 40, 20)),
+        ((40, 45, 60, 55), (40, 40, 20)),  # wide: grows up and down
+        ((45, 40, 50, 61), (37, 40, 21)),  # odd remainder: rounded down to the left
+        ((0, 30, 4, 70), (0, 30, 40)),  # shifted in from the left
+        ((96, 30, 100, 70), (60, 30, 40)),  # from the right
+        ((30, 0, 70, 4), (30, 0, 40)),  # from the top
+        ((30, 97, 70, 100), (30, 60, 40)),  # from the bottom
+        ((0, 0, 100, 10), (0, 0, 100)),  # the whole picture
+    ],
+)
+def test_square_has_the_longer_side_and_is_shifted_inside(box, square):
+    assert square_around(box, (100, 100)) == square
+
+
+def test_logits_are_resized_first_and_then_cut_at_the_probability():
+    logits = torch.randn(1, 1, 22, 22, generator=torch.Generator().manual_seed(0)) - 1
+    resized = torch.nn.functional.interpolate(logits, size=(97, 97), mode="bilinear")
+    expected = (torch.sigmoid(resized) > 0.3)[0, 0].numpy()
+    mask = binary_mask(Region(logits[0, 0].numpy(), 0.5), (97, 97), 0.3)
+    assert np.array_equal(mask, expected)
+    assert 0.1 < mask.mean() < 0.9
+
+
+def test_mask_of_other_components_stays_inside_the_crop():
+    mask = drawn((90, 90), (10, 10, 50, 50), (52, 20, 54, 30))
+    crop = find_crop(Region(mask, 1.0), (90, 90))
+    assert crop.box == (10, 10, 50, 50)
+    whole = find_crop(Region(mask | drawn((90, 90), (10, 60, 12, 62)), 1.0), (90, 90))
+    assert whole.square == (10, 10, 40)
+    assert whole.mask[61, 11], "the mask is that of the picture, not of one component"
+
+
+def test_share_counts_the_mask_inside_the_chosen_box_only():
+    crop = find_crop(Region(drawn((100, 100), (0, 0, 30, 30), (80, 80, 90, 90)), 1.0), (100, 100), dilation=0)
+    assert crop.share == pytest.approx(0.09)
+
+
+def test_order_of_operations_equals_the_rules_written_out_naively():
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(5):
+        coarse = torch.randn(1, 1, 9, 9, generator=generator)
+        logits = torch.nn.functional.interpolate(coarse, size=(352, 352), mode="bicubic")
+        mask = (torch.sigmoid(torch.nn.functional.interpolate(logits, size=(431, 431), mode="bilinear")) > 0.3)[0, 0]
+        dilated = ndimage.grey_dilation(mask.numpy().astype(np.uint8), size=(4, 4))
+        labels, count = ndimage.label(dilated)
+        best, most = None, -1
+        for label in range(1, count + 1):
+            ys, xs = np.nonzero(labels == label)
+            held = dilated[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1].sum()
+            if held > most:
+                best, most = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1), held
+        crop = find_crop(Region(logits[0, 0].numpy(), 0.5), (431, 431))
+        assert crop.box == best
+        assert np.array_equal(crop.mask, dilated > 0)

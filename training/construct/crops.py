@@ -1,0 +1,155 @@
+"""From a segmenter's answer to the square picture of an entity: threshold, dilate, choose a component, box, crop.
+
+The rules and their order are those of the first implementation's data script (Kosmos-G, arXiv 2310.02992, section 3.1):
+
+1. the map is brought to the picture's size (bilinear) and cut at a threshold: 0.3 for CLIPSeg;
+2. the mask is dilated by a window of a hundredth of the picture's height;
+3. of its connected components, the one whose bounding box holds most mask pixels is the entity;
+4. the crop is a square of the box's longer side around the box, shifted to lie inside the picture;
+5. on white, everything outside the dilated mask is white - what other components show inside the crop stays.
+
+Pictures are square here, so a square of the box's longer side always fits. Axes: h height, w width, in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+
+@dataclass(frozen=True)
+class Region:
+    """What a segmenter says about one entity.
+
+    map: (h, w), any size: float logits of "belongs to the entity", or a boolean mask. score: confidence in 0 ... 1.
+    """
+
+    map: np.ndarray
+    score: float
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Where an entity is in its picture.
+
+    mask: (h, w) bool, dilated, of the whole picture. box: left, top, right, bottom of the chosen component, the last
+    two exclusive. square: left, top, side of the crop. share: mask pixels inside the box per pixel of the picture.
+    """
+
+    mask: np.ndarray
+    box: tuple[int, int, int, int]
+    square: tuple[int, int, int]
+    share: float
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """The crop as an index into an (h, w, ...) array."""
+        left, top, side = self.square
+        return slice(top, top + side), slice(left, left + side)
+
+
+def binary_mask(region: Region, size: tuple[int, int], threshold: float) -> np.ndarray:
+    """The region as an (h, w) bool mask of `size`; logits are compared after bilinear resizing, as probabilities."""
+    if region.map.dtype == bool:
+        if region.map.shape == size:
+            return region.map
+        rows, columns = (np.arange(new) * old // new for new, old in zip(size, region.map.shape, strict=True))
+        return region.map[np.ix_(rows, columns)]
+    logits = torch.from_numpy(np.ascontiguousarray(region.map, dtype=np.float32))
+    resized = torch.nn.functional.interpolate(logits[None, None], size=size, mode="bilinear")[0, 0]
+    # sigmoid(x) > t and x > log(t / (1 - t)) are the same, the second without an exponential per pixel.
+    return (resized > math.log(threshold / (1 - threshold))).numpy()
+
+
+def dilate(mask: np.ndarray, window: int) -> np.ndarray:
+    """Grey dilation of an (h, w) bool mask with a flat square window; below 2 pixels the mask itself.
+
+    Equal to `scipy.ndimage.grey_dilation`, which spreads an even window one pixel further to the upper left.
+    """
+    if window < 2:
+        return mask
+    before, after = (window - 1) // 2, window // 2
+    for _ in range(2):
+        mask = _dilate_rows(mask, before, after).T
+    return mask
+
+
+def _dilate_rows(mask: np.ndarray, before: int, after: int) -> np.ndarray:
+    """OR of the mask moved by -before ... +after rows, in about log2(window) steps of doubling reach."""
+    height = len(mask)
+    padded = np.zeros((height + before + after, mask.shape[1]), dtype=bool)
+    padded[before : before + height] = mask
+    reach, window = 1, before + after + 1
+    while reach < window:
+        step = min(reach, window - reach)
+        padded[:-step] |= padded[step:].copy()
+        reach += step
+    return np.ascontiguousarray(padded[:height])
+
+
+def largest_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
+    """Box (left, top, right, bottom) of the component whose bounding box holds most mask pixels; None without any.
+
+    Components are 4-connected. All mask pixels in the box count, those of other components too; the first wins a tie.
+    """
+    inside = _extent(mask)
+    if inside is None:
+        return None
+    rows, columns = inside
+    labels, _ = ndimage.label(mask[inside])
+    boxes = ndimage.find_objects(labels)
+    held = [np.count_nonzero(labels[box]) for box in boxes]
+    down, across = boxes[int(np.argmax(held))]
+    return (
+        columns.start + across.start,
+        rows.start + down.start,
+        columns.start + across.stop,
+        rows.start + down.stop,
+    )
+
+
+def _extent(mask: np.ndarray) -> tuple[slice, slice] | None:
+    rows = np.flatnonzero(mask.any(axis=1))
+    if not len(rows):
+        return None
+    columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(axis=0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def square_around(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, int, int]:
+    """(left, top, side) of the square of the box's longer side, centred on it and shifted to lie inside (h, w).
+
+    The side is cut to the picture's shorter one where it would not fit.
+    """
+    left, top, right, bottom = box
+    height, width = size
+    side = min(max(right - left, bottom - top), height, width)
+    centred = ((left + right - side) // 2, (top + bottom - side) // 2)
+    return min(max(centred[0], 0), width - side), min(max(centred[1], 0), height - side), side
+
+
+def find_crop(region: Region, size: tuple[int, int], threshold: float = 0.3, dilation: int = 100) -> Crop | None:
+    """The crop of a region in a picture of `size` (h, w); None where its mask is empty.
+
+    Args:
+        dilation: the dilation window is the height divided by this, rounded down; 0 leaves the mask as it is.
+    """
+    mask = binary_mask(region, size, threshold)
+    inside = _extent(mask)
+    if inside is None:
+        return None
+    window = size[0] // dilation if dilation else 0
+    if window >= 2:
+        # Dilation reaches no further than the window: the empty rest of the picture need not be gone through.
+        near = tuple(slice(max(s.start - window, 0), s.stop + window) for s in inside)
+        dilated = np.zeros(size, dtype=bool)
+        dilated[near] = dilate(mask[near], window)
+        mask = dilated
+    box = largest_box(mask)
+    left, top, right, bottom = box
+    share = np.count_nonzero(mask[top:bottom, left:right]) / mask.size
+    return Crop(mask, box, square_around(box, size), share)
