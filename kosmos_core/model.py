@@ -17,7 +17,7 @@ from .images import preprocess_image
 from .initialization import initialize
 from .prompt import Prompt
 from .resampler import Resampler
-from .tokenizer import Layout, Tokenizer
+from .tokenizer import Layout, MissingTokenizerError, Tokenizer
 from .vision import VisionTower
 
 CACHED_PICTURES = 64  # 0.5 MB each at the official width
@@ -149,18 +149,19 @@ class KosmosG(nn.Module):
             image_mask = None
         return self.encode_tokens(token_ids, image_mask=image_mask, key_weights=key_weights, image_features=features)
 
-    def picture_tokens(self, pixels: Tensor) -> Tensor:
-        """Picture tokens (latents, width) of one prepared picture (3, 224, 224), remembered by its content.
+    def picture_tokens(self, pixels: Tensor, device: Any = None) -> Tensor:
+        """Picture tokens (latents, width) of one prepared picture (3, 224, 224), remembered by its content, on the CPU.
 
         Pictures go through the vision tower one by one: what a picture gives never depends on its neighbours, so a
-        remembered result is bit-identical to a fresh one.
+        remembered result is bit-identical to a fresh one. `device` is where to compute when it is not where the weights
+        are, as in ComfyUI's partial loading.
         """
         pixels = pixels.to(torch.float32).cpu().contiguous()
         key = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).digest()
         if key in self._features:
             self._features.move_to_end(key)
         else:
-            self._features[key] = self.embed_images(pixels[None].to(self.device))[0]
+            self._features[key] = self.embed_images(pixels[None].to(device or self.device))[0].cpu()
             if len(self._features) > CACHED_PICTURES:
                 self._features.popitem(last=False)
         return self._features[key]
@@ -176,8 +177,11 @@ class KosmosG(nn.Module):
         return super().load_state_dict(*args, **kwargs)
 
     def _apply(self, *args: Any, **kwargs: Any) -> KosmosG:
-        self._features.clear()
-        return super()._apply(*args, **kwargs)
+        before = self.decoder.norm.weight.dtype
+        super()._apply(*args, **kwargs)
+        if self.decoder.norm.weight.dtype != before:  # a mere move to another device keeps the weights' values
+            self._features.clear()
+        return self
 
     def _aligner(self) -> AlignerNet:
         if self.aligner is None:
@@ -187,15 +191,14 @@ class KosmosG(nn.Module):
             )
         return self.aligner
 
-    def _layout(self, prompt: str | Prompt | Layout) -> Layout:
-        if isinstance(prompt, Layout):
-            return prompt
+    def required_tokenizer(self) -> Tokenizer:
+        """The tokenizer; MissingTokenizerError where the weight file carried none."""
         if self.tokenizer is None:
-            raise ValueError(
-                "this weight file carries no tokenizer, so it cannot read text; convert the checkpoint again with "
-                "--spm sentencepiece.bpe.model --dict dict.txt, or call encode_tokens with token ids"
-            )
-        return self.tokenizer.layout(prompt)
+            raise MissingTokenizerError()
+        return self.tokenizer
+
+    def _layout(self, prompt: str | Prompt | Layout) -> Layout:
+        return prompt if isinstance(prompt, Layout) else self.required_tokenizer().layout(prompt)
 
     def _picture_tokens(self, layouts: list[Layout], pictures: list[Sequence[Any]]) -> Tensor | None:
         tokens = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import safetensors
@@ -23,6 +24,7 @@ FORMAT = "kosmos-g"
 FORMAT_VERSION = "1"
 STAGES = ("lm", "align", "instruct")
 TOKENIZER_KEYS = ("tokenizer.sentencepiece", "tokenizer.dictionary")
+TRAINING_HALF = "aligner.reconstruction_"
 LISTED = 10  # names shown of a long list
 
 # What a file of another kind is recognised by: the first entry whose every fragment occurs in some key.
@@ -86,21 +88,24 @@ def _describe(path: str | os.PathLike, header: Header) -> tuple[KosmosGConfig, d
 
 
 def load_model(
-    path: str | os.PathLike, device: Any = "cpu", dtype: torch.dtype | None = torch.float32, operations: Any = nn
-) -> KosmosG:
+    path: str | os.PathLike, device: Any = "cpu", dtype: torch.dtype | None = torch.float32, operations: Any = nn,
+    *, training_half: bool = True,
+) -> KosmosG:  # fmt: skip
     """Model of a Kosmos-G file in evaluation mode; on the CPU in the file's own type the weights stay memory-mapped.
 
-    `dtype` None keeps the file's type. Raises WeightsError: another kind of file, cut short, wrong version, missing or
-    extra tensors, wrong shapes.
+    `dtype` None keeps the file's type. `training_half` False leaves out AlignerNet's half N, which only training uses.
+    Raises WeightsError: another kind of file, cut short, wrong version, missing or extra tensors, wrong shapes.
     """
     header = read_header(path)
     config, _ = _describe(path, header)
     with torch.device("meta"):
-        model = KosmosG(config, operations=operations)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        # The layers of `operations` may have no weights before they are loaded (ComfyUI's on GPUs), torch's always do.
+        expected = {name: tuple(tensor.shape) for name, tensor in KosmosG(config).state_dict().items()}
+        model = KosmosG(config if training_half else _without_training_half(config), operations=operations)
     _compare(path, expected, {k: v for k, v in header.shapes.items() if k not in TOKENIZER_KEYS})
     with safetensors.safe_open(path, framework="pt") as file:
-        weights = {name: file.get_tensor(name) for name in expected}
+        kept = (name for name in expected if training_half or not name.startswith(TRAINING_HALF))
+        weights = {name: file.get_tensor(name) for name in kept}
         files = [file.get_tensor(name) for name in TOKENIZER_KEYS if name in header.shapes]
     for name, tensor in weights.items():
         weights[name] = tensor.to(device, dtype or tensor.dtype)
@@ -111,6 +116,12 @@ def load_model(
             *(tensor.numpy().tobytes() for tensor in files), latents=config.resampler.latents
         )
     return model.eval()
+
+
+def _without_training_half(config: KosmosGConfig) -> KosmosGConfig:
+    if config.aligner is None:
+        return config
+    return replace(config, aligner=replace(config.aligner, reconstruction=False))
 
 
 def _compare(path: Any, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:

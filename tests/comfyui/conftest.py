@@ -8,12 +8,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.comfyui.client import Client
 from tests.comfyui.install import copy_comfyui
 from tests.comfyui.server import Server, prepare_folder, running_server
+from tests.comfyui.tiny_kosmos import save_tiny_kosmos
 from tests.comfyui.tiny_models import save_tiny_checkpoint, save_tiny_controlnet, save_tiny_lora
+
+PICTURES = ("dog.png", "hat.png", "tree.png")
+PROBE_NODES = Path(__file__).parent / "probe_nodes"
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +33,17 @@ def comfyui_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny_checkpoint(folder / "models/checkpoints/tiny.safetensors")
     save_tiny_controlnet(folder / "models/controlnet/tiny.safetensors")
     save_tiny_lora(folder / "models/loras/tiny.safetensors")
+    save_tiny_kosmos(folder / "models/kosmos_g/kosmos.safetensors")
+    for number, name in enumerate(PICTURES):
+        save_picture(folder / "input" / name, number)
+    (folder / "custom_nodes/probe").symlink_to(PROBE_NODES, target_is_directory=True)
     return folder
+
+
+def save_picture(path: Path, seed: int) -> None:
+    """Write a picture of coloured squares, no two alike and none square."""
+    squares = np.random.default_rng(seed).integers(0, 256, (7, 5 + seed, 3), dtype=np.uint8)
+    Image.fromarray(squares.repeat(40, axis=0).repeat(40, axis=1)).save(path)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -37,7 +38,7 @@ class Server:
         return (self.folder / "server.log").read_text(encoding="utf-8", errors="replace")
 
 
-def prepare_folder(folder: Path, pack: Path | None = ROOT) -> Path:
+def prepare_folder(folder: Path, pack: Path = ROOT) -> Path:
     """Make a base directory for ComfyUI whose custom_nodes links to `pack` (this checkout) alone."""
     for name in (*(f"models/{kind}" for kind in MODEL_FOLDERS), "input", "output", "temp", "user/default"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -46,7 +47,7 @@ def prepare_folder(folder: Path, pack: Path | None = ROOT) -> Path:
     settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}))
     (folder / "custom_nodes").mkdir(exist_ok=True)
     link = folder / "custom_nodes" / PACK_NAME
-    if pack is not None and not link.exists():
+    if not link.exists():
         link.symlink_to(pack, target_is_directory=True)
     return folder
 
@@ -106,5 +107,5 @@ def wait_until_it_answers(server: Server, seconds: float) -> None:
                 continue
         raise ServerDied(f"{reason}. Its last lines:\n" + "\n".join(server.log.splitlines()[-30:]))
     # ComfyUI goes on without a pack that fails to import: only its log tells.
-    if "IMPORT FAILED" in server.log:
+    if re.search(rf"IMPORT FAILED\).*{re.escape(PACK_NAME)}", server.log):
         raise ServerDied("ComfyUI could not import the node pack:\n" + "\n".join(server.log.splitlines()[-60:]))

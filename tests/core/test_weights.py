@@ -172,7 +172,7 @@ def test_a_file_without_tokenizer_loads_and_says_what_is_missing(model, tmp_path
     save_model(bare, tmp_path / "k.safetensors")
     loaded = load_model(tmp_path / "k.safetensors")
     loaded.encode_tokens(torch.tensor([[0, 5, 6]]))
-    with pytest.raises(ValueError, match=r"carries no tokenizer.*--spm"):
+    with pytest.raises(ValueError, match=r"hold no tokenizer.*--spm"):
         loaded.encode("a dog")
 
 

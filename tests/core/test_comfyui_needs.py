@@ -1,0 +1,65 @@
+"""What ComfyUI's way of holding weights asks of the core, proven without ComfyUI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kosmos_core import KosmosG, KosmosGConfig, load_model, save_model
+
+
+class LazyLinear(nn.Linear):
+    """A linear layer that has no weights before they are loaded, as in ComfyUI's newest operations."""
+
+    def __init__(self, in_features: int, out_features: int, device: object = None, dtype: object = None) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = self.bias = None
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: object, **kwargs: object
+    ) -> None:
+        self.weight = nn.Parameter(state_dict[prefix + "weight"], requires_grad=False)
+        self.bias = nn.Parameter(state_dict[prefix + "bias"], requires_grad=False)
+
+
+class LazyOperations:
+    Linear, LayerNorm, Embedding, Conv2d = LazyLinear, nn.LayerNorm, nn.Embedding, nn.Conv2d
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    save_model(KosmosG(KosmosGConfig.tiny(reconstruction=True)).initialize(3), path)
+    return path
+
+
+TOKENS = torch.tensor([[0, 5, 6, 7]])
+
+
+def test_layers_that_have_no_weights_before_loading_are_filled(file: Path) -> None:
+    lazy = load_model(file, operations=LazyOperations)
+    assert torch.equal(lazy.encode_tokens(TOKENS), load_model(file).encode_tokens(TOKENS))
+
+
+def test_without_the_training_half_the_condition_is_the_same_and_the_half_is_not_loaded(file: Path) -> None:
+    whole, lean = load_model(file), load_model(file, training_half=False)
+    assert torch.equal(whole.encode_tokens(TOKENS), lean.encode_tokens(TOKENS))
+    left_out = whole.state_dict().keys() - lean.state_dict().keys()
+    assert left_out
+    assert all(name.startswith("aligner.reconstruction_") for name in left_out)
+    with pytest.raises(ValueError, match="training half"):
+        lean.reconstruct(torch.zeros(1, 77, 768), 4)
+
+
+def test_remembered_pictures_survive_a_move_and_not_a_change_of_type(file: Path) -> None:
+    model = load_model(file)
+    pixels = torch.rand(3, 224, 224)
+    first = model.picture_tokens(pixels)
+    model.to("cpu")
+    assert model.picture_tokens(pixels) is first
+    model.to(torch.bfloat16)
+    assert model.picture_tokens(pixels) is not first
