@@ -1,5 +1,7 @@
 """Reading a language model's list, and finding its items in the caption."""
 
+from itertools import pairwise
+
 import pytest
 
 from training.construct.spans import parse_list, place
@@ -78,5 +80,5 @@ def test_spans_never_overlap_and_give_back_the_words():
     caption = "a brown teddy bear beside a bear and a teddy"
     spans, missing = place(caption, ["bear", "teddy bear", "brown teddy bear", "teddy", "elephant", "brown"])
     assert [span.of(caption) for span in spans] == ["brown teddy bear", "bear", "teddy"]
-    assert all(a.end <= b.start for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a.end <= b.start for a, b in pairwise(spans))
     assert missing == 1

@@ -11,10 +11,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-COLOURS = frozenset(
-    "red orange yellow green blue purple violet pink brown black white gray grey gold golden silver beige cyan magenta "
-    "turquoise tan maroon teal colorful colourful".split()
-)
+COLOURS = {
+    "beige", "black", "blue", "brown", "colorful", "colourful", "cyan", "gold", "golden", "gray", "green", "grey",
+    "magenta", "maroon", "orange", "pink", "purple", "red", "silver", "tan", "teal", "turquoise", "violet", "white",
+    "yellow",
+}  # fmt: skip
 IRREGULAR = {
     "child": "children", "foot": "feet", "goose": "geese", "man": "men", "mouse": "mice", "ox": "oxen",
     "person": "people", "tooth": "teeth", "woman": "women",
@@ -39,8 +40,8 @@ class Span:
 def parse_list(answer: str) -> list[str] | None:
     """The items of a language model's list; None where the answer is prose.
 
-    Reads JSON lists, comma-separated ones, numbered and bulleted lines, with or without an introduction that ends with a
-    colon, quotes, brackets and a last "and". Text from "###" on, where a model goes on with a new task, is not read.
+    Reads JSON lists, comma-separated ones, numbered and bulleted lines, with or without an introduction that ends with
+    a colon, quotes, brackets and a last "and". Text from "###" on, where a model goes on with a new task, is not read.
     """
     answer = answer.split("###")[0].strip()
     bracketed = re.search(r"\[[^\[\]]*\]", answer)
@@ -97,7 +98,7 @@ def forms(word: str) -> set[str]:
 
 
 def find_tag(caption: str, tag: str) -> Iterable[Span]:
-    """Every place where the tag stands as whole words; only its last word may differ in number. The exact form first."""
+    """Places where the tag stands as whole words, its exact form first; only the last word may differ in number."""
     words = tag.split()
     lead = "".join(re.escape(word) + r"\s+" for word in words[:-1])
     last = words[-1].lower()
