@@ -6,7 +6,6 @@ Resizing is Pillow's, so that every pixel equals the original's (arXiv 2310.0299
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,22 +43,6 @@ def preprocess_image(image: AnyPicture, size: int = 224) -> Tensor:
             raise ValueError(f"This batch holds no picture: its shape is {tuple(image.shape)}.")
         return torch.stack([preprocess_image(one, size) for one in image])
     return normalise(resize_and_crop(to_rgb(image), size))
-
-
-def preprocess_images(images: AnyPicture | Iterable[AnyPicture], size: int = 224) -> Tensor:
-    """Prepare several pictures or batches of any sizes as one batch (n, 3, size, size); see `preprocess_image`."""
-    if not isinstance(images, list | tuple):
-        images = [images]
-    prepared = []
-    for number, image in enumerate(images, 1):
-        try:
-            pixels = preprocess_image(image, size)
-        except ValueError as error:
-            raise ValueError(f"Picture {number}: {error}") from error
-        prepared.append(pixels if pixels.ndim == 4 else pixels[None])
-    if not prepared:
-        raise ValueError("There is no picture to prepare: the list is empty.")
-    return torch.cat(prepared)
 
 
 def to_rgb(image: AnyPicture) -> Image.Image:

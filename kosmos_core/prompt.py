@@ -105,8 +105,7 @@ class Prompt:
         marks = len(texts) - 1
         if images is not None and images != marks:
             position = len("<i>".join(texts[: images + 1])) if images < marks else len(text)
-            have, given = _count(marks, "mark"), _count(images, "picture")
-            reason = f"The prompt has {have} <i> for {given}: give one picture for each mark."
+            reason = f"The prompt's <i> marks are {marks}, its pictures {images}: give one picture for each mark."
             raise PromptError(reason, text, position)
         segments: list[Segment] = [Text(texts[0])]
         for index, following in enumerate(texts[1:]):
@@ -329,10 +328,6 @@ def _spell(segment: Segment) -> str:
         return f"<i{segment.slot}>"
     escaped = _NEEDS_ESCAPE.sub(lambda match: "\\" + match[0], segment.text)
     return escaped if segment.weight == 1 else escaped.replace(":", r"\:")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number or 'no'} {noun}{'s' * (number != 1)}"
 
 
 def _are(slots: Sequence[int]) -> str:

@@ -28,10 +28,9 @@ _AFTER = ("<mask>", "</doc>", "<image>", "</image>", "</chunk>", "</line>")
 class MissingTokenizerError(ValueError):
     """Text was to be encoded by a model whose weight file holds no tokenizer."""
 
-    def __init__(self, message: str | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__(
-            message
-            or "These weights hold no tokenizer, so they cannot read text: convert the checkpoint again with "
+            "These weights hold no tokenizer, so they cannot read text: convert the checkpoint again with "
             "--dict dict.txt --spm sentencepiece.bpe.model, or pass token ids to encode_tokens."
         )
 

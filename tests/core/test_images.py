@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from kosmos_core import images
-from kosmos_core.images import normalise, preprocess_image, preprocess_images, resize_and_crop, to_rgb
+from kosmos_core.images import normalise, preprocess_image, resize_and_crop, to_rgb
 
 
 def noise(height, width, channels=3, dtype=np.uint8):
@@ -85,16 +85,11 @@ def test_every_byte_survives_the_way_through_float():
         assert torch.equal(pixels(to_rgb(floats))[..., 0], torch.from_numpy(ramp))
 
 
-def test_batches_keep_their_first_axis_and_lists_become_one_batch():
+def test_batches_keep_their_first_axis():
     batch = noise(2 * 40, 60).reshape(2, 40, 60, 3)
-    prepared = preprocess_image(batch)
-    assert prepared.shape == (2, 3, 224, 224)
-    assert torch.equal(prepared[1], preprocess_image(batch[1]))
-    other = Image.fromarray(noise(300, 100))
-    together = preprocess_images([batch, other])
-    assert torch.equal(together, torch.stack([*prepared, preprocess_image(other)]))
-    assert torch.equal(preprocess_images(other), preprocess_image(other)[None])
-    assert torch.equal(preprocess_images(torch.from_numpy(batch)), prepared)
+    expected = torch.stack([preprocess_image(batch[0]), preprocess_image(batch[1])])
+    assert torch.equal(preprocess_image(batch), expected)
+    assert torch.equal(preprocess_image(torch.from_numpy(batch).float() / 255), expected)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "RGB", "L", "RGBa"])
@@ -191,13 +186,6 @@ def test_bools_are_black_and_white_and_floats_are_clamped():
 def test_what_is_no_picture_is_refused_with_a_sentence(picture, error, sentence):
     with pytest.raises(error, match=sentence):
         preprocess_image(picture)
-
-
-def test_lists_say_which_picture_is_wrong():
-    with pytest.raises(ValueError, match="Picture 2: The picture holds NaN"):
-        preprocess_images([torch.zeros(4, 4, 3), torch.full((4, 4, 3), torch.nan)])
-    with pytest.raises(ValueError, match="the list is empty"):
-        preprocess_images([])
 
 
 def test_truncated_file_is_refused_with_a_sentence():

@@ -203,7 +203,7 @@ def test_original_grammar_knows_only_the_exact_mark():
 
 @pytest.mark.parametrize(("images", "at"), [(0, "<i> b <i> c"), (1, "<i> c"), (3, "")])
 def test_original_grammar_needs_one_picture_per_mark(images, at):
-    with pytest.raises(PromptError, match="The prompt has 2 marks <i> for") as caught:
+    with pytest.raises(PromptError, match=f"marks are 2, its pictures {images}: give one") as caught:
         Prompt.original("a <i> b <i> c", images=images)
     assert caret(caught.value) == at
 
