@@ -10,15 +10,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
-import re
-import typing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
 
 from kosmos_core import KosmosGConfig
 
@@ -26,11 +21,10 @@ from .checkpoint import CheckpointConfig
 from .errors import ConfigError
 from .optimizer import OptimConfig
 from .parallel import ParallelConfig
+from .parsing import fill, plain, read_yaml
 from .precision import Precision
 from .progress import LogConfig
 from .stages import STAGES, stage_module
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 PRESETS = ("official", "medium", "tiny")
 
@@ -92,83 +86,7 @@ class RunConfig:
             raise ValueError(f"steps: {self.steps} must be at least 1.")
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(_plain(self), sort_keys=False)
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _read(path: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(f"--config {path}: cannot be read ({error.strerror}).") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--config {path}: is not valid YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"--config {path}: expected `key: value` lines, found {type(values).__name__}.")
-    return values
-
-
-def _sections(kind: Any) -> list[type]:
-    """The dataclasses a field's type may hold."""
-    if dataclasses.is_dataclass(kind):
-        return [kind]
-    return [found for argument in typing.get_args(kind) for found in _sections(argument)]
-
-
-def _check_keys(values: Any, kind: Any, prefix: str, source: str) -> None:
-    sections = _sections(kind)
-    if isinstance(values, list):
-        for item in values:
-            _check_keys(item, kind, prefix, source)
-    if not sections or not isinstance(values, dict):
-        return
-    if typing.get_origin(kind) is dict or any(typing.get_origin(a) is dict for a in typing.get_args(kind)):
-        for name, item in values.items():
-            _check_keys(item, sections[0], f"{prefix}{name}.", source)
-        return
-    known = {name: hint for section in sections for name, hint in typing.get_type_hints(section).items()}
-    for key, value in values.items():
-        if key not in known:
-            raise ConfigError(_unknown(f"{prefix}{key}", [f"{prefix}{name}" for name in known], source))
-        _check_keys(value, known[key], f"{prefix}{key}.", source)
-
-
-def _unknown(key: str, known: list[str], source: str) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return f"{source}: there is no key '{key}'; the nearest is '{near[0]}'."
-
-
-def _all_keys(kind: type, prefix: str = "") -> list[str]:
-    keys = []
-    for name, hint in typing.get_type_hints(kind).items():
-        keys.append(f"{prefix}{name}")
-        for section in _sections(hint):
-            keys += _all_keys(section, f"{prefix}{name}.")
-    return keys
-
-
-def _sentence(message: str) -> str:
-    """jsonargparse's report of a wrong value as one sentence."""
-    found = re.search(r'Parser key "([^"]+)":\s*(.*)', message, re.DOTALL)
-    if not found:
-        return " ".join(message.split())
-    key, rest = found.groups()
-    value = re.search(r"Got value: (.*)", rest)
-    expected = re.search(r"Expected an? (.*?)\.? Got value", rest, re.DOTALL)
-    if value and expected:
-        kind = re.sub(r"<class '(\w+)'>", r"\1", expected[1])
-        kind = re.sub(r"typing\.Literal\[(.*?)\]", lambda names: "one of " + names[1].replace("'", ""), kind)
-        return f"{key}: {value[1].strip()!r} is not valid, expected {' '.join(kind.split())}."
-    return f"{key}: {' '.join(rest.split())}"
+        return yaml.safe_dump(plain(self), sort_keys=False)
 
 
 def schema(stage: str) -> type:
@@ -199,7 +117,7 @@ def parse(arguments: list[str]) -> RunConfig:
     for key in ("stage", "preset", "resume"):
         first.add_argument(f"--{key}")
     given, _ = first.parse_known_args(arguments)
-    files = {path: _read(path) for path in given.config}
+    files = {path: read_yaml(path) for path in given.config}
     merged = {key: value for values in files.values() for key, value in values.items()}
     stage = given.stage or merged.get("stage")
     if stage not in STAGES:
@@ -208,21 +126,5 @@ def parse(arguments: list[str]) -> RunConfig:
     if preset not in PRESETS:
         raise ConfigError(f"preset: {preset!r} is none of {', '.join(PRESETS)}.")
     kind = schema(stage)
-    for path, values in files.items():
-        _check_keys(values, kind, "", path)
-
-    parser = ArgumentParser(prog="python -m training.run", exit_on_error=False, description=__doc__)
-    parser.add_argument("--config", action="config", help="A YAML file; may be given more than once.")
-    parser.add_class_arguments(kind, default={"model": _preset(stage, preset).to_dict()})
-    known = _all_keys(kind)
-    for word in arguments:
-        key = word[2:].split("=")[0]
-        if word.startswith("--") and key not in (*known, "config", "help", "print_config"):
-            raise ConfigError(_unknown(key, known, "command line"))
-    try:
-        values = parser.parse_args(arguments)
-        built = parser.instantiate(values)
-    except (argparse.ArgumentError, ValueError, TypeError) as error:
-        raise ConfigError(_sentence(str(error))) from None
-    built.pop("config")
-    return kind(**built)
+    default = {"model": _preset(stage, preset).to_dict()}
+    return fill(kind, arguments, "python -m training.run", __doc__, default)
