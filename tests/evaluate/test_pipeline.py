@@ -1,0 +1,318 @@
+"""Kosmos-G in diffusers: the original's latents, batches, guidance, and diffusers' own add-ons."""
+
+import subprocess
+import sys
+
+import numpy
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from safetensors.torch import save_file
+
+from kosmos_core.pipeline import KosmosGPipeline
+from kosmos_core.stable_diffusion import SCHEDULER
+from tests.comfyui.tiny_models import save_tiny_checkpoint, save_tiny_controlnet, save_tiny_lora
+from tests.core.golden_roles import Role, assert_close, roles
+
+SMALL = {"height": 16, "width": 16, "num_inference_steps": 2, "output_type": "np"}
+
+
+def picture(seed: int, size: int = 40) -> Image.Image:
+    pixels = numpy.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=numpy.uint8)
+    return Image.fromarray(pixels)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def pipe(weights, sd) -> KosmosGPipeline:
+    return KosmosGPipeline.from_files(weights, sd)
+
+
+@pytest.mark.parametrize("role", roles(), ids=lambda role: f"{role.folder.parent.name}-{role.folder.name}")
+def test_latents_of_the_three_samplers_equal_the_original(role: Role, tmp_path):
+    """Five steps at guidance 6; the original tiles prompts (p0 p1 p0 p1), diffusers groups them (p0 p0 p1 p1)."""
+    checkpoint = torch.load(role.folder / "checkpoint_final.pt", weights_only=True)["model"]
+    parts = {}
+    for name, prefix, kind in (("unet", "diffusion_unet.unet.", UNet2DConditionModel), ("vae", "vae.vae.", AutoencoderKL)):
+        parts[name] = kind.from_config(kind.load_config(role.folder / "sd" / name))
+        own = {key.removeprefix(prefix): value for key, value in checkpoint.items() if key.startswith(prefix)}
+        parts[name].load_state_dict(own)
+    scheduler = PNDMScheduler.from_config(PNDMScheduler.load_config(role.folder / "sd" / "scheduler"))
+    diffusion = StableDiffusionPipeline(
+        **parts, scheduler=scheduler, text_encoder=None, tokenizer=None, safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    diffusion.set_progress_bar_config(disable=True)
+    pipe = KosmosGPipeline(role.model("checkpoint_final", tmp_path), diffusion)
+    inputs, expected = role.tensors("inputs"), role.tensors("expected_infer")
+    ids, pixels = inputs["src_tokens"], inputs.get("gpt_img_src_tokens")
+    count, repeat = len(ids), role.config["num_images_per_prompt"]
+    with torch.no_grad():
+        conditions = pipe.encoder.encode_tokens(ids, pixels, None if pixels is None else inputs["img_gpt_input_mask"])
+        negative = inputs["negative_tokens"] if inputs["negative_tokens"].shape[1] > 1 else torch.zeros(1, 1).long()
+        negative = pipe.encoder.encode_tokens(negative).expand(count, -1, -1)
+    grouped = torch.arange(count * repeat).view(repeat, count).T.flatten()
+    for sampler, name in (("dpmsolver++", "dpms"), ("ddim", "ddim"), ("pndm", "pndm")):
+        pipe.use_scheduler(sampler)
+        latents = pipe(
+            prompt_embeds=conditions, negative_prompt_embeds=negative, guidance_scale=6, num_inference_steps=5,
+            num_images_per_prompt=repeat, latents=expected[f"sample.{name}.initial_latents"][grouped],
+            output_type="latent",
+        ).images  # fmt: skip
+        assert_close(latents, expected[f"sample.{name}.latents"][grouped], f"latents of {sampler}")
+        if name == "dpms":
+            decoded = pipe.vae.decode(latents / 0.18215).sample.detach()
+            found = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+            assert_close(found, expected["sample.dpms.image"][grouped], "picture")
+
+
+def test_prompts_with_different_numbers_of_pictures_share_a_batch(pipe):
+    prompts = ["a red dog", "a <i> on the beach", "a <i> beside a <i>"]
+    pictures = [[], [picture(1)], [picture(2), picture(3)]]
+    latents = torch.randn(3, 4, 8, 8, generator=seeded())
+    together = pipe(prompts, images=pictures, negative_prompt="blue", latents=latents, **SMALL).images
+    for index, prompt in enumerate(prompts):
+        alone = pipe(
+            prompt, images=pictures[index], negative_prompt="blue", latents=latents[index : index + 1], **SMALL
+        ).images
+        assert numpy.abs(alone[0] - together[index]).max() < 2e-3
+
+
+def test_pictures_and_negative_prompts_change_the_result(pipe):
+    def render(image, **options):
+        return pipe("a <i> on the beach", images=image, generator=seeded(), **options, **SMALL).images
+
+    plain = render([picture(1)])
+    assert numpy.array_equal(plain, render(picture(1)))  # one picture may come without a list
+    assert not numpy.array_equal(plain, render([picture(2)]))
+    assert not numpy.array_equal(plain, render([picture(1)], negative_prompt="a wooden kettle"))
+    assert numpy.array_equal(plain, render([picture(1)], negative_prompt=""))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 0.0])
+def test_without_guidance_there_is_one_picture_per_prompt(pipe, guidance):
+    latents = torch.randn(2, 4, 8, 8, generator=seeded())
+    options = {"latents": latents, "guidance_scale": guidance, **SMALL}
+    images = pipe(["a red dog", "a blue cat"], **options).images
+    assert len(images) == 2
+    assert numpy.array_equal(images, pipe(["a red dog", "a blue cat"], negative_prompt="wooden", **options).images)
+
+
+def test_pictures_of_one_prompt_stand_together(pipe):
+    images = pipe(["a red dog", "a blue cat"], num_images_per_prompt=2, generator=seeded(), **SMALL).images
+    assert len(images) == 4
+    noise = torch.randn(4, 4, 8, 8, generator=seeded())
+    second = pipe(["a blue cat"], num_images_per_prompt=2, latents=noise[2:], **SMALL).images
+    assert numpy.abs(images[2:] - second).max() < 2e-3
+
+
+def test_any_scheduler_of_diffusers_can_be_set(pipe):
+    first = pipe("a red dog", generator=seeded(), **SMALL).images
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    assert isinstance(pipe.diffusion.scheduler, EulerDiscreteScheduler)
+    assert not numpy.array_equal(first, pipe("a red dog", generator=seeded(), **SMALL).images)
+    with pytest.raises(ValueError, match="unknown scheduler 'heun'; choose one of dpmsolver"):
+        pipe.use_scheduler("heun")
+
+
+def test_image_to_image_and_inpainting_take_the_condition(pipe):
+    start, mask = picture(5, 16), Image.new("L", (16, 16), 0)
+    mask.paste(255, (0, 0, 8, 16))
+    embeds = pipe.encode_prompt("a <i> on the beach", [picture(1)], negative_prompt="blue")
+    options = {"generator": seeded(), "num_inference_steps": 4, "strength": 0.8, "output_type": "np"}
+    own = StableDiffusionImg2ImgPipeline.from_pipe(pipe.diffusion)
+    direct = own(**embeds, image=start, guidance_scale=6.0, **options).images
+    wrapped = KosmosGPipeline(pipe.encoder, own)
+    options["generator"] = seeded()
+    through = wrapped("a <i> on the beach", [picture(1)], negative_prompt="blue", image=start, **options).images
+    assert numpy.array_equal(direct, through)
+
+    inpaint = KosmosGPipeline(pipe.encoder, StableDiffusionInpaintPipeline.from_pipe(pipe.diffusion))
+    size = {"height": 16, "width": 16}
+    options["generator"] = seeded()
+    a = inpaint("a <i>", [picture(1)], image=start, mask_image=mask, **size, **options).images
+    options["generator"] = seeded()
+    b = inpaint("a <i>", [picture(2)], image=start, mask_image=mask, **size, **options).images
+    assert not numpy.array_equal(a, b)
+
+
+def test_one_or_several_controlnets_steer_the_result(weights, sd, pipe):
+    torch.manual_seed(0)
+    nets = [ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8)) for _ in range(2)]
+    for net in nets:  # as after training: the zero convolutions are no longer zero
+        zero = (net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out)
+        for parameter in (parameter for part in zero for parameter in part.parameters()):
+            torch.nn.init.normal_(parameter, std=0.5)
+    one = KosmosGPipeline.from_files(weights, sd, controlnet=nets[0])
+    size = {"num_inference_steps": 2, "output_type": "np"}
+
+    def render(pipeline, hint, **options):
+        return pipeline("a <i>", [picture(1)], image=hint, generator=seeded(), **size, **options).images
+
+    plain = render(one, picture(7, 16), controlnet_conditioning_scale=0.0)
+    steered = render(one, picture(7, 16))
+    assert not numpy.array_equal(plain, steered)
+    assert not numpy.array_equal(steered, render(one, picture(8, 16)))
+    several = KosmosGPipeline.from_files(weights, sd, controlnet=nets)
+    both = render(several, [picture(7, 16), picture(8, 16)], controlnet_conditioning_scale=[1.0, 0.5])
+    assert not numpy.array_equal(steered, both)
+
+
+def test_single_files_load_with_their_controlnet_and_lora(weights, tmp_path):
+    """The least checkpoint that ComfyUI takes for SD1.5: 320 channels, one level, a TAESD as its autoencoder."""
+    checkpoint = save_tiny_checkpoint(tmp_path / "sd.safetensors")
+    controlnet = save_tiny_controlnet(tmp_path / "controlnet.safetensors")
+    lora = save_tiny_lora(tmp_path / "lora.safetensors")
+    pipe = KosmosGPipeline.from_files(weights, checkpoint, controlnet=controlnet)
+    assert pipe.unet.config.block_out_channels == [320]
+
+    def render():
+        options = {"num_inference_steps": 2, "output_type": "np", "image": picture(3, 64), "generator": seeded()}
+        return pipe("a <i> on the beach", [picture(1)], height=64, width=64, **options).images
+
+    before = render()
+    assert before.shape == (1, 64, 64, 3)
+    assert before.std() > 0.01
+    pipe.load_lora_weights(lora)
+    after = render()
+    assert not numpy.array_equal(before, after)
+    pipe.unload_lora_weights()
+    assert numpy.abs(render() - before).max() < 1e-5
+
+
+def stability_names(unet: UNet2DConditionModel, vae: AutoencoderKL) -> dict[str, torch.Tensor]:
+    """The two models under the names of a single-file checkpoint, for one residual block per level."""
+    resnet = (("norm1", "in_layers.0"), ("conv1", "in_layers.2"), ("time_emb_proj", "emb_layers.1"),
+              ("norm2", "out_layers.0"), ("conv2", "out_layers.3"), ("conv_shortcut", "skip_connection"))  # fmt: skip
+    levels = len(unet.config.block_out_channels)
+    prefixes = {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
+    prefixes |= {f"time_embedding.linear_{i}": f"time_embed.{2 * i - 2}" for i in (1, 2)}
+    prefixes |= {"mid_block.attentions.0": "middle_block.1", "mid_block.resnets.0": "middle_block.0"}
+    prefixes["mid_block.resnets.1"] = "middle_block.2"
+    for level in range(levels):
+        down, up = 1 + 2 * level, 2 * level
+        prefixes[f"down_blocks.{level}.resnets.0"] = f"input_blocks.{down}.0"
+        prefixes[f"down_blocks.{level}.attentions.0"] = f"input_blocks.{down}.1"
+        prefixes[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{down + 1}.0.op"
+        attention = hasattr(unet.up_blocks[level], "attentions")
+        for block in range(2):
+            prefixes[f"up_blocks.{level}.resnets.{block}"] = f"output_blocks.{up + block}.0"
+            prefixes[f"up_blocks.{level}.attentions.{block}"] = f"output_blocks.{up + block}.1"
+        prefixes[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{up + 1}.{2 if attention else 1}.conv"
+    named = {}
+    for name, tensor in unet.state_dict().items():
+        prefix = next(x for x in prefixes if name.startswith(f"{x}."))
+        rest = name.removeprefix(prefix)
+        if "resnets" in prefix:
+            own = next(x for x in resnet if rest.startswith(f".{x[0]}."))
+            rest = rest.replace(own[0], own[1])
+        named[f"model.diffusion_model.{prefixes[prefix]}{rest}"] = tensor
+    for name, tensor in vae.state_dict().items():
+        new = name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
+        new = new.replace("mid_block.resnets.0", "mid.block_1").replace("mid_block.resnets.1", "mid.block_2")
+        new = new.replace("mid_block.attentions.0", "mid.attn_1").replace("group_norm", "norm")
+        for theirs, short in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")):
+            new = new.replace(theirs, short)
+        for level in range(len(vae.config.block_out_channels)):
+            above = len(vae.config.block_out_channels) - 1 - level
+            new = new.replace(f"down_blocks.{level}.resnets", f"down.{level}.block")
+            new = new.replace(f"down_blocks.{level}.downsamplers.0", f"down.{level}.downsample")
+            new = new.replace(f"up_blocks.{level}.resnets", f"up.{above}.block")
+            new = new.replace(f"up_blocks.{level}.upsamplers.0", f"up.{above}.upsample")
+        linear = "mid.attn_1" in new and tensor.ndim == 2
+        named[f"first_stage_model.{new}"] = tensor[..., None, None] if linear else tensor
+    return {name: tensor.contiguous() for name, tensor in named.items()}
+
+
+def test_a_single_file_gives_the_same_pictures_as_its_folder(weights, tmp_path):
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=64, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=768, attention_head_dim=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(32, 64), sample_size=512, scaling_factor=0.18215,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    parts = {"text_encoder": None, "tokenizer": None, "safety_checker": None, "feature_extractor": None}
+    scheduler = PNDMScheduler(**SCHEDULER)
+    StableDiffusionPipeline(unet=unet, vae=vae, scheduler=scheduler, **parts).save_pretrained(tmp_path / "folder")
+    names = stability_names(unet, vae)
+    save_file(names, tmp_path / "file.safetensors")
+    torch.save({"state_dict": names}, tmp_path / "file.ckpt")
+
+    def render(source):
+        pipe = KosmosGPipeline.from_files(weights, tmp_path / source)
+        return pipe("a <i> on the beach", [picture(1)], generator=seeded(), **SMALL).images
+
+    expected = render("folder")
+    assert numpy.abs(render("file.safetensors") - expected).max() < 1e-5
+    assert numpy.abs(render("file.ckpt") - expected).max() < 1e-5
+
+
+def test_offloading_takes_the_encoder_along(weights, sd):
+    expected = KosmosGPipeline.from_files(weights, sd)("a <i>", [picture(1)], generator=seeded(), **SMALL).images
+    pipe = KosmosGPipeline.from_files(weights, sd)
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert numpy.array_equal(pipe("a <i>", [picture(1)], generator=seeded(), **SMALL).images, expected)
+
+
+def test_half_precision_and_slicing_are_diffusers_own(weights, sd):
+    pipe = KosmosGPipeline.from_files(weights, sd, dtype=torch.bfloat16)
+    assert pipe.unet.dtype == pipe.encode_prompt("a dog")["prompt_embeds"].dtype == torch.bfloat16
+    latents = torch.randn(1, 4, 8, 8, generator=seeded()).bfloat16()
+    plain = pipe("a <i>", [picture(1)], latents=latents, **SMALL).images
+    pipe.enable_attention_slicing()
+    assert numpy.abs(pipe("a <i>", [picture(1)], latents=latents, **SMALL).images - plain).max() < 0.05
+    pipe.to(torch.float32)
+    assert pipe.encode_prompt("a dog")["prompt_embeds"].dtype == torch.float32
+
+
+def test_wrong_calls_get_a_sentence(pipe, weights, sd, tmp_path):
+    with pytest.raises(ValueError, match="marks for 1 picture"):
+        pipe("a <i>", images=[picture(1), picture(2)], **SMALL)
+    with pytest.raises(ValueError, match="2 negative prompts for 3 prompts"):
+        pipe(["a", "b", "c"], negative_prompt=["d", "e"], **SMALL)
+    with pytest.raises(ValueError, match="has no option 'image'; reference pictures go to images="):
+        pipe("a dog", image=picture(1), **SMALL)
+    with pytest.raises(ValueError, match="give a prompt"):
+        pipe(images=[picture(1)], **SMALL)
+    with pytest.raises(ValueError, match=r"no diffusers folder .*model_index\.json"):
+        KosmosGPipeline.from_files(weights, tmp_path)
+    with pytest.raises(ValueError, match="nothing is downloaded"):
+        KosmosGPipeline.from_files(weights, "no-such/repository")
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"\x00" * 64)
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        KosmosGPipeline.from_files(weights, broken)
+    with pytest.raises(ValueError, match="no Stable Diffusion U-Net"):
+        KosmosGPipeline.from_files(weights, weights)
+    other = UNet2DConditionModel.from_config(pipe.unet.config, cross_attention_dim=1024)
+    with pytest.raises(ValueError, match="width 768, but this U-Net expects 1024"):
+        KosmosGPipeline(pipe.encoder, StableDiffusionPipeline(**{**pipe.diffusion.components, "unet": other}))
+
+
+def test_importing_the_core_imports_no_diffusers():
+    code = "import sys, kosmos_core; assert 'diffusers' not in sys.modules and 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_schedulers_keep_the_noise_schedule_of_the_model(pipe):
+    for name, kind in (("ddim", DDIMScheduler), ("pndm", PNDMScheduler)):
+        pipe.use_scheduler(name)
+        assert isinstance(pipe.scheduler, kind)
+        assert pipe.scheduler.config.beta_end == 0.012
