@@ -5,13 +5,30 @@
 >>> condition = model.encode("a dog <i> at the beach", [picture])  # (1, 77, 768)
 """
 
-from .config import KosmosGConfig
-from .images import preprocess_image
-from .model import KosmosG
-from .prompt import Prompt, PromptError
-from .safetensors_file import WeightsError
-from .tokenizer import Tokenizer
-from .weights import load_model, save_model
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import KosmosGConfig
+    from .images import preprocess_image
+    from .model import KosmosG
+    from .prompt import Prompt, PromptError
+    from .safetensors_file import WeightsError
+    from .tokenizer import Tokenizer
+    from .weights import load_model, save_model
+
+# Loaded at first use, so that the prompt grammar can be had without torch.
+_HOMES = {
+    "KosmosG": "model",
+    "KosmosGConfig": "config",
+    "Prompt": "prompt",
+    "PromptError": "prompt",
+    "Tokenizer": "tokenizer",
+    "WeightsError": "safetensors_file",
+    "load_model": "weights",
+    "preprocess_image": "images",
+    "save_model": "weights",
+}
 
 __all__ = [
     "KosmosG",
@@ -24,3 +41,9 @@ __all__ = [
     "preprocess_image",
     "save_model",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -204,9 +204,18 @@ class KosmosG(nn.Module):
         tokens = []
         size = self.config.vision.image_size
         for layout, own in zip(layouts, pictures, strict=True):
-            prepared = {slot: preprocess_image(own[slot], size=size) for slot in sorted(set(layout.image_slots))}
+            prepared = {slot: _one_picture(preprocess_image(own[slot], size)) for slot in set(layout.image_slots)}
             tokens += [self.picture_tokens(prepared[slot]) for slot in layout.image_slots]
         return torch.stack(tokens).to(self.device) if tokens else None
+
+
+def _one_picture(pixels: Tensor) -> Tensor:
+    """ComfyUI's pictures are batches; one picture in a batch is that picture."""
+    if pixels.ndim == 4:
+        if len(pixels) != 1:
+            raise ValueError(f"a batch of {len(pixels)} pictures stands for one <i>; give them one by one")
+        return pixels[0]
+    return pixels
 
 
 def _pictures_per_prompt(

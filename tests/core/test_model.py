@@ -205,6 +205,13 @@ def test_pictures_that_do_not_match_the_marks_are_named(model, prompts, pictures
         model.encode(prompts, pictures)
 
 
+def test_a_batch_of_one_picture_is_that_picture(model):
+    batch = torch.from_numpy(RED)[None] / 255
+    assert torch.equal(model.encode("a <i>", [batch]), model.encode("a <i>", [RED]))
+    with pytest.raises(ValueError, match="a batch of 2 pictures stands for one <i>"):
+        model.encode("a <i>", [batch.repeat(2, 1, 1, 1)])
+
+
 def test_a_prompt_beyond_the_aligners_positions_is_named(model):
     with pytest.raises(ValueError, match="has 600 tokens, but this model's aligner takes at most 510"):
         model.encode_tokens(torch.full((1, 600), 5))
