@@ -43,12 +43,15 @@ TEXT_ENCODER_LORA = ("lora_te", "text_encoder.", "text_model.")  # kohya's and d
 AnyPrompt = str | Prompt | Layout
 
 # Today's diffusers ends DPM-Solver at sigma 0; 0.21.4, with which the original samples, ended it at the schedule's
-# smallest sigma. The difference is 1e-3 of the latents.
-_DPM = {"algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "sigma_min"}
+# smallest sigma. The difference is 1e-3 of the latents. A folder saved by a newer diffusers names the spacing of its
+# own scheduler, which would replace the one that the original uses: so each is told its spacing.
+_DPM = {
+    "algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "sigma_min", "timestep_spacing": "linspace"
+}  # fmt: skip
 SCHEDULERS = {
     "dpmsolver++": (DPMSolverMultistepScheduler, _DPM),
-    "ddim": (DDIMScheduler, {"clip_sample": False}),
-    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
+    "ddim": (DDIMScheduler, {"clip_sample": False, "timestep_spacing": "leading"}),
+    "pndm": (PNDMScheduler, {"skip_prk_steps": True, "timestep_spacing": "leading"}),
 }
 
 

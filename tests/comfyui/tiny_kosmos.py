@@ -23,7 +23,6 @@ SENTENCES = [
 ]
 
 
-
 def tiny_tokenizer(latents: int) -> Tokenizer:
     """A tokenizer with a small vocabulary: a few words, and letters for the rest."""
     model = io.BytesIO()

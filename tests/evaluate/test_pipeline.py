@@ -47,7 +47,8 @@ def test_latents_of_the_three_samplers_equal_the_original(role: Role, tmp_path):
     """Five steps at guidance 6; the original tiles prompts (p0 p1 p0 p1), diffusers groups them (p0 p0 p1 p1)."""
     checkpoint = torch.load(role.folder / "checkpoint_final.pt", weights_only=True)["model"]
     parts = {}
-    for name, prefix, kind in (("unet", "diffusion_unet.unet.", UNet2DConditionModel), ("vae", "vae.vae.", AutoencoderKL)):
+    models = (("unet", "diffusion_unet.unet.", UNet2DConditionModel), ("vae", "vae.vae.", AutoencoderKL))
+    for name, prefix, kind in models:
         parts[name] = kind.from_config(kind.load_config(role.folder / "sd" / name))
         own = {key.removeprefix(prefix): value for key, value in checkpoint.items() if key.startswith(prefix)}
         parts[name].load_state_dict(own)
