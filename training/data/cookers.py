@@ -1,7 +1,7 @@
 """From crude samples (named parts as bytes) to this package's samples: one cooker per layout, and the reasons to skip.
 
 The cookers are stateless in Energon's sense: module-level functions of the sample alone. `COOKERS` registers them by
-the `kind` sub-flavour, so an Energon task encoder can take the list as it is.
+the `kind` sub-flavour, so an Energon task encoder (with `decoder = None`) can take the list as it is.
 
 | kind          | parts of a sample                                                                                  |
 | ------------- | -------------------------------------------------------------------------------------------------- |

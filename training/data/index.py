@@ -23,11 +23,13 @@ from pathlib import Path
 import numpy as np
 from megatron.energon.flavors.webdataset.config import MAIN_FOLDER_NAME, skip_meta_re, split_name_re
 
+from ..errors import TrainingStopped
+
 ENDINGS = (".tar", ".jsonl", ".tsv")
 RECORD = f"{MAIN_FOLDER_NAME}/kosmos-g-index.json"
 
 
-class DataError(Exception):
+class DataError(TrainingStopped):
     """Data that cannot be trained on; the message says which, why and what to do."""
 
 
@@ -218,11 +220,11 @@ def _tar_offsets(path: Path) -> tuple[list[int], str | None]:
                     tar.members = []  # tarfile would keep every header of a large shard in memory
                     name = split_name_re.match(member.name)
                     if name and member.isreg() and not skip_meta_re.match(member.name):
-                        if member.offset_data + member.size > size:
-                            raise tarfile.ReadError("unexpected end of data")
                         if name[1] != last:
                             offsets.append(member.offset)
                             last = name[1]
+                        if member.offset_data + member.size > size:
+                            raise tarfile.ReadError("unexpected end of data")
                     end = member.offset_data + (member.size + 511) // 512 * 512
             file.seek(end)
             if file.read(512).strip(b"\0") or end > size:

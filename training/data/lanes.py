@@ -24,7 +24,6 @@ from .samples import BadSample, Filtered
 
 Row = TypeVar("Row")
 Encode = Callable[[Any, random.Random], Row]
-ENOUGH_SKIPPED = 20_000
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,8 @@ class Lane:
 
     def next(self, encode: Encode[Row]) -> tuple[str, Row]:
         """The key and the encoding of the next usable sample."""
-        for _ in range(ENOUGH_SKIPPED):
+        limit = min(max(2 * len(self.source.reader), 1000), 20_000)
+        for _ in range(limit):
             place = self.position * self.lanes + self.number
             self.position += 1
             self.seen += 1
@@ -95,7 +95,7 @@ class Lane:
                 self.unit = 0
                 self._stop_if_hopeless()
         raise DataError(
-            f"Source {self.source.name}: {ENOUGH_SKIPPED} samples in a row were left out, the last one because of: "
+            f"Source {self.source.name}: {limit} samples in a row were left out, the last one because of: "
             f"{self.skips[-1].reason}. Check its path and kind, or the stage's limits on captions and pictures."
         )
 

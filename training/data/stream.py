@@ -9,6 +9,7 @@ samples on any number of processes and workers, a resume is exact on another num
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -57,11 +58,12 @@ class MicroBatches(IterableDataset):
         self.task, self.config, self.stream, self.datasets = task, config, stream, datasets
         self.start, self.lanes, self.mixture = start, lanes, mixture
 
-    def __iter__(self) -> Iterator[_Read]:
+    def __iter__(self) -> Iterator[_Read | DataError]:
         worker = get_worker_info()
         workers, first = (worker.num_workers, worker.id) if worker else (1, 0)
         if worker:
             torch.set_num_threads(1)
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"
         sources = {
             name: Source(
                 name,
@@ -86,7 +88,11 @@ class MicroBatches(IterableDataset):
             if (number - self.start) % workers == first:
                 rows_of_step = rows_of_step or mixture.rows_of_step()
                 begin = (self.stream.index + self.stream.streams * place) * self.stream.micro_batch
-                yield self._read(rows_of_step[begin : begin + self.stream.micro_batch], number, sources, lanes)
+                try:
+                    yield self._read(rows_of_step[begin : begin + self.stream.micro_batch], number, sources, lanes)
+                except DataError as error:
+                    yield error  # raised in a reading process, it would arrive wrapped in that process's traceback
+                    return
             number += 1
 
     def _read(self, wanted: list[str], number: int, sources: dict[str, Source], lanes: dict[str, Lane]) -> _Read:
@@ -127,7 +133,7 @@ class DataStream:
         self._number = 0
         self._lanes: dict[str, tuple[int, int]] = {}
         self._epochs: Counter[str] = Counter()
-        self._iterator: Iterator[_Read] | None = None
+        self._iterator: Iterator[_Read | DataError] | None = None
 
     def __iter__(self) -> DataStream:
         return self
@@ -136,6 +142,8 @@ class DataStream:
         if self._iterator is None:
             self._iterator = iter(self._loader())
         read = next(self._iterator)
+        if isinstance(read, DataError):
+            raise read
         self._number += 1
         while self._mixture.step < self._number // self.stream.per_step:
             self._mixture.advance()

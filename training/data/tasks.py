@@ -96,6 +96,9 @@ class AlignTask:
 
     def _row(self, sample: CaptionSample | TextSample, rng: random.Random) -> Row:
         caption = sample.text if isinstance(sample, TextSample) else sample.caption
+        ids = encode(caption, self.tokenizer)
+        if len(ids) > self.config.max_tokens:
+            raise Filtered("caption too long")
         # verbose=False: a caption that is too long is counted here, not warned of by the library.
         clip = self.clip_tokenizer(caption, padding="max_length", max_length=CLIP_LENGTH, verbose=False).input_ids
         # Longer than the padded length, or without padding: exactly as many tokens as there are ids.
@@ -104,9 +107,6 @@ class AlignTask:
             and len(self.clip_tokenizer.tokenize(caption)) > self.config.max_clip_tokens
         ):
             raise Filtered("caption too long for CLIP")
-        ids = encode(caption, self.tokenizer)
-        if len(ids) > self.config.max_tokens:
-            raise Filtered("caption too long")
         return Row([BOS, *ids], clip_ids=clip)
 
     def batch(self, rows: list[Any]) -> Batch:

@@ -1,0 +1,371 @@
+"""Token sequences of samples: equal to the original loaders' where those exist, and packed by the rules where not."""
+
+import io
+import itertools
+import json
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from kosmos_core.tokenizer import Tokenizer
+from training.data.batches import lm_batch
+from training.data.cookers import cook_compositional, cook_edit, cook_interleaved
+from training.data.lanes import Lane
+from training.data.original import ORIGINAL_COOKS, mask_between, placed_entities
+from training.data.packing import Packed, document_units, sentences
+from training.data.pictures import decode, target_pixels
+from training.data.samples import BadSample, CaptionSample, Filtered, InterleavedSample, TextSample
+from training.data.sequences import compositional_sequence, edit_sequence
+from training.data.synthetic import COLOURS, compositional_samples, edit_samples
+from training.data.tasks import AlignTask, InstructTask
+
+from .data_fixtures import AlignData, InstructData, clip_tokenizer
+
+KEYS = {"__key__": "k", "__restore_key__": ("Webdataset", 0), "__subflavors__": {}}
+
+
+def _colour(picture):
+    return [int(value) for value in np.asarray(picture)[0, 0]]
+
+
+@pytest.fixture(scope="module")
+def original(shared):
+    expected = json.loads((shared / "golden/loaders/expected.json").read_text())["docs"]
+    files = (shared / "tokenizer/sentencepiece.bpe.model", shared / "tokenizer/dict.txt")
+    return expected, Tokenizer.from_files(*files), shared / "golden/loaders"
+
+
+def _read_all(folder, kind, encode):
+    """The sequences of a tsv file's lines, skipping like the stream does."""
+    made = []
+    for line in (folder / f"{kind}.tsv").read_bytes().strip().split(b"\n"):
+        try:
+            made.append(encode(ORIGINAL_COOKS[f"original-{kind}"](KEYS | {"tsv": line})))
+        except BadSample:
+            continue
+    return made
+
+
+@pytest.mark.parametrize("kind", ["instructpix2pix", "openimage"])
+@pytest.mark.parametrize("drop", ["0.0", "0.5", "1.0"])
+def test_every_line_gives_the_tokens_masks_and_pictures_of_the_original(original, kind, drop):
+    expected, tokenizer, folder = original
+    rng = random.Random(1234)  # the seed of the original's run
+
+    def encode(sample):
+        if kind == "openimage":
+            return compositional_sequence(sample, tokenizer, rng, float(drop), 0.5, empty_start="skip")
+        return edit_sequence(sample, tokenizer, rng, float(drop))
+
+    made = _read_all(folder, kind, encode)
+    wanted = expected[f"{kind}.align0.drop{drop}"]
+    assert len(made) == len(wanted)
+    for sequence, line in zip(made, wanted, strict=True):
+        assert list(map(int, sequence.image_mask)) == line["input_mask"]
+        colours = [_colour(picture) for picture in (*sequence.pictures, sequence.target)]
+        assert colours == line["image_colours"]
+        if line["image_colours"][0][:2] == [0, 2] and kind == "instructpix2pix":
+            continue
+        assert sequence.token_ids == line["tokens"]
+
+
+@pytest.mark.parametrize("drop", ["0.0", "0.5", "1.0"])
+def test_a_line_of_noise_gives_the_same_pieces_whatever_sentencepiece_prefers(original, drop):
+    """The one line whose shifted columns make base64 its text: AAAA is A AAA or AAA A at equal cost."""
+    expected, tokenizer, folder = original
+    rng = random.Random(1234)
+    made = _read_all(
+        folder, "instructpix2pix", lambda sample: edit_sequence(sample, tokenizer, rng, float(drop)).token_ids
+    )
+    for tokens, line in zip(made, expected[f"instructpix2pix.align0.drop{drop}"], strict=True):
+        assert sorted(tokens) == sorted(line["tokens"])
+
+
+def test_captions_are_chosen_as_the_original_chose_them(original, tmp_path):
+    expected, tokenizer, folder = original
+    config = InstructData(min_side=384, max_tokens=128)
+    task = InstructTask(config, tokenizer)
+    rows = _read_all(folder, "laion", lambda sample: task._row(sample, random.Random(0)))
+    wanted = expected["laion.align0.drop0.5"]
+    assert [row.token_ids for row in rows] == [line["tokens"][:-1] for line in wanted]  # its collate drops the </s>
+    colours = [((row.target[:, 0, 0] + 1) * 127.5).round().int().tolist() for row in rows]
+    assert [[colour] for colour in colours] == [line["image_colours"] for line in wanted]
+
+    words = AlignTask(AlignData(max_clip_tokens=75), tokenizer, _WordTokenizer())
+    rows = _read_all(folder, "laion", lambda sample: words._row(sample, random.Random(0)))
+    assert [row.token_ids for row in rows] == [line["tokens"][:-1] for line in expected["laion.align1.drop0.5"]]
+
+
+class _WordTokenizer:
+    """White-space splitting, as in the original's run."""
+
+    def __call__(self, caption, **_):
+        from types import SimpleNamespace
+
+        return SimpleNamespace(input_ids=[0, *range(len(caption.split())), 1])
+
+
+@pytest.mark.parametrize(
+    ("caption", "names", "placed"),
+    [
+        ("a dog and a dog", ["dog"], ["dog"]),
+        ("two dogs", ["dog"], []),
+        ("a dog's hat", ["dog", "hat"], ["dog's", "hat"]),
+        ("a red car", ["red", "car"], ["car"]),
+        ("a golden dog", ["golden", "dog"], ["dog"]),
+        ("a hot dog", ["hot dog", "dog"], ["hot dog"]),
+        ("a cat", ["cat", "cat"], []),
+        ("a cat", [""], []),
+    ],
+)
+def test_names_are_placed_by_the_rules_of_the_original(caption, names, placed):
+    assert [caption[start:end] for _, start, end in placed_entities(caption, names)] == placed
+
+
+def test_a_name_that_is_no_regular_expression_makes_the_sample_bad():
+    with pytest.raises(BadSample, match="bad entity name"):
+        placed_entities("a *x book", ["*x", "book"])
+
+
+def test_the_target_equals_the_originals_preprocessing(shared):
+    from safetensors import safe_open
+
+    with safe_open(shared / "golden/images/expected.safetensors", "pt") as file:
+        wanted = file.get_tensor("wide_rgb.diff_uint8").permute(2, 0, 1)
+    pixels = target_pixels(decode((shared / "golden/images/wide_rgb.png").read_bytes()), 512)
+    assert torch.equal(((pixels + 1) * 127.5).round().to(torch.uint8), wanted)
+    assert (pixels - (wanted.double() / 255 - 0.5) / 0.5).abs().max() < 1e-6
+
+
+def _compositional(number=0):
+    parts = list(compositional_samples(random.Random(5), 40, 48))[number]
+    return cook_compositional(KEYS | parts)
+
+
+def test_entity_words_are_dropped_and_backgrounds_kept_half_of_the_time(tiny_tokenizer):
+    shapes = ("white", "circle")  # a coloured background and a circle: the corner of a crop tells what is kept
+    sample = next(
+        s
+        for s in map(_compositional, range(40))
+        if len(s.entities) == 2 and shapes[0] not in s.caption and shapes[1] in s.caption[s.entities[1].start :]
+    )
+    first, second = sample.entities
+    picture = [tiny_tokenizer.boi] * (tiny_tokenizer.latents + 1) + [tiny_tokenizer.eoi]
+
+    def laid_out(drop_first, drop_second):
+        before = sample.caption[: first.start if drop_first else first.end]
+        between = sample.caption[first.end : second.start if drop_second else second.end]
+        tail = tiny_tokenizer.encode(sample.caption[second.end :])
+        ids = [0, *tiny_tokenizer.encode(before), *picture, *tiny_tokenizer.encode(between), *picture, *tail, 2]
+        return tuple(ids)
+
+    choices = {laid_out(*drops): drops for drops in itertools.product((False, True), repeat=2)}
+    for scope, expected in (("entity", set(choices.values())), ("sample", {(False, False), (True, True)})):
+        drawn, backgrounds, draws = Counter(), 0, 600
+        for seed in range(draws):
+            sequence = compositional_sequence(sample, tiny_tokenizer, random.Random(seed), 0.5, 0.5, scope)
+            drawn[choices[tuple(sequence.token_ids)]] += 1
+            backgrounds += _colour(sequence.pictures[1]) != [255, 255, 255]
+        assert set(drawn) == expected
+        assert all(abs(count / draws - 1 / len(expected)) < 0.07 for count in drawn.values())
+        assert abs(backgrounds / draws - 0.5) < 0.07
+
+
+def test_an_entity_stands_on_white_exactly_outside_its_mask():
+    sample = _compositional()
+    entity = sample.entities[0]
+    from training.data.pictures import decode_mask, on_white
+
+    crop, mask = np.asarray(decode(entity.crop)), np.asarray(decode_mask(entity.mask)) > 127
+    assert mask.any()
+    assert not mask.all()
+    shown = np.asarray(on_white(decode(entity.crop), decode_mask(entity.mask)))
+    assert (shown[~mask] == 255).all()
+    assert (shown[mask] == crop[mask]).all()
+
+
+def test_a_mask_is_recovered_from_a_crop_and_the_same_on_white():
+    rng = np.random.default_rng(0)
+    crop = rng.integers(0, 256, (20, 20, 3), np.uint8)
+    mask = rng.random((20, 20)) > 0.5
+    both = [Image.fromarray(array) for array in (crop, np.where(mask[..., None], crop, np.uint8(255)))]
+    files = [io.BytesIO(), io.BytesIO()]
+    for picture, file in zip(both, files, strict=True):
+        picture.save(file, "PNG")
+    found = np.asarray(Image.open(io.BytesIO(mask_between(*(file.getvalue() for file in files)))))
+    assert (found == mask)[(crop != 255).any(-1)].all()
+
+
+def test_an_edit_is_caption_picture_instruction_with_one_of_its_pairs(tiny_tokenizer):
+    parts = next(parts for parts in edit_samples(random.Random(0), 20, 48) if "1_0.jpg" in parts)
+    sample = cook_edit(KEYS | parts)
+    instruction = tiny_tokenizer.encode(sample.instruction)
+    pictures = [tiny_tokenizer.boi] * (tiny_tokenizer.latents + 1) + [tiny_tokenizer.eoi]
+    kept, dropped = 0, 0
+    for seed in range(200):
+        sequence = edit_sequence(sample, tiny_tokenizer, random.Random(seed), 0.5)
+        without = [0, *pictures, *instruction, 2]
+        assert sequence.token_ids in (without, [0, *tiny_tokenizer.encode(sample.caption), *without[1:]])
+        dropped += sequence.token_ids == without
+        pair = [decode(content) for content in sample.pairs[0]]
+        first = np.array_equal(np.asarray(sequence.pictures[0]), np.asarray(pair[0]))
+        assert first == np.array_equal(np.asarray(sequence.target), np.asarray(pair[1]))
+        kept += first
+    assert 70 < kept < 130
+    assert 70 < dropped < 130
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("One. Two! Three?  Four", ["One.", "Two!", "Three?", "Four"]),
+        ('He said "go." She went.', ['He said "go."', "She went."]),
+        ("a line\nanother\n\n", ["a line", "another"]),
+        ("3.14 is pi", ["3.14 is pi"]),
+        ("一。二！三", ["一。", "二！", "三"]),
+        ("  ", []),
+    ],
+)
+def test_text_is_cut_at_the_ends_of_sentences(text, found):
+    assert list(sentences(text)) == found
+
+
+def test_sentences_have_the_tokens_of_their_text(tiny_tokenizer):
+    text = "a photo of a red dog. one tiny cat on the beach! a painting"
+    units = document_units(TextSample(**KEYS, text=text), tiny_tokenizer, 100)
+    assert len(units) == 3
+    assert [token for unit in units for token in unit.token_ids] == [0, *tiny_tokenizer.encode(text), 2]
+
+
+class _Documents:
+    """A source of documents that were made before."""
+
+    name, reader = "documents", range(10**6)
+
+    def __init__(self, documents):
+        self.documents = documents
+
+    def read(self, position):
+        return self.documents[position % len(self.documents)], random.Random(0)
+
+
+PICTURE = io.BytesIO()
+Image.new("RGB", (30, 20), COLOURS["red"]).save(PICTURE, "JPEG")
+segments = st.lists(
+    st.one_of(st.just(PICTURE.getvalue()), st.text("abc .!\n", min_size=1, max_size=80).filter(str.strip)),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(st.lists(segments, min_size=1, max_size=6), st.integers(14, 60))
+@settings(max_examples=60, deadline=None)
+def test_packing_loses_nothing_and_never_cuts_a_picture(tiny_tokenizer, documents, length):
+    samples = [
+        InterleavedSample(**KEYS | {"__key__": str(number)}, segments=document)
+        for number, document in enumerate(documents)
+    ]
+    lane = Lane(_Documents(samples), 0, 1)
+
+    def encode(sample, rng):
+        units = document_units(sample, tiny_tokenizer, length)
+        if not units:
+            raise BadSample("empty document")
+        return units
+
+    wanted = [
+        [token for unit in document_units(sample, tiny_tokenizer, length) for token in unit.token_ids]
+        for sample in samples
+    ]
+    if not any(wanted):
+        return
+    lane.source.key = str
+    rows, latents = [], tiny_tokenizer.latents
+    while lane.position < len(samples):
+        lane_again = Lane(lane.source, 0, 1)
+        lane_again.restore(lane.state())
+        rows.append(lane.pack(length, encode))
+        again = lane_again.pack(length, encode)
+        assert (again.token_ids, lane_again.state()) == (rows[-1].token_ids, lane.state())  # a resume changes nothing
+    for row in rows:
+        assert len(row.token_ids) <= length
+        assert row.token_ids[0] == 0
+        text = "".join(
+            "b" if t == tiny_tokenizer.boi else "e" if t == tiny_tokenizer.eoi else "." for t in row.token_ids
+        )
+        assert text.replace("b" * (latents + 1) + "e", "").strip(".") == ""
+        assert sum(row.image_mask) == latents * len(row.pixels)
+        assert len(row.documents) == len(row.token_ids)
+    flat = [token for row in rows for token in row.token_ids if token not in (0, 2)]
+    endless = itertools.cycle([token for tokens in wanted for token in tokens if token not in (0, 2)])
+    assert flat == list(itertools.islice(endless, len(flat)))
+
+
+def test_a_caption_stays_with_its_picture(tiny_tokenizer):
+    sample = CaptionSample(**KEYS, caption="a red dog. a blue cat.", picture=PICTURE.getvalue())
+    assert len(document_units(sample, tiny_tokenizer, 100)) == 1
+
+
+def test_documents_are_numbered_for_masking_and_padding_is_none(tiny_tokenizer):
+    row = Packed()
+    for key in ("a", "b"):
+        for unit in document_units(TextSample(**KEYS, text="a dog. a cat."), tiny_tokenizer, 64):
+            row.add(unit, key)
+    batch = lm_batch([row], tiny_tokenizer, 64, document_mask=True)
+    ids, documents = batch["token_ids"][0], batch["document_ids"][0]
+    starts = (ids == 0).nonzero().flatten().tolist()
+    assert len(starts) == 2
+    assert documents.unique(return_counts=True)[0].tolist() == [-1, 0, 1]
+    assert torch.equal(documents == 1, (torch.arange(64) >= starts[1]) & (ids != 1))
+    assert torch.equal(documents == -1, ids == 1)
+
+
+def test_a_text_longer_than_a_sequence_is_cut_into_pieces(tiny_tokenizer):
+    text = "abc" * 200
+    units = document_units(TextSample(**KEYS, text=text), tiny_tokenizer, 32)
+    assert max(len(unit.token_ids) for unit in units) <= 31
+    assert [token for unit in units for token in unit.token_ids] == [0, *tiny_tokenizer.encode(text), 2]
+
+
+@pytest.mark.parametrize(
+    ("described", "reason"),
+    [
+        ({"caption": "a dog", "entities": [{"span": [2, 9]}]}, "bad span"),
+        ({"caption": "a dog", "entities": [{"span": [2]}]}, "bad span"),
+        ({"caption": "a dog", "entities": [{}]}, "bad span"),
+        ({"caption": "a dog", "entities": [{"span": [0, 5]}, {"span": [2, 5]}]}, "overlapping spans"),
+        ({"caption": " ", "entities": []}, "empty caption"),
+        ({"entities": []}, "missing caption"),
+        ({"caption": "a dog"}, "missing entities"),
+        (["caption"], "bad json"),
+    ],
+)
+def test_a_broken_description_is_a_reason(described, reason):
+    parts = {"json": json.dumps(described), "jpg": b"x", "0.jpg": b"x", "1.jpg": b"x"}
+    with pytest.raises(BadSample, match=f"^{reason}$"):
+        cook_compositional(KEYS | parts)
+
+
+def test_a_picture_that_a_document_names_but_lacks_makes_it_bad():
+    listed = {"segments": [{"text": "see"}, {"image": "0.jpg"}]}
+    with pytest.raises(BadSample, match="missing picture"):
+        cook_interleaved(KEYS | {"json": json.dumps(listed)})
+
+
+def test_half_a_surrogate_pair_is_a_reason_and_no_crash(tiny_tokenizer, tmp_path):
+    task = AlignTask(AlignData(), tiny_tokenizer, clip_tokenizer(tmp_path / "clip"))
+    with pytest.raises(BadSample):
+        task._row(TextSample(**KEYS, text="a \ud800 dog"), random.Random(0))
+
+
+def test_a_caption_too_long_for_the_prompt_is_left_out(tiny_tokenizer):
+    task = InstructTask(InstructData(max_tokens=3, resolution=16), tiny_tokenizer)
+    sample = CaptionSample(**KEYS, caption="a photo of a red dog on the beach", picture=PICTURE.getvalue())
+    with pytest.raises(Filtered, match="caption too long"):
+        task._row(sample, random.Random(0))

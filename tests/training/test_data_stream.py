@@ -1,0 +1,306 @@
+"""Streams of micro-batches: what they hold, and that neither processes nor workers nor a restart change them."""
+
+import io
+import logging
+import pickle
+import random
+from collections import Counter
+
+import pytest
+import torch
+from PIL import Image
+
+from training.data import DataError, SourceConfig
+from training.data.skips import TooManyBad
+from training.data.synthetic import pair_samples, write_tars
+from training.stages import Stream
+
+from .data_fixtures import clip_tokenizer, config_for, one_stream, open_stage, same, write_sources
+
+STAGES = ("lm", "align", "instruct")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_sources(tmp_path_factory.mktemp("sources"))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return clip_tokenizer(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture
+def open_(folder, clip, tiny_tokenizer):
+    opened = []
+
+    def open_(stage, stream=None, **options):
+        config = config_for(stage, folder, **options)
+        opened.append(open_stage(stage, config, stream or one_stream(), tiny_tokenizer, clip))
+        return opened[-1]
+
+    yield open_
+    for stream in opened:
+        stream.close()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_step_is_the_same_rows_on_any_number_of_processes(open_, stage):
+    """One process that owns four streams, and four processes that own one each, micro-batch by micro-batch."""
+    alone = [open_(stage, Stream(7, index, 4, 3, 8), lanes=1) for index in range(4)]
+    together = [open_(stage, Stream(7, index, 4, 3, 8), lanes=1) for index in range(4)]
+    read = {}
+    for index, stream in enumerate(alone):
+        for turn in range(6):
+            read[turn, index] = next(stream)
+    for turn in range(6):
+        for index, stream in enumerate(together):
+            assert same(next(stream), read[turn, index])
+    rows = Counter(
+        key + source for batch in read.values() for key, source in zip(batch["keys"], batch["sources"], strict=True)
+    )
+    # 72 rows of 29 or 14 out of 40 samples: no stream reads what another has read.
+    assert stage != "instruct" or max(rows.values()) == 1
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_workers_change_nothing(open_, stage):
+    streams = [open_(stage, workers=workers) for workers in (0, 1, 3)]
+    assert [stream.workers for stream in streams] == [0, 1, 3]
+    for _ in range(8):
+        first, *others = [next(stream) for stream in streams]
+        assert all(same(first, other) for other in others)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (3, 0), (0, 2)])
+def test_a_resume_in_mid_epoch_is_exact_with_any_workers(open_, stage, before, after):
+    stream = open_(stage, workers=before)
+    for _ in range(9):
+        next(stream)
+    state = pickle.loads(pickle.dumps(stream.state_dict()))
+    wanted = [next(stream) for _ in range(7)]
+    resumed = open_(stage, workers=after)
+    next(resumed)  # what it read before does not matter
+    resumed.load_state_dict(state)
+    for batch in wanted:
+        assert same(next(resumed), batch)
+    if stage != "lm":
+        assert resumed.report() == stream.report()
+    assert resumed.state_dict()["lanes"] == stream.state_dict()["lanes"]
+
+
+def test_a_state_is_small_and_plain(open_):
+    stream = open_("instruct")
+    next(stream)
+    state = stream.state_dict()
+
+    def check(value):
+        if isinstance(value, dict):
+            assert all(isinstance(key, str) for key in value)
+            value = list(value.values())
+        if isinstance(value, list | tuple):
+            return all(check(item) for item in value)
+        return isinstance(value, int | float | str)
+
+    assert check(state)
+    assert len(pickle.dumps(state)) < 10_000
+
+
+def test_a_state_of_another_layout_is_refused_with_the_way_out(open_):
+    state = open_("align", lanes=6).state_dict()
+    with pytest.raises(DataError, match=r"for 1 streams of 6 lanes, this run has 1 of 12.*Set both as they were"):
+        open_("align").load_state_dict(state)
+
+
+def test_every_sample_is_read_once_per_epoch(open_, folder):
+    stream = open_("instruct", sources={"pairs": SourceConfig(str(folder / "pairs"))}, lanes=4)
+    keys = [key for _ in range(20) for key in next(stream)["keys"]]  # ten of 40 samples per lane, twice
+    assert sorted(Counter(keys).values()) == [2] * 40
+    assert keys[:40] != keys[40:]
+
+
+def test_augmentations_are_drawn_anew_in_every_epoch(open_):
+    streams = open_("instruct", one_stream(5))
+    drawn: dict[str, set] = {}
+    for _ in range(100):
+        batch = next(streams)
+        for row, (key, source) in enumerate(zip(batch["keys"], batch["sources"], strict=True)):
+            if source == "compositional":
+                drawn.setdefault(key, set()).add(tuple(batch["token_ids"][row].tolist()[:12]))
+    assert sum(len(variants) > 1 for variants in drawn.values()) > len(drawn) / 2
+
+
+def test_the_sources_of_instruct_are_mixed_2_2_1(open_):
+    stream = open_("instruct", one_stream(5, 2))
+    counted = [Counter(next(stream)["sources"]) for _ in range(8)]
+    assert all(count == {"compositional": 2, "edit": 2, "pairs": 1} for count in counted)
+
+
+def test_the_token_quotas_of_lm_hold_over_steps(open_):
+    stream = open_("lm", one_stream(6))
+    total = sum((Counter(next(stream)["sources"]) for _ in range(20)), Counter())
+    assert total == {"text": 50, "pairs": 50, "interleaved": 20}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_batch_is_what_its_stage_reads(open_, stage, tiny_tokenizer):
+    batch = next(open_(stage, one_stream(6)))
+    rows = len(batch["token_ids"])
+    assert batch["token_ids"].dtype == torch.int64
+    assert rows == 6 == len(batch["keys"]) == len(batch["sources"])
+    assert (batch["token_ids"][:, 0] == 0).all()
+    if stage == "align":
+        assert set(batch) == {"token_ids", "clip_ids", "keys", "sources"}
+        assert batch["clip_ids"].shape == (6, 77)
+        return
+    pictures = batch["image_mask"].sum().item() // tiny_tokenizer.latents
+    assert batch["pixels"].shape == (pictures, 3, 224, 224)
+    assert batch["pixels"].dtype == torch.float32
+    assert (batch["token_ids"][batch["image_mask"]] == tiny_tokenizer.boi).all()
+    if stage == "lm":
+        assert batch["token_ids"].shape == batch["loss_mask"].shape == (6, 128)
+        targets = batch["token_ids"][batch["loss_mask"]]
+        assert not set(targets.tolist()) & {0, 1, tiny_tokenizer.boi, tiny_tokenizer.eoi}
+        others = batch["token_ids"][~batch["loss_mask"]]
+        assert set(others.tolist()) <= {0, 1, tiny_tokenizer.boi, tiny_tokenizer.eoi}
+        assert (targets == 2).any()
+    else:
+        assert batch["target"].shape == (6, 3, 32, 32)
+        assert -1 <= batch["target"].min() < batch["target"].max() <= 1
+        assert 2 not in batch["token_ids"]  # no </s>
+
+
+def test_a_batch_without_pictures_has_none(open_, folder):
+    sources = {"text": SourceConfig(str(folder / "text"))}
+    batch = next(open_("lm", sources=sources))
+    assert batch["pixels"] is None
+    assert not batch["image_mask"].any()
+
+
+def _with_bad(folder, bad, samples=100):
+    """Pairs of which some are spoilt: {number: function of the parts}."""
+    parts = list(pair_samples(random.Random(0), samples, 32))
+    for number, spoil in bad.items():
+        parts[number] = spoil(dict(parts[number]))
+    write_tars(folder, parts, 30)
+    return str(folder)
+
+
+def _without(name):
+    return lambda parts: {part: content for part, content in parts.items() if part != name}
+
+
+def _changed(name, content):
+    return lambda parts: parts | {name: content(parts[name]) if callable(content) else content}
+
+
+def _png(picture):
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+SPOILT = {
+    3: (_changed("jpg", lambda content: content[:200]), "corrupt picture"),
+    20: (_changed("jpg", b"GIF89a"), "corrupt picture"),
+    33: (_without("jpg"), "missing picture"),
+    50: (_changed("txt", b"  \n"), "empty caption"),
+    51: (_changed("txt", b"\xff\xfe"), "caption is not UTF-8"),
+    52: (lambda parts: {"jpg": parts["jpg"]}, "missing caption"),
+    90: (_changed("json", b"{"), "bad json"),
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unusable_samples_are_passed_over_and_counted_by_reason(tmp_path, open_, workers, caplog):
+    path = _with_bad(tmp_path / "pairs", {number: spoil for number, (spoil, _) in SPOILT.items()})
+    stream = open_("instruct", one_stream(10), sources={"web": SourceConfig(path)}, workers=workers, max_bad=10)
+    with caplog.at_level(logging.INFO):
+        keys = [key for _ in range(14) for key in next(stream)["keys"]]
+    bad = {f"{number:09d}" for number in SPOILT}
+    assert not bad & {key.rpartition("/")[2] for key in keys}
+    assert len(set(keys)) == 93
+    reasons = Counter(reason for _, reason in SPOILT.values())
+    counted = {name.rpartition("/")[2]: count for name, count in stream.report().items() if "/bad/" in name}
+    assert all(counted[reason] >= count for reason, count in reasons.items())
+    assert stream.report()["web/seen"] >= 100
+    assert "end of epoch 1" in caplog.text
+    assert "corrupt picture: " in caplog.text
+
+
+def test_too_many_unusable_samples_stop_the_run_with_their_list(tmp_path, open_):
+    spoilt = {number: _changed("jpg", b"no picture") for number in range(0, 100, 10)}
+    path = _with_bad(tmp_path / "pairs", spoilt)
+    stream = open_("instruct", one_stream(10), sources={"web": SourceConfig(path)}, workers=1)
+    with pytest.raises(TooManyBad, match="more than max_bad = 5 %") as caught:
+        [next(stream) for _ in range(20)]
+    assert 8 <= len(caught.value.listing) <= 20
+    assert all("corrupt picture" in line for line in caught.value.listing)
+    assert "lint" in str(caught.value)
+
+
+def test_a_source_of_nothing_but_bad_samples_stops_at_once(tmp_path, open_):
+    path = _with_bad(tmp_path / "pairs", {number: _without("jpg") for number in range(100)})
+    source = SourceConfig(path, kind="captions")
+    with pytest.raises(DataError, match=r"200 samples in a row are unusable \(missing picture\)"):
+        next(open_("instruct", sources={"web": source}, workers=2))
+
+
+def test_samples_left_out_on_purpose_are_counted_but_are_no_fault(tmp_path, open_, folder):
+    stream = open_("align", one_stream(4), max_clip_tokens=40, max_bad=0)
+    for _ in range(20):
+        next(stream)
+    report = stream.report()
+    assert report["pairs/filtered/caption too long for CLIP"] > 10
+    assert not any("/bad/" in name for name in report)
+    everything = open_("instruct", sources={"pairs": SourceConfig(str(folder / "pairs"))}, min_side=49)
+    with pytest.raises(DataError, match="left out, the last one because of: picture too small"):
+        next(everything)
+
+
+def test_captions_end_where_clip_would_cut_them(tmp_path, open_):
+    letters = {"exact": "a" * 75, "longer": "a" * 76}
+    write_tars(tmp_path / "captions", [{"txt": letters["exact"].encode()}, {"txt": letters["longer"].encode()}], 10)
+    sources = {"captions": SourceConfig(str(tmp_path / "captions"))}
+    stream = open_("align", one_stream(1), sources=sources, max_tokens=1000, max_bad=0)
+    for _ in range(6):
+        batch = next(stream)
+        assert batch["keys"] == ["00000.tar/000000000"]
+        assert (batch["clip_ids"][0] == 64).sum() == 74  # "a" inside the word; its last letter is a piece of its own
+    assert stream.report()["captions/filtered/caption too long for CLIP"] > 0
+
+
+def test_a_kind_that_the_stage_cannot_use_is_a_sentence(open_, folder):
+    with pytest.raises(DataError, match=r"is of kind edit; stage lm reads captions, interleaved, original-laion, text"):
+        open_("lm", sources={"edits": SourceConfig(str(folder / "edit"))})
+    with pytest.raises(DataError, match="no data"):
+        open_("lm", sources={})
+
+
+def test_a_truncated_tar_is_read_up_to_its_break(tmp_path, open_, caplog):
+    path = _with_bad(tmp_path / "pairs", {})
+    broken = tmp_path / "pairs" / "00001.tar"
+    broken.write_bytes(broken.read_bytes()[:20_000])
+    with caplog.at_level(logging.WARNING):
+        stream = open_("align", one_stream(10), sources={"web": SourceConfig(path)})
+    assert "00001.tar: truncated tar" in caplog.text
+    keys = {key for _ in range(12) for key in next(stream)["keys"]}
+    assert {key.partition("/")[0] for key in keys} == {f"0000{number}.tar" for number in range(4)}
+    assert not any("/bad/" in name for name in stream.report())
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("CMYK", "JPEG"), ("L", "JPEG"), ("RGBA", "PNG"), ("P", "PNG"), ("I;16", "PNG"), ("1", "PNG")]
+)
+def test_pictures_of_every_mode_become_rgb(tmp_path, open_, mode, kind):
+    file = io.BytesIO()
+    picture = Image.new("L", (40, 50), 200)
+    Image.new("I;16", (40, 50), 51400).save(file, kind) if mode == "I;16" else picture.convert(mode, dither=0).save(
+        file, kind
+    )
+    write_tars(tmp_path / "pairs", [{("jpg" if kind == "JPEG" else "png"): file.getvalue(), "txt": b"grey"}], 10)
+    stream = open_("instruct", one_stream(1), sources={"web": SourceConfig(str(tmp_path / "pairs"))}, max_bad=0)
+    target = next(stream)["target"]
+    level = 255 if mode == "1" else 200
+    assert (target - (level / 127.5 - 1)).abs().max() < 0.02
