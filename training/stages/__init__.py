@@ -101,7 +101,7 @@ class Stage(Protocol):
     """
 
     model: nn.Module  # trained, sharded, checkpointed; everything not trainable in it is stored too
-    frozen: dict[str, nn.Module]  # U-Net, VAE, CLIP: replicated, never sharded, never in a checkpoint
+    frozen: dict[str, nn.Module]  # "unet", "vae", "clip": replicated, never sharded, never in a checkpoint
 
     def set_trainable(self) -> None:
         """Set requires_grad of every parameter, and train or eval mode of every module."""

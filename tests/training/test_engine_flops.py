@@ -1,0 +1,74 @@
+"""The analytic FLOP counts behind the utilisation figure, against torch's own counter."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from kosmos_core import KosmosG, KosmosGConfig
+from training import flops
+
+
+def counted(function):
+    """FLOPs that torch counts. On the meta device attention runs as plain matrix products, which the counter knows."""
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        function()
+    return counter.get_total_flops()
+
+
+@pytest.fixture(scope="module")
+def config():
+    return KosmosGConfig.medium(reconstruction=True)
+
+
+@pytest.fixture(scope="module")
+def model(config):
+    return KosmosG(config).eval()
+
+
+def test_forward_of_every_part_equals_torch_s_count(config, model):
+    token_ids = torch.randint(4, 8000, (2, 30))
+    hidden, condition = torch.randn(2, 30, 512), torch.randn(2, 77, 384)
+    side = config.vision.image_size
+    with torch.no_grad():
+        assert counted(lambda: model.hidden_states(token_ids)) == flops.decoder(config, 2, 30)
+        assert counted(lambda: model.logits(hidden)) == flops.linear(60, 512, 8007)
+        assert counted(lambda: model.align(hidden)) == flops.align(config, 2, 30)
+        assert counted(lambda: model.reconstruct(condition, 30)) == flops.reconstruct(config, 2, 30)
+        tower = flops.patch_embedding(config, 1) + config.vision.layers * flops.vision_block(config, 1)
+        pixels = torch.randn(1, 3, side, side)
+        assert counted(lambda: model.embed_images(pixels)) == tower + flops.resampler(config, 1)
+
+
+def test_training_step_of_the_alignment_equals_torch_s_count(config, model):
+    token_ids = torch.randint(4, 8000, (2, 30))
+    model.requires_grad_(False)
+    model.aligner.requires_grad_(True)
+
+    def step():
+        hidden = model.hidden_states(token_ids)
+        condition = model.align(hidden)
+        (condition.sum() + model.reconstruct(condition, 30).sum()).backward()
+
+    # The first layer's input needs no gradient, which the rule "three forward passes" counts nevertheless.
+    assert counted(step) == pytest.approx(flops.align_step(config, 2, 30), rel=0.01)
+
+
+def test_unet_vae_and_clip_equal_torch_s_count():
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        for options in ({}, {"block_out_channels": (32, 64), "layers_per_block": 1, "attention_head_dim": 8}):
+            if options:
+                options["down_block_types"] = ("CrossAttnDownBlock2D", "DownBlock2D")
+                options["up_block_types"] = ("UpBlock2D", "CrossAttnUpBlock2D")
+            unet = UNet2DConditionModel(cross_attention_dim=768, norm_num_groups=32, **options)
+            inputs = torch.randn(2, 4, 32, 32), torch.zeros(2, dtype=torch.long), torch.randn(2, 77, 768)
+            assert counted(lambda unet=unet, inputs=inputs: unet(*inputs)) == flops.unet(unet.config, 2, 32)
+        vae = AutoencoderKL(
+            block_out_channels=(32, 64, 64), down_block_types=("DownEncoderBlock2D",) * 3, layers_per_block=2
+        )
+        assert counted(lambda: vae.encode(torch.randn(2, 3, 64, 64))) == flops.vae_encoder(vae.config, 2, 64)
+        clip = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
+        token_ids = torch.zeros(2, 77, dtype=torch.long)
+        assert counted(lambda: clip(token_ids)) == flops.clip_text(clip.config, 2)
