@@ -37,9 +37,9 @@ __all__ = [
 ]
 
 
-def lm_stream(config: LmData, stream: Stream, tokenizer: Tokenizer) -> DataStream:
-    """Stage 1: packed text, captioned pictures and interleaved documents."""
-    return DataStream(LmTask(config, tokenizer), config, stream)
+def lm_stream(config: LmData, stream: Stream, tokenizer: Tokenizer, image_size: int = 224) -> DataStream:
+    """Stage 1: packed text, captioned pictures, interleaved documents. image_size: of the vision tower, in pixels."""
+    return DataStream(LmTask(config, tokenizer, image_size), config, stream)
 
 
 def align_stream(config: AlignData, stream: Stream, tokenizer: Tokenizer, clip_tokenizer: Any) -> DataStream:
@@ -47,6 +47,6 @@ def align_stream(config: AlignData, stream: Stream, tokenizer: Tokenizer, clip_t
     return DataStream(AlignTask(config, tokenizer, clip_tokenizer), config, stream)
 
 
-def instruct_stream(config: InstructData, stream: Stream, tokenizer: Tokenizer) -> DataStream:
-    """Stage 3: prompts with pictures, and target pictures."""
-    return DataStream(InstructTask(config, tokenizer), config, stream)
+def instruct_stream(config: InstructData, stream: Stream, tokenizer: Tokenizer, image_size: int = 224) -> DataStream:
+    """Stage 3: prompts with pictures, and target pictures. image_size: of the vision tower, in pixels."""
+    return DataStream(InstructTask(config, tokenizer, image_size), config, stream)

@@ -4,7 +4,7 @@
 | -------------- | -------------------- | ------------- | ------------------------------------------------------------ |
 | `token_ids`    | (b, s) int64         | all           | padded with 1 on the right                                   |
 | `image_mask`   | (b, s) bool          | lm, instruct  | positions that picture features fill                         |
-| `pixels`       | (n, 3, 224, 224) f32 | lm, instruct  | pictures of all rows, CLIP-normalised; None without pictures |
+| `pixels`       | (n, 3, S, S) f32     | lm, instruct  | pictures of all rows, CLIP-normalised; None without pictures |
 | `loss_mask`    | (b, s) bool          | lm            | where `token_ids[t]` is a target: text and `</s>`            |
 | `document_ids` | (b, s) int64         | lm, optional  | number of the document within its row, -1 on padding         |
 | `clip_ids`     | (b, 77) int64        | align         | the caption in CLIP's vocabulary, padded by CLIP's own rule  |

@@ -68,14 +68,14 @@ def sentences(text: str) -> Iterator[str]:
 
 
 def document_units(
-    sample: TextSample | CaptionSample | InterleavedSample, tokenizer: Tokenizer, length: int
+    sample: TextSample | CaptionSample | InterleavedSample, tokenizer: Tokenizer, length: int, image_size: int = 224
 ) -> list[Unit]:
     """A document's units, `<s>` in the first and `</s>` in the last; none is longer than length - 1.
 
     Raises BadSample where a picture is corrupt.
     """
     if isinstance(sample, CaptionSample):
-        units = [_picture(sample.picture or b"", tokenizer)]
+        units = [_picture(sample.picture or b"", tokenizer, image_size)]
         units += _text(sample.caption, tokenizer, length - 3 - len(units[0].token_ids), whole=True)
         units = [units[0] + units[1], *units[2:]] if len(units) > 1 else units
     elif isinstance(sample, TextSample):
@@ -84,7 +84,7 @@ def document_units(
         units = []
         for segment in sample.segments:
             if isinstance(segment, bytes):
-                units.append(_picture(segment, tokenizer))
+                units.append(_picture(segment, tokenizer, image_size))
                 continue
             added = _text(segment, tokenizer, length - 3)
             last = units[-1] if units else None
@@ -102,8 +102,8 @@ def _fits(first: Unit, second: Unit, length: int) -> bool:
     return len(first.token_ids) + len(second.token_ids) <= length
 
 
-def _picture(content: bytes, tokenizer: Tokenizer) -> Unit:
-    return Unit(*picture_ids(tokenizer), [preprocess_image(decode(content))])
+def _picture(content: bytes, tokenizer: Tokenizer, image_size: int) -> Unit:
+    return Unit(*picture_ids(tokenizer), [preprocess_image(decode(content), image_size)])
 
 
 def _text(text: str, tokenizer: Tokenizer, length: int, whole: bool = False) -> list[Unit]:

@@ -44,10 +44,11 @@ def _only_text(part: str) -> bool:
 
 @dataclass
 class LmTask:
-    """Packed sequences."""
+    """Packed sequences. image_size: side of the vision tower's pictures in pixels."""
 
     config: LmData
     tokenizer: Tokenizer
+    image_size: int = 224
     stage: str = "lm"
     kinds: frozenset[str] = frozenset(("text", "captions", "interleaved", "original-laion"))
 
@@ -69,7 +70,7 @@ class LmTask:
     def _units(self, sample: Any, rng: random.Random) -> list[Unit]:
         if isinstance(sample, CaptionSample) and sample.picture is None:
             raise BadSample("missing picture")
-        units = document_units(sample, self.tokenizer, self.config.sequence_length)
+        units = document_units(sample, self.tokenizer, self.config.sequence_length, self.image_size)
         if not units:
             raise BadSample("empty document")
         return units
@@ -115,10 +116,11 @@ class AlignTask:
 
 @dataclass
 class InstructTask:
-    """Prompts with pictures and the picture to generate."""
+    """Prompts with pictures and the picture to generate. image_size: side of the vision tower's pictures in pixels."""
 
     config: InstructData
     tokenizer: Tokenizer
+    image_size: int = 224
     stage: str = "instruct"
     kinds: frozenset[str] = frozenset(
         ("captions", "compositional", "edit", "original-laion", "original-instructpix2pix", "original-openimage")
@@ -153,7 +155,7 @@ class InstructTask:
         return Row(
             sequence.token_ids[:-1],  # without </s>: generation ends the prompt without it too
             sequence.image_mask[:-1],
-            [preprocess_image(picture) for picture in sequence.pictures],
+            [preprocess_image(picture, self.image_size) for picture in sequence.pictures],
             target=target_pixels(sequence.target, config.resolution),
         )
 
