@@ -153,9 +153,7 @@ class TextEncoder(torch.nn.Module):
         current = getattr(self, "current_weight_patches_uuid", None)
         if self.clean_patches is not None and current not in (None, self.clean_patches):
             self.clean_patches = current
-            logging.info(
-                "Kosmos-G: the LoRA's U-Net part applies; its text encoder keys belong to CLIP and do not apply."
-            )
+            logging.info("Kosmos-G: a LoRA's U-Net part applies, its text encoder keys do not: they belong to CLIP.")
 
     def memory_estimation_function(self, tokens: Any, device: torch.device | None = None) -> int:
         """Bytes of activations for one picture and one prompt, asked by ComfyUI 0.8 and later before it makes room."""

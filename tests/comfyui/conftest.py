@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors import safe_open
 
+from kosmos_core import KosmosG, load_model
 from tests.comfyui.client import Client
 from tests.comfyui.install import copy_comfyui
 from tests.comfyui.server import Server, prepare_folder, running_server
@@ -59,3 +65,43 @@ def client(server: Server) -> Iterator[Client]:
     connection = Client(server.address)
     yield connection
     connection.close()
+
+
+@pytest.fixture(scope="session")
+def reference(comfyui_folder: Path) -> Iterator[KosmosG]:
+    """The core's own model from the file that the server loads, computing on one thread as the server does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield load_model(comfyui_folder / "models/kosmos_g/kosmos.safetensors")
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def pictures(comfyui_folder: Path) -> dict[str, Image.Image]:
+    """The pictures in the server's input folder, by name."""
+    return {name: Image.open(comfyui_folder / "input" / name) for name in PICTURES}
+
+
+@pytest.fixture
+def probed(server: Server) -> Callable[[str], Probe]:
+    """Reads what a probe node of the given name wrote."""
+
+    def read(name: str) -> Probe:
+        path = server.folder / "output" / f"{name}.safetensors"
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
+            return Probe(tensors, json.loads((file.metadata() or {}).get("scalars", "[]")))
+
+    return read
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What passed a probe node: tensors by name, and the scalar options of each entry of a conditioning."""
+
+    tensors: dict[str, torch.Tensor]
+    scalars: list[dict[str, Any]]
+
+    @property
+    def condition(self) -> torch.Tensor:
+        return self.tensors["0.condition"]

@@ -43,10 +43,12 @@ class SamplingGraph(Graph):
         self.latent: Link = []
         self.saved = ""
 
-    def prompt(self, text: str, *pictures: str, negative: str = "") -> SamplingGraph:
-        """Add LoadImage nodes and the prompt node."""
+    def prompt(self, text: str, *pictures: str | None, negative: str = "") -> SamplingGraph:
+        """Add LoadImage nodes and the prompt node; None leaves a slot empty."""
         images = {
-            f"image_{slot}": link(self.add("LoadImage", image=name)) for slot, name in enumerate(pictures, start=1)
+            f"image_{slot}": link(self.add("LoadImage", image=name))
+            for slot, name in enumerate(pictures, start=1)
+            if name is not None
         }
         self.encoder = self.add("KosmosGTextEncode", clip=self.clip, text=text, negative=negative, **images)
         self.positive, self.negative = link(self.encoder, 0), link(self.encoder, 1)

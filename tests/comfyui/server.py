@@ -60,8 +60,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running_server(folder: Path, *flags: str, port: int | None = None, seconds: float = 120.0) -> Iterator[Server]:
+def running_server(
+    folder: Path, *flags: str, port: int | None = None, threads: int = 1, seconds: float = 120.0
+) -> Iterator[Server]:
     """Start ComfyUI on `folder` (see prepare_folder), wait until it answers, and stop it at the end, whatever happens.
+
+    One thread by default: OpenMP threads that spin while another process computes make sampling ten times slower on
+    few cores, and results are compared bit by bit.
 
     Raises ServerDied when it ends early, does not answer within `seconds`, or could not import the node pack.
     """
@@ -69,8 +74,7 @@ def running_server(folder: Path, *flags: str, port: int | None = None, seconds: 
     command = [sys.executable, str(COMFYUI_TREE / "main.py"), "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
     command += ["--base-directory", str(folder), "--database-url", "sqlite:///:memory:"]
     command += ["--disable-api-nodes", "--disable-auto-launch", *flags]
-    # OpenMP threads that spin while another process computes make sampling ten times slower on few cores.
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     log_path = folder / "server.log"
     with log_path.open("w", encoding="utf-8") as log:
         process = subprocess.Popen(

@@ -33,9 +33,11 @@ class Weights:
         if bias:
             self.tensors[f"{name}.bias"] = self._random(outputs, scale=0.02)
 
-    def convolution(self, name: str, inputs: int, outputs: int, size: int = 3, bias: bool = True) -> None:
-        fan_in = inputs * size * size
-        self.tensors[f"{name}.weight"] = self._random(outputs, inputs, size, size, scale=fan_in**-0.5)
+    def convolution(
+        self, name: str, inputs: int, outputs: int, size: int = 3, bias: bool = True, gain: float = 1.0
+    ) -> None:
+        scale = gain * (inputs * size * size) ** -0.5
+        self.tensors[f"{name}.weight"] = self._random(outputs, inputs, size, size, scale=scale)
         if bias:
             self.tensors[f"{name}.bias"] = self._random(outputs, scale=0.02)
 
@@ -99,7 +101,7 @@ class Weights:
             self.convolution(f"{prefix}taesd_decoder.{index}", 64, 64, bias=False)
         self.convolution(f"{prefix}taesd_decoder.19", 64, 3)
         # Ten random residual blocks leave values of several tens: bring the picture back into 0..1.
-        self.tensors[f"{prefix}taesd_decoder.19.weight"] *= 0.02
+        self.tensors[f"{prefix}taesd_decoder.19.weight"] *= 0.15
         self.tensors[f"{prefix}taesd_decoder.19.bias"] += 0.5
         self.tensors[f"{prefix}vae_scale"] = torch.tensor(1.0)
         self.tensors[f"{prefix}vae_shift"] = torch.tensor(0.0)
@@ -132,7 +134,8 @@ def save_tiny_controlnet(path: Path, seed: int = 2) -> Path:
     weights.down_path(prefix)
     widths = (3, 16, 16, 32, 32, 96, 96, 256, CHANNELS)
     for index, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
-        weights.convolution(f"{prefix}input_hint_block.{2 * index}", inputs, outputs)
+        # The activations in between halve the signal; without a gain nothing of the hint would be left at the end.
+        weights.convolution(f"{prefix}input_hint_block.{2 * index}", inputs, outputs, gain=2.5)
     for index in (0, 1):
         weights.convolution(f"{prefix}zero_convs.{index}.0", CHANNELS, CHANNELS, size=1)
     weights.convolution(f"{prefix}middle_block_out.0", CHANNELS, CHANNELS, size=1)

@@ -1,0 +1,170 @@
+"""The numbers: what the sampler and core's nodes get is what kosmos_core computes, bit for bit in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from kosmos_core import KosmosG, Prompt
+from tests.comfyui.client import Client
+from tests.comfyui.graph import SamplingGraph, link
+
+TEXT = "a dog <i> wearing a hat <i> at the beach"
+Probed = Callable[[str], Any]
+
+
+@pytest.fixture
+def encoded(reference: KosmosG, pictures: dict[str, Image.Image]) -> torch.Tensor:
+    return reference.encode(TEXT, [pictures["dog.png"], pictures["hat.png"]])
+
+
+@pytest.mark.parametrize("negative", ["", "a red car"])
+def test_the_sampler_gets_what_the_core_computes(
+    client: Client, reference: KosmosG, encoded: torch.Tensor, probed: Probed, negative: str
+) -> None:
+    graph = SamplingGraph().prompt(TEXT, "dog.png", "hat.png", negative=negative)
+    name = f"sampler with negative {len(negative)}"
+    graph.model = link(graph.add("ProbeModel", model=graph.model, name=name))
+    client.run(graph.sample(steps=1).nodes)
+    seen = probed(name).tensors
+    by_kind = dict(zip(seen["order"].tolist(), seen["context"], strict=True))
+    assert torch.equal(by_kind[0], encoded[0])
+    assert torch.equal(by_kind[1], reference.encode(negative)[0])
+
+
+def test_an_empty_negative_is_the_null_condition_of_bos_alone(
+    client: Client, reference: KosmosG, probed: Probed
+) -> None:
+    graph = SamplingGraph().prompt("a dog")
+    graph.add("ProbeConditioning", conditioning=graph.negative, name="null")
+    client.run(graph.nodes)
+    assert torch.equal(probed("null").condition, reference.encode_tokens(torch.tensor([[0]])))
+
+
+def test_text_only_is_the_prompt_without_its_pictures_and_core_text_encode_agrees(
+    client: Client, reference: KosmosG, probed: Probed
+) -> None:
+    graph = SamplingGraph().prompt(TEXT, "dog.png", "hat.png")
+    graph.add("ProbeConditioning", conditioning=link(graph.encoder, 2), name="text_only")
+    core = graph.add("CLIPTextEncode", clip=graph.clip, text="a dog wearing a hat at the beach")
+    graph.add("ProbeConditioning", conditioning=link(core), name="core")
+    client.run(graph.nodes)
+    expected = reference.encode("a dog wearing a hat at the beach")
+    assert torch.equal(probed("text_only").condition, expected)
+    assert torch.equal(probed("core").condition, expected)
+
+
+def test_weights_slots_and_escapes_are_the_cores_grammar(
+    client: Client, reference: KosmosG, pictures: dict[str, Image.Image], probed: Probed
+) -> None:
+    text = r"(a tree <i3>:1.5) and a dog <i1>, \<i>, \(old\)"
+    graph = SamplingGraph().prompt(text, "dog.png", None, "tree.png")
+    graph.add("ProbeConditioning", conditioning=graph.positive, name="grammar")
+    shown = graph.add("PreviewAny", source=link(graph.encoder, 3))
+    run = client.run(graph.nodes)
+    prompt = Prompt.parse(text, slots=[1, 3])
+    expected = reference.encode(prompt, [pictures["dog.png"], pictures["tree.png"]])
+    assert torch.equal(probed("grammar").condition, expected)
+    assert run.text(shown).splitlines()[0] == prompt.normalised()
+    assert "<i3>: image_3, 280 x 280, weight 1.5" in run.text(shown)
+
+
+def test_the_report_counts_the_tokens_that_the_model_reads(client: Client, reference: KosmosG) -> None:
+    graph = SamplingGraph().prompt(TEXT, "dog.png", "hat.png", negative="a red car")
+    shown = graph.add("PreviewAny", source=link(graph.encoder, 3))
+    lines = client.run(graph.nodes).text(shown).splitlines()
+    assert lines[1] == f"{len(reference.tokenizer.layout(TEXT).token_ids)} of 2048 tokens"
+    assert lines[-1] == f"negative: a red car, {len(reference.tokenizer.layout('a red car').token_ids)} tokens"
+
+
+def combine(graph: SamplingGraph, other: list) -> str:
+    return graph.add("ConditioningCombine", conditioning_1=graph.positive, conditioning_2=other)
+
+
+def concat(graph: SamplingGraph, other: list) -> str:
+    return graph.add("ConditioningConcat", conditioning_to=graph.positive, conditioning_from=other)
+
+
+def average(graph: SamplingGraph, other: list) -> str:
+    return graph.add(
+        "ConditioningAverage", conditioning_to=graph.positive, conditioning_from=other, conditioning_to_strength=0.25
+    )
+
+
+def timestep_range(graph: SamplingGraph, other: list) -> str:
+    return graph.add("ConditioningSetTimestepRange", conditioning=graph.positive, start=0.0, end=0.5)
+
+
+def area(graph: SamplingGraph, other: list) -> str:
+    return graph.add("ConditioningSetArea", conditioning=graph.positive, width=64, height=64, x=0, y=0, strength=1.0)
+
+
+def mask(graph: SamplingGraph, other: list) -> str:
+    solid = graph.add("SolidMask", value=1.0, width=64, height=64)
+    return graph.add(
+        "ConditioningSetMask", conditioning=graph.positive, mask=link(solid), strength=0.5, set_cond_area="default"
+    )
+
+
+def zero_out(graph: SamplingGraph, other: list) -> str:
+    return graph.add("ConditioningZeroOut", conditioning=graph.positive)
+
+
+@pytest.mark.parametrize("node", [combine, concat, average, timestep_range, area, mask, zero_out])
+def test_core_conditioning_nodes_work_on_it_and_can_be_sampled(
+    client: Client, encoded: torch.Tensor, reference: KosmosG, probed: Probed, node: Callable[..., str]
+) -> None:
+    graph = SamplingGraph().prompt(TEXT, "dog.png", "hat.png")
+    other = graph.add("CLIPTextEncode", clip=graph.clip, text="a red car")
+    graph.positive = link(node(graph, link(other)))
+    graph.add("ProbeConditioning", conditioning=graph.positive, name="core")
+    graph.sample()
+    run = client.run(graph.nodes)
+    seen, text = probed("core"), reference.encode("a red car")
+    if node is combine:
+        assert torch.equal(seen.tensors["0.condition"], encoded)
+        assert torch.equal(seen.tensors["1.condition"], text)
+    elif node is concat:
+        assert torch.equal(seen.condition, torch.cat([encoded, text], dim=1))
+    elif node is average:
+        assert torch.allclose(seen.condition, encoded * 0.25 + text * 0.75, atol=1e-6)
+    elif node is zero_out:
+        assert not seen.condition.any()
+    else:
+        assert torch.equal(seen.condition, encoded)
+    options = {timestep_range: "end_percent", area: "area", mask: "mask_strength"}
+    if node in options:
+        assert options[node] in seen.scalars[0]
+    assert client.pixels(run, graph.saved).std() > 0
+
+
+def test_the_conditioning_holds_only_tensors_and_scalars_so_that_it_can_be_saved(
+    client: Client, probed: Probed
+) -> None:
+    graph = SamplingGraph().prompt(TEXT, "dog.png", "hat.png")
+    for output, name in enumerate(("positive", "negative", "text_only")):
+        graph.add("ProbeConditioning", conditioning=link(graph.encoder, output), name=name)
+    client.run(graph.nodes)
+    for name in ("positive", "negative", "text_only"):
+        seen = probed(name)
+        assert seen.scalars == [{}]
+        assert set(seen.tensors) == {"0.condition", "0.pooled_output"}
+        assert seen.condition.dtype == torch.float32
+        assert seen.condition.shape == (1, 77, 768)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+def test_smaller_types_stay_close_to_float32(client: Client, encoded: torch.Tensor, probed: Probed, dtype: str) -> None:
+    graph = SamplingGraph(dtype=dtype, device="cpu").prompt(TEXT, "dog.png", "hat.png")
+    graph.add("ProbeConditioning", conditioning=graph.positive, name="typed")
+    shown = graph.add("PreviewAny", source=link(graph.loader, 1))
+    run = client.run(graph.nodes)
+    names = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+    assert f"{names[dtype]} in memory; computes on cpu" in run.text(shown)
+    seen = probed("typed").condition
+    assert torch.nn.functional.cosine_similarity(seen, encoded, dim=-1).min() >= 0.999
+    assert torch.equal(seen, encoded) == (dtype == "fp32")
