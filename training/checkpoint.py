@@ -12,6 +12,7 @@ import os
 import pickle
 import random
 import shutil
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,10 @@ from .errors import CheckpointError
 from .optimizer import MovingAverage
 from .parallel import Engine
 from .processes import World
+
+
+# One process needs no process group; torch warns of it at every save and load.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
 @dataclass
@@ -63,6 +68,28 @@ def _reason(error: BaseException) -> str:
     return _reason(inner) if inner is not None and inner is not error else " ".join(text.split())
 
 
+def step_of(path: Path) -> int:
+    """The step number in a checkpoint's name."""
+    return int(path.name.split("-")[-1])
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest step first."""
+    found = [path for path in folder.glob("step-*[0-9]") if (path / ".metadata").is_file()]
+    return sorted(found, key=step_of)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint to go on from: the one that the file `latest` names, else the newest complete one."""
+    complete = complete_checkpoints(folder)
+    pointer = folder / "latest"
+    if pointer.is_file():
+        named = folder / pointer.read_text().strip()
+        if named in complete:
+            return named
+    return complete[-1] if complete else None
+
+
 class Checkpoints:
     """The checkpoints of one run folder."""
 
@@ -94,21 +121,6 @@ class Checkpoints:
         problem = self.world.gather(problem)[0]
         if problem:
             raise CheckpointError(problem)
-
-    def complete(self) -> list[Path]:
-        """Complete checkpoints, oldest step first."""
-        found = [p for p in self.folder.glob("step-*") if p.suffix != ".tmp" and (p / ".metadata").is_file()]
-        return sorted(found, key=step_of)
-
-    def latest(self) -> Path | None:
-        """The checkpoint to go on from: the one `latest` names, else the newest complete one."""
-        complete = self.complete()
-        pointer = self.folder / "latest"
-        if pointer.is_file():
-            named = self.folder / pointer.read_text().strip()
-            if named in complete:
-                return named
-        return complete[-1] if complete else None
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Begin to write the state after `step` steps; call on all processes. Waits for the previous one first.
@@ -145,7 +157,7 @@ class Checkpoints:
             os.fsync(handle.fileno())
         pointer.rename(self.folder / "latest")
         _sync_folder(self.folder)
-        older = [path for path in self.complete() if step_of(path) <= step_of(final)]
+        older = [path for path in complete_checkpoints(self.folder) if step_of(path) <= step_of(final)]
         for path in older[: -self.config.keep]:
             shutil.rmtree(path)
 
@@ -170,17 +182,12 @@ class Checkpoints:
     def _failed(self, error: Exception) -> CheckpointError:
         if self.world.rank == 0:
             shutil.rmtree(self.folder / f"step-{self._step:08d}.tmp", ignore_errors=True)
-        last = self.latest()
+        last = latest_checkpoint(self.folder)
         remains = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
         return CheckpointError(
             f"The checkpoint of step {self._step} could not be written to {self.folder} ({_reason(error)}); {remains}. "
             f"Make room or repair the folder, then go on with --resume auto."
         )
-
-
-def step_of(path: Path) -> int:
-    """The step number in a checkpoint's name."""
-    return int(path.name.removesuffix(".tmp").split("-")[-1])
 
 
 def random_state() -> dict[str, Any]:
@@ -226,6 +233,18 @@ def gather_state(
     return state
 
 
+def stored_names(path: Path) -> set[str]:
+    """The names of everything in a checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        return set(dcp.FileSystemReader(path).read_metadata().state_dict_metadata)
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint ({_reason(error)}).") from error
+
+
 def read_progress(path: Path) -> dict[str, Any]:
     """The counters of a checkpoint.
 
@@ -248,7 +267,7 @@ def restore_state(path: Path, engine: Engine, average: MovingAverage | None, str
     Raises:
         CheckpointError: it cannot be read, or belongs to another model.
     """
-    stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    stored = stored_names(path)
     model = engine.stage.model
     own = f"random.{engine.world.rank}"
     state: dict[str, Any] = {"model": get_model_state_dict(model), "optimizer": engine.optimizer_state()}

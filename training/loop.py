@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import flops
 from .checkpoint import Checkpoints, gather_state, read_progress, restore_state
 from .config import RunConfig
 from .draws import Draws, seed_of
@@ -113,7 +114,8 @@ class Trainer:
             (losses.total * (self.world.size * counters.loss_scale.value / config.batch.size)).backward()
         for name, (total, count) in losses.parts.items():
             meter.add_loss(name, total, count)
-        meter.add_batch(len(batch["keys"]), batch["token_ids"].numel(), 0.0, waited)
+        operations = flops.of_batch(config.stage, config.model, self.engine.stage.frozen, batch)
+        meter.add_batch(len(batch["keys"]), batch["token_ids"].numel(), operations, waited)
         return losses.total.detach(), losses.count, batch["keys"]
 
     def _step(self, meter: Meter) -> dict[str, float]:

@@ -27,10 +27,10 @@ class Meter:
         entry = self.sums[name]
         entry[0], entry[1] = entry[0] + total, entry[1] + count
 
-    def add_batch(self, samples: int, tokens: int, flops: float, waiting: float) -> None:
+    def add_batch(self, samples: int, tokens: int, operations: float, waiting: float) -> None:
         """Add a micro-batch; `waiting` is the seconds spent until the data stream gave it."""
         self.samples, self.tokens = self.samples + samples, self.tokens + tokens
-        self.flops, self.waiting = self.flops + flops, self.waiting + waiting
+        self.flops, self.waiting = self.flops + operations, self.waiting + waiting
 
     def summary(self, world: World, peak: float | None) -> dict[str, Any]:
         """Losses and rates of all processes since this meter was made; call on all of them.

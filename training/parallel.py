@@ -119,7 +119,7 @@ def _shard(root: StepModule, config: ParallelConfig, precision: Precision, world
                 fully_shard(block, **options)
         else:
             _shard_by_size(blocks, config.unit_parameters, options)
-    fully_shard(root, **options)
+    fully_shard(root, **{**options, "reshard_after_forward": False})  # backward follows at once
 
 
 def _shard_by_size(blocks: nn.ModuleList, unit_parameters: int, options: dict[str, Any]) -> None:

@@ -85,7 +85,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
     None for a GPU that is not in the table: no utilisation is shown rather than a wrong one.
     """
-    if device.type == "cuda":
+    if device.type == "cuda" and dtype != torch.float32:
         name = torch.cuda.get_device_name(device)
         tables = [PEAKS["fp16"], PEAKS["bf16"]] if dtype == torch.float16 else [PEAKS["bf16"]]
         return next((peak for table in tables for part, peak in table.items() if part in name), None)

@@ -11,9 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kosmos_core import Tokenizer
+
 from .config import RunConfig
 from .processes import World
 
+TOKENIZER_FOLDER = "tokenizer"
+TOKENIZER_FILES = ("sentencepiece.bpe.model", "dict.txt")
 LIBRARIES = ("torch", "accelerate", "diffusers", "fairscale", "megatron-energon", "safetensors", "transformers")
 
 
@@ -43,12 +47,17 @@ def git_state() -> tuple[dict[str, Any], str]:
     return {"commit": commit and commit.strip(), "changed": bool(patch)}, patch
 
 
-def record_start(config: RunConfig, world: World, resumed: Path | None) -> None:
-    """Write config.yaml, and add this start to starts.jsonl (with the patch beside it where files were changed)."""
+def record_start(config: RunConfig, world: World, resumed: Path | None, tokenizer: Tokenizer | None) -> None:
+    """Write config.yaml and the tokenizer's files, and add this start to starts.jsonl, with the difference from the git
+    commit beside it where files were changed."""
     folder = Path(config.run_folder)
     state, patch = git_state()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
     (folder / "config.yaml").write_text(config.to_yaml())
+    if tokenizer is not None:
+        (folder / TOKENIZER_FOLDER).mkdir(exist_ok=True)
+        for name, content in zip(TOKENIZER_FILES, tokenizer.to_bytes(), strict=True):
+            (folder / TOKENIZER_FOLDER / name).write_bytes(content)
     if patch:
         state["patch"] = f"git-{stamp.replace(':', '')}.patch"
         (folder / state["patch"]).write_text(patch)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import Checkpoints
+from .checkpoint import Checkpoints, latest_checkpoint
 from .config import RunConfig, parse
 from .errors import CheckpointError, ConfigError, TrainingStopped
 from .loop import Trainer
@@ -30,7 +30,7 @@ def checkpoint_to_resume(config: RunConfig, checkpoints: Checkpoints) -> Path | 
     Raises:
         ConfigError: the folder holds a run that `resume: never` must not touch, or there is no such checkpoint.
     """
-    latest = checkpoints.latest()
+    latest = latest_checkpoint(checkpoints.folder)
     if config.resume == "auto":
         return latest
     if latest is not None and config.resume == "never":
@@ -62,7 +62,7 @@ def train(config: RunConfig, world: World) -> None:
     stage.set_trainable()
     engine = parallelize(stage, kind, config.parallel, config.optim, config.precision, world)
     if world.rank == 0:
-        record_start(config, world, start)
+        record_start(config, world, start, getattr(stage.model, "tokenizer", None))
     progress = Progress(config, world)
     try:
         trainer = Trainer(config, engine, checkpoints, progress)

@@ -1,0 +1,102 @@
+"""Turn a run's checkpoint into the one-file weights that ComfyUI and `kosmos_core.load_model` read.
+
+    python -m training.export runs/instruct kosmos-g.safetensors
+    python -m training.export runs/instruct kosmos-g.safetensors --ema --dtype bfloat16 --step 20000
+
+The file carries the model's sizes, its tokenizer and where it came from: configuration, steps, data, git commit and
+library versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+import yaml
+
+from kosmos_core import KosmosG, KosmosGConfig, Tokenizer
+from kosmos_core.weights import save_weights
+
+from .checkpoint import latest_checkpoint, read_progress, stored_names
+from .errors import CheckpointError
+from .provenance import TOKENIZER_FILES, TOKENIZER_FOLDER
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def export(
+    run_folder: str | Path, output: str | Path, *, ema: bool = False, step: int | None = None, dtype: str = "float32"
+) -> dict[str, Any]:
+    """Write the weights of a run's checkpoint to `output`, atomically; returns the provenance stored in the file.
+
+    Args:
+        ema: the moving average of the trained weights instead of their last values.
+        step: which checkpoint; None takes the latest.
+    Raises:
+        CheckpointError: there is no such run, checkpoint or moving average, or it cannot be read.
+    """
+    run_folder, output = Path(run_folder), Path(output)
+    try:
+        config = yaml.safe_load((run_folder / "config.yaml").read_text())
+        starts = [json.loads(line) for line in (run_folder / "starts.jsonl").read_text().splitlines()]
+    except OSError as error:
+        raise CheckpointError(f"{run_folder} is no run folder ({error.strerror}: {error.filename}).") from None
+    folder = run_folder / "checkpoints"
+    path = latest_checkpoint(folder) if step is None else folder / f"step-{step:08d}"
+    if path is None or not path.is_dir():
+        found = ", ".join(sorted(p.name for p in folder.glob("step-*[0-9]"))) or "none"
+        raise CheckpointError(
+            f"{folder} has no checkpoint{'' if step is None else f' of step {step}'}; found: {found}."
+        )
+    sizes = KosmosGConfig.from_dict(config["model"])
+    with torch.device("meta"):
+        names = KosmosG(sizes).state_dict()
+    weights = {name: torch.empty_like(tensor, device="cpu") for name, tensor in names.items()}
+    stored = stored_names(path)
+    averaged = {name: weights[name] for name in weights if ema and f"average.{name}" in stored}
+    if ema and not averaged:
+        raise CheckpointError(f"--ema: {path} holds no moving average; train with optim.ema above 0, or leave it out.")
+    plain = {name: tensor for name, tensor in weights.items() if name not in averaged}
+    dcp.load({"model": plain, "average": averaged}, checkpoint_id=path, no_dist=True)
+    files = [run_folder / TOKENIZER_FOLDER / name for name in TOKENIZER_FILES]
+    tokenizer = Tokenizer.from_files(*files, latents=sizes.resampler.latents) if files[0].is_file() else None
+    provenance = {
+        "stage": config["stage"],
+        "step": read_progress(path)["step"],
+        "weights": "moving average" if ema else "last",
+        "data": sorted((config.get("data") or {}).get("sources") or {}),
+        "config": config,
+        "git": starts[-1]["git"],
+        "versions": starts[-1]["versions"],
+        "starts": len(starts),
+    }
+    save_weights(output, weights, sizes, tokenizer, stage=config["stage"], provenance=provenance, dtype=DTYPES[dtype])
+    return provenance
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m training.export", description=__doc__.split("\n\n")[0])
+    parser.add_argument("run_folder", metavar="RUN", help="the run folder of a training")
+    parser.add_argument("output", metavar="FILE", help="the .safetensors file to write")
+    parser.add_argument("--ema", action="store_true", help="the moving average instead of the last weights")
+    parser.add_argument("--step", type=int, help="the step of the checkpoint; default: the latest")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="number format of the file")
+    options = parser.parse_args(arguments)
+    try:
+        provenance = export(options.run_folder, options.output, ema=options.ema, step=options.step, dtype=options.dtype)
+    except (CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    size = options.output and Path(options.output).stat().st_size / 1e6
+    print(f"{options.output}: {provenance['stage']}, step {provenance['step']}, {size:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
