@@ -28,7 +28,6 @@ from .optimizer import MovingAverage
 from .parallel import Engine
 from .processes import World
 
-
 # One process needs no process group; torch warns of it at every save and load.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
