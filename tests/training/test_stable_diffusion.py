@@ -1,0 +1,185 @@
+"""Any Stable Diffusion 1.x model can be trained through: a diffusers folder or a single file, without a network."""
+
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+from safetensors.torch import load_file, save_file
+
+from tests.core.golden_roles import roles
+from tests.training.tiny_diffusion import SIZES, save_folder, save_single_file, single_file_names, tiny_parts
+from training import stable_diffusion
+from training.draws import Draws
+from training.stable_diffusion import StableDiffusion, encode_pictures
+
+PARTS = ("unet", "vae", "text_encoder")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Any attempt to reach the network fails."""
+
+    def refuse(*_):
+        raise OSError("a test tried to use the network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return tiny_parts()
+
+
+@pytest.fixture(scope="module")
+def folder(parts, tmp_path_factory) -> Path:
+    return save_folder(parts, tmp_path_factory.mktemp("diffusers"))
+
+
+def _assert_equal(found, expected):
+    a, b = found.state_dict(), expected.state_dict()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not found.training
+    assert not any(p.requires_grad for p in found.parameters())
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.ckpt"])
+@pytest.mark.parametrize("part", PARTS)
+def test_single_file_gives_the_very_weights(parts, tmp_path, name, part):
+    diffusion = StableDiffusion(str(save_single_file(parts, tmp_path / name)), sizes=SIZES)
+    _assert_equal(getattr(diffusion, part)(), parts[part])
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_diffusers_folder_gives_the_very_weights(parts, folder, part):
+    _assert_equal(getattr(StableDiffusion(str(folder)), part)(), parts[part])
+
+
+def test_half_precision_folder_is_read_where_it_is_the_only_one(parts, tmp_path):
+    parts["unet"].save_pretrained(tmp_path / "unet", variant="fp16")
+    _assert_equal(StableDiffusion(str(tmp_path)).unet(), parts["unet"])
+
+
+def test_noise_schedule_is_that_of_stable_diffusion(folder, parts, tmp_path):
+    single = StableDiffusion(str(save_single_file(parts, tmp_path / "model.safetensors")))
+    for scheduler in (single.scheduler(), StableDiffusion(str(folder)).scheduler()):
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+        torch.testing.assert_close(scheduler.alphas_cumprod, (1 - betas).cumprod(0).float(), rtol=1e-5, atol=0)
+        assert scheduler.config.prediction_type == "epsilon"
+
+
+def test_single_file_of_a_velocity_model_says_so(parts, tmp_path):
+    path = save_single_file(parts, tmp_path / "model.safetensors")
+    save_file({**load_file(path), "v_pred": torch.tensor([])}, path)
+    assert StableDiffusion(str(path)).scheduler().config.prediction_type == "v_prediction"
+
+
+def test_official_sizes_take_every_tensor_of_a_full_size_file():
+    expected = {"unet": (UNet2DConditionModel, 686, 859_520_964), "vae": (AutoencoderKL, 248, 83_653_863)}
+    convert = {"unet": convert_ldm_unet_checkpoint, "vae": convert_ldm_vae_checkpoint}
+    for part, (kind, tensors, parameters) in expected.items():
+        sizes = stable_diffusion.SIZES[part]
+        with torch.device("meta"):
+            model = kind(**sizes)
+        weights = model.state_dict()
+        assert (len(weights), sum(p.numel() for p in model.parameters())) == (tensors, parameters)
+        single = single_file_names(part, weights, sizes)
+        assert len(single) == tensors
+        back = convert[part](single, dict(model.config))
+        assert back.keys() == weights.keys()
+        if part == "unet":  # names that real files are known to have
+            known = {f"output_blocks.{place}.conv.weight" for place in ("2.1", "5.2", "8.2")}
+            known |= {"input_blocks.11.0.out_layers.3.weight", "middle_block.1.transformer_blocks.0.attn2.to_k.weight"}
+            assert {f"model.diffusion_model.{name}" for name in known} <= single.keys()
+
+
+def test_pictures_become_latents_of_the_recorded_distribution():
+    for role in roles():
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(role.folder / "sd" / "vae"))
+        weights = torch.load(role.folder / "checkpoint_final.pt", weights_only=True)["model"]
+        own = {k.removeprefix("vae.vae."): v for k, v in weights.items() if k.startswith("vae.vae.")}
+        vae.load_state_dict(own)
+        pictures, recorded = role.tensors("inputs")["img_tgt_tokens"], role.tensors("expected_stage3")["latents"]
+        with torch.no_grad():
+            posterior = vae.encode(pictures).latent_dist
+        noise = (recorded / 0.18215 - posterior.mean) / posterior.std
+
+        class Recorded(Draws):
+            def normal(self, purpose, shape, device="cpu", noise=noise):
+                return noise
+
+        assert abs(float(noise.mean())) < 0.2
+        assert abs(float(noise.std()) - 1) < 0.2
+        torch.testing.assert_close(encode_pictures(vae, pictures, Recorded(0, 0)), recorded, rtol=1e-5, atol=1e-6)
+
+
+def test_latents_of_a_row_depend_on_its_place_in_the_global_batch_only(parts):
+    pictures = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    whole = encode_pictures(parts["vae"], pictures, Draws(seed=1, step=2))
+    last = encode_pictures(parts["vae"], pictures[2:], Draws(seed=1, step=2, first_row=2))
+    torch.testing.assert_close(last, whole[2:])
+    assert not torch.equal(whole, encode_pictures(parts["vae"], pictures, Draws(seed=1, step=3)))
+
+
+def test_recorded_clip_target_equals_the_loaded_text_encoder(tmp_path):
+    for role in roles():
+        weights = torch.load(role.folder / "checkpoint_stage2.pt", weights_only=True)["model"]
+        stem = "aligner.clip_encoder."
+        weights = {k.removeprefix(stem): v for k, v in weights.items() if k.startswith(stem)}
+        sizes = json.loads((role.folder / "sd" / "text_encoder" / "config.json").read_text())
+        single = {f"cond_stage_model.transformer.{name}": tensor for name, tensor in weights.items()}
+        path = tmp_path / f"{role.folder.parent.name}-{role.folder.name}.safetensors"
+        save_file(single, path)
+        clip = StableDiffusion(str(path), sizes={"text_encoder": sizes}).text_encoder(sizes["hidden_size"])
+        with torch.no_grad():
+            found = clip(role.tensors("inputs")["clip_tokens"]).last_hidden_state
+        torch.testing.assert_close(found, role.tensors("expected_stage2")["clip_target"], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        ("missing", "does not exist"),
+        ("lora", "holds no unet"),
+        ("cut", "cannot be loaded"),
+        ("pickle", "give the .safetensors form"),
+        ("incomplete", "lacks tensors of the unet"),
+        ("folder", "has no folder 'unet'"),
+        ("width", "conditions of width 32"),
+        ("", "no model given"),
+    ],
+)
+def test_what_is_no_stable_diffusion_model_is_refused_with_a_sentence(parts, tmp_path, spoil, said):
+    path, sizes = save_single_file(parts, tmp_path / "model.safetensors"), SIZES
+    if spoil == "missing":
+        path = tmp_path / "absent.safetensors"
+    elif spoil == "lora":
+        save_file({"lora_unet_down.lora_up.weight": torch.zeros(2)}, path)
+    elif spoil == "cut":
+        path.write_bytes(path.read_bytes()[:5000])
+    elif spoil == "pickle":
+        path = tmp_path / "model.ckpt"
+        torch.save({"state_dict": {}, "code": shutil.rmtree}, path)
+    elif spoil == "incomplete":
+        weights = load_file(path)
+        save_file({k: v for k, v in weights.items() if not k.endswith("out.2.bias")}, path)
+    elif spoil == "folder":
+        path = tmp_path
+    elif spoil == "width":
+        sizes = {**SIZES, "unet": {**SIZES["unet"], "cross_attention_dim": 32}}
+        path = save_single_file({**parts, "unet": UNet2DConditionModel(**sizes["unet"])}, path)
+    with pytest.raises(ValueError, match=r"task\.stable_diffusion: .*\.$") as caught:
+        StableDiffusion("" if not spoil else str(path), sizes=sizes).unet()
+    assert said in str(caught.value)
+
+
+def test_missing_clip_tokenizer_is_named_with_the_way_out(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(stable_diffusion, "CLIP_TOKENIZER", str(tmp_path / "nothing"))
+    diffusion = StableDiffusion(str(save_single_file(parts, tmp_path / "model.safetensors")), sizes=SIZES)
+    with pytest.raises(ValueError, match="comfy/sd1_tokenizer"):
+        diffusion.tokenizer()
