@@ -87,6 +87,13 @@ def cook_caption(crude: dict[str, Any]) -> CaptionSample:
 
 @stateless
 @cooker
+def cook_picture(crude: dict[str, Any]) -> CaptionSample:
+    """A picture without a caption: input of data construction, of no use to a stage."""
+    return CaptionSample(**basic_sample_keys(crude), caption="", picture=_picture(crude))
+
+
+@stateless
+@cooker
 def cook_interleaved(crude: dict[str, Any]) -> InterleavedSample:
     """A document of text and pictures; empty texts are left out, a named picture that is not there makes it bad."""
     listed = _described(crude).get("segments")
@@ -112,7 +119,7 @@ def cook_interleaved(crude: dict[str, Any]) -> InterleavedSample:
 @stateless
 @cooker
 def cook_compositional(crude: dict[str, Any]) -> CompositionalSample:
-    """A caption with pictures of its entities, in the order of their spans."""
+    """A caption with pictures of its entities by their spans; an empty span is a picture without words."""
     described = _described(crude)
     caption = _text(described.get("caption"), "caption")
     listed = described.get("entities")
@@ -124,7 +131,7 @@ def cook_compositional(crude: dict[str, Any]) -> CompositionalSample:
             start, end = (int(position) for position in entity["span"])
         except (KeyError, TypeError, ValueError) as error:
             raise BadSample("bad span") from error
-        if not 0 <= start < end <= len(caption):
+        if not 0 <= start <= end <= len(caption):
             raise BadSample("bad span")
         entities.append(Entity(start, end, _picture(crude, str(number)), crude.get(f"{number}.mask.png")))
     entities.sort(key=lambda entity: entity.start)
@@ -153,6 +160,7 @@ def cook_edit(crude: dict[str, Any]) -> EditSample:
 COOKS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "text": cook_text,
     "captions": cook_caption,
+    "pictures": cook_picture,
     "interleaved": cook_interleaved,
     "compositional": cook_compositional,
     "edit": cook_edit,

@@ -148,4 +148,4 @@ def _kind_of(crude: dict) -> str | None:
         return "captions"
     if "txt" in crude or "text" in described:
         return "text"
-    return None
+    return "pictures" if pictures else None

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import random
 import string
-import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw
 from kosmos_core.tokenizer import dictionary_of
 
 from .index import write_whole
+from .shards import write_shard
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -184,26 +185,11 @@ LAYOUTS = {
 
 
 def write_tars(folder: Path, samples: Iterable[Parts], per_shard: int) -> None:
-    """Samples as WebDataset tars 00000.tar, 00001.tar, ..., keys counted through; nothing in them tells the time."""
-    shard: list[tuple[str, bytes]] = []
-    number = -1
-
-    def close() -> None:
-        file = io.BytesIO()
-        with tarfile.open(fileobj=file, mode="w") as tar:
-            for name, content in shard:
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-        write_whole(folder / f"{number // per_shard:05d}.tar", file.getvalue())
-        shard.clear()
-
-    for number, parts in enumerate(samples):
-        shard.extend((f"{number:09d}.{part}", content) for part, content in parts.items())
-        if (number + 1) % per_shard == 0:
-            close()
-    if shard:
-        close()
+    """Samples as WebDataset tars 00000.tar, 00001.tar, ..., keys counted through."""
+    numbered = ((f"{number:09d}", parts) for number, parts in enumerate(samples))
+    for shard in itertools.count():
+        if not write_shard(folder / f"{shard:05d}.tar", itertools.islice(numbered, per_shard)):
+            return
 
 
 def write_vocabulary(folder: Path, seed: int = 0, pieces: int = 200) -> tuple[Path, Path]:

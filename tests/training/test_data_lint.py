@@ -1,0 +1,91 @@
+"""The checker: what it finds, what it shows, how it ends."""
+
+import json
+import random
+
+import pytest
+from PIL import Image
+
+from training.data.index import index_dataset
+from training.data.lint import main
+from training.data.shards import write_shard
+from training.data.sheet import contact_sheet
+from training.data.synthetic import LAYOUTS, pair_samples, write_tars
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_sound_data_set_is_fit_and_shown(tmp_path, layout, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_tars(tmp_path / layout, LAYOUTS[layout](random.Random(0), 30, 48), per_shard=20)
+    assert main([str(tmp_path / layout), "--workers", "1", "--json", "findings.json"]) == 0
+    assert "Fit for training" in capsys.readouterr().out
+    findings = json.loads((tmp_path / "findings.json").read_text())
+    assert (findings["samples"], findings["read"], findings["unusable"]) == (30, 30, {})
+    sheet = Image.open(tmp_path / f"{layout}-sheet.png")
+    assert sheet.width > 1500
+    assert sheet.height > 500
+
+
+def _spoilt(folder, every):
+    def parts(number, sample):
+        broken = {"jpg": sample["jpg"][:50]} if number % every == 0 else {}
+        return f"{number:05d}", sample | broken
+
+    samples = [parts(number, sample) for number, sample in enumerate(pair_samples(random.Random(0), 60, 48))]
+    write_shard(folder / "0.tar", samples)
+    return str(folder)
+
+
+@pytest.mark.parametrize(("every", "code"), [(30, 0), (10, 1)])
+def test_corrupt_pictures_are_named_and_more_than_max_bad_of_them_is_unfit(tmp_path, every, code, capsys):
+    path = _spoilt(tmp_path / "web", every)
+    sheet = str(tmp_path / "s.png")
+    assert main([path, "--sheet", sheet, "--json", str(tmp_path / "found.json"), "--workers", "2"]) == code
+    found = json.loads((tmp_path / "found.json").read_text())["unusable"]
+    assert found == {"corrupt picture": [f"0.tar:{number}" for number in range(0, 60, every)]}
+    assert ("Not fit" in capsys.readouterr().out) == bool(code)
+
+
+def test_a_truncated_file_is_unfit(tmp_path, capsys):
+    write_tars(tmp_path / "web", pair_samples(random.Random(0), 20, 48), per_shard=10)
+    broken = tmp_path / "web" / "00001.tar"
+    broken.write_bytes(broken.read_bytes()[:9000])
+    assert main([str(tmp_path / "web"), "--sheet", str(tmp_path / "s.png")]) == 1
+    assert "1 damaged files" in capsys.readouterr().out
+
+
+def test_oddities_are_shown_but_no_fault(tmp_path):
+    samples = list(LAYOUTS["compositional"](random.Random(0), 10, 48))
+    picture = next(pair_samples(random.Random(1), 1, 30))["jpg"]
+    for sample in samples[:3]:
+        sample["0.jpg"] = picture
+    write_tars(tmp_path / "set", samples, 10)
+    found = tmp_path / "found.json"
+    assert main([str(tmp_path / "set"), "--sheet", str(tmp_path / "s.png"), "--json", str(found)]) == 0
+    assert len(json.loads(found.read_text())["odd"]["mask and crop differ in size"]) == 3
+
+
+@pytest.mark.parametrize("path", ["nowhere", "empty", "strange"])
+def test_what_is_no_data_set_ends_with_code_two_and_a_sentence(tmp_path, path, capsys):
+    (tmp_path / "empty").mkdir()
+    write_tars(tmp_path / "strange", [{"bin": b"x"}], 10)
+    assert main([str(tmp_path / path)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said
+    assert "\n" not in said
+    assert str(tmp_path / path) in said
+
+
+def test_the_sheet_shows_sound_samples_only(tmp_path):
+    path = _spoilt(tmp_path / "web", 2)
+    sheet = contact_sheet(index_dataset(path), "captions", 12)
+    assert sheet.height > 1000  # three rows: twelve sound samples were found among as many spoilt ones
+    everything = _spoilt(tmp_path / "bad", 1)
+    assert contact_sheet(index_dataset(everything), "captions", 12) is None
+
+
+def test_a_long_text_in_any_script_stays_on_its_card(tmp_path):
+    texts = ["word " * 500, "x" * 3000, "日本語の文章" * 200, "\n\n\n a"]
+    write_shard(tmp_path / "t.tar", [(str(number), {"txt": text.encode()}) for number, text in enumerate(texts)])
+    sheet = contact_sheet(index_dataset(tmp_path / "t.tar"), "text", 12)
+    assert sheet.height < 700
