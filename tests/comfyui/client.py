@@ -92,17 +92,26 @@ class Client:
         answer = self._request(path, json.dumps({} if value is None else value).encode())
         return json.loads(answer) if answer else None
 
-    def queue(self, prompt: dict[str, Any]) -> dict[str, Any]:
-        """Queue a graph in API form and return the server's answer; raises PromptRefused."""
+    def queue(self, prompt: dict[str, Any], workflow: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Queue a graph in API form and return the server's answer; raises PromptRefused.
+
+        `workflow` is the same graph in UI format, for saved pictures to carry.
+        """
+        extra = {"extra_pnginfo": {"workflow": workflow}} if workflow else {}
         try:
-            return self.post("/prompt", {"prompt": prompt, "client_id": self.identity})
+            return self.post("/prompt", {"prompt": prompt, "client_id": self.identity, "extra_data": extra})
         except urllib.error.HTTPError as error:
             answer = json.loads(error.read())
             raise PromptRefused(answer) from None
 
-    def run(self, prompt: dict[str, Any], on_event: Callable[[str, dict[str, Any]], None] | None = None) -> Run:
+    def run(
+        self,
+        prompt: dict[str, Any],
+        on_event: Callable[[str, dict[str, Any]], None] | None = None,
+        workflow: dict[str, Any] | None = None,
+    ) -> Run:
         """Queue a graph and wait for its end; raises PromptRefused, ExecutionFailed or ExecutionInterrupted."""
-        answer = self.queue(prompt)
+        answer = self.queue(prompt, workflow)
         prompt_id = answer["prompt_id"]
         events: list[tuple[str, dict[str, Any]]] = []
         deadline = time.monotonic() + self.timeout

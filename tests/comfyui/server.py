@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -78,7 +80,13 @@ def running_server(
     log_path = folder / "server.log"
     with log_path.open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=COMFYUI_TREE, env=environment
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            cwd=COMFYUI_TREE,
+            env=environment,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
     server = Server(f"127.0.0.1:{port}", folder, process)
     try:
@@ -91,6 +99,12 @@ def running_server(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to end this process with the one that started it: a killed test run must not leave a server behind."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def wait_until_it_answers(server: Server, seconds: float) -> None:
