@@ -23,6 +23,7 @@ from training.construct.spans import parse_list, place
         ("dog\n\nThis caption describes an animal that wears something on its head.", ["dog"]),
         ("dog, hat\n### Instruction:\nNow write a poem", ["dog", "hat"]),
         ("sand", ["sand"]),
+        ("dog and hat and beach", ["dog", "hat", "beach"]),
     ],
 )
 def test_lists_are_read_in_every_common_way_of_writing_them(answer, items):

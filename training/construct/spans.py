@@ -41,7 +41,7 @@ def parse_list(answer: str) -> list[str] | None:
     """The items of a language model's list; None where the answer is prose.
 
     Reads JSON lists, comma-separated ones, numbered and bulleted lines, with or without an introduction that ends with
-    a colon, quotes, brackets and a last "and". Text from "###" on, where a model goes on with a new task, is not read.
+    a colon, quotes, brackets and "and". Text from "###" on, where a model goes on with a new task, is not read.
     """
     answer = answer.split("###")[0].strip()
     bracketed = re.search(r"\[[^\[\]]*\]", answer)
@@ -61,7 +61,7 @@ def parse_list(answer: str) -> list[str] | None:
         text = lines[0].rpartition(":")[2].strip() if lines else ""
         if not text and len(lines) > 1:
             text = lines[1]
-        items = re.split(r"[,;]|\s+and\s+(?=\S+(?:\s\S+)?\.?$)", text)
+        items = re.split(r"[,;]|\s+and\s+", text)
     items = [re.sub(r"^and\s+", "", item.strip().strip("\"'`.*").strip()) for item in items]
     items = [item for item in items if item]
     if not items or any(len(item.split()) > MOST_WORDS for item in items):

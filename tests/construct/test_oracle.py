@@ -1,0 +1,76 @@
+"""The whole pipeline on pictures whose masks are known: boxes to the pixel, spans exactly."""
+
+import numpy as np
+import pytest
+
+from training.construct.crops import dilate, square_around
+
+from .conftest import settings
+from .scenes import SIDE, scene, write_folder
+from .shard_reading import described, pixels, samples
+
+COUNT = 45
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    write_folder(folder, range(COUNT))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exact(pictures, tmp_path_factory, ray_instance):
+    """The output without dilation and without compression that matters."""
+    from rich.console import Console
+
+    from training.construct.run import construct
+
+    target = tmp_path_factory.mktemp("exact")
+    options = ("--crops.dilation=0", "--filters.duplicates=off", "--filters.min_share=0", "--crops.jpeg_quality=98")
+    construct(settings(pictures, target, *options), Console(quiet=True))
+    return samples(target)
+
+
+def test_every_picture_is_there_once_with_its_caption(exact):
+    assert sorted(exact) == [f"{number:06}" for number in range(COUNT)]
+    for key, sample in exact.items():
+        assert described(sample)["caption"] == scene(int(key)).caption
+
+
+def test_spans_are_the_entities_words_in_the_captions_order(exact):
+    for key, sample in exact.items():
+        found = described(sample)
+        words = [found["caption"][slice(*entity["span"])] for entity in found["entities"]]
+        assert words == [entity["text"] for entity in found["entities"]] == list(scene(int(key)).masks)
+
+
+def test_boxes_are_the_sprites_to_the_pixel(exact):
+    for key, sample in exact.items():
+        known = scene(int(key))
+        for entity in described(sample)["entities"]:
+            assert tuple(entity["box"]) == known.box(entity["text"])
+            assert tuple(entity["crop"]) == square_around(known.box(entity["text"]), (SIDE, SIDE))
+
+
+def test_crops_and_masks_are_the_pictures_and_the_sprites_pixels(exact):
+    for key, sample in exact.items():
+        known = scene(int(key))
+        for number, entity in enumerate(described(sample)["entities"]):
+            left, top, side = entity["crop"]
+            window = slice(top, top + side), slice(left, left + side)
+            crop, mask = pixels(sample[f"{number}.jpg"]), pixels(sample[f"{number}.mask.png"])
+            assert crop.shape == (side, side, 3)
+            assert mask.dtype == bool
+            assert np.array_equal(mask, known.masks[entity["text"]][window])
+            # JPEG halves the resolution of colour, not of brightness.
+            assert np.abs(crop.astype(int).mean(2) - known.pixels[window].mean(2)).mean() < 2
+
+
+def test_boxes_grow_by_the_dilation_rule_and_by_nothing_else(pictures, tmp_path, run):
+    run(settings(pictures, tmp_path, "--crops.dilation=50", "--filters.duplicates=off", "--filters.min_share=0"))
+    for key, sample in samples(tmp_path).items():
+        known = scene(int(key))
+        for entity in described(sample)["entities"]:
+            rows, columns = np.nonzero(dilate(known.masks[entity["text"]], SIDE // 50))
+            assert entity["box"] == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]

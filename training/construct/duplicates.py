@@ -1,0 +1,54 @@
+"""Find pictures that look the same over the whole input, before any model sees them."""
+
+from __future__ import annotations
+
+from itertools import combinations, pairwise
+
+import numpy as np
+
+BITS = 64
+
+
+def near_duplicates(hashes: np.ndarray, distance: int) -> np.ndarray:
+    """Which of the pictures repeat an earlier one: (n,) bool for (n,) uint64 hashes in the input's order.
+
+    A picture is left out if its hash differs in at most `distance` bits from that of an earlier picture that is kept.
+    With the bits cut into distance + 2 bands, two such hashes agree on at least two whole bands: sorting by every pair
+    of bands brings them together, so that millions of pictures need few comparisons.
+    """
+    _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
+    repeated = first[group] != np.arange(len(hashes))
+    order = np.sort(first)  # of equal hashes the first stands for all
+    if distance <= 0 or len(order) < 2:
+        return repeated
+    pairs = _close_pairs(hashes[order], distance)
+    kept = np.ones(len(order), dtype=bool)
+    for later, earlier in pairs:  # sorted by the later one, so whether the earlier one is kept is settled
+        kept[later] &= not kept[earlier]
+    dropped_hashes = hashes[order[~kept]]
+    return repeated | np.isin(hashes, dropped_hashes)
+
+
+def _close_pairs(hashes: np.ndarray, distance: int) -> np.ndarray:
+    """All (later, earlier) positions of different hashes within the distance, sorted."""
+    count = distance + 2
+    edges = np.linspace(0, BITS, count + 1).round().astype(int)
+    bands = [
+        (hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
+        for low, high in pairwise(edges)
+    ]
+    found = [np.empty((0, 2), dtype=np.int64)]
+    for i, j in combinations(range(count), 2):
+        agreed = (bands[i] << np.uint64(BITS // 2)) | bands[j]
+        order = np.argsort(agreed, kind="stable")
+        agreed = agreed[order]
+        shift = 1
+        while True:  # neighbours, then the next but one, until no run of equal keys is that long
+            same = np.flatnonzero(agreed[shift:] == agreed[:-shift])
+            if not len(same):
+                break
+            a, b = order[same], order[same + shift]
+            near = np.bitwise_count(hashes[a] ^ hashes[b]) <= distance
+            found.append(np.stack([np.maximum(a[near], b[near]), np.minimum(a[near], b[near])], axis=1))
+            shift += 1
+    return np.unique(np.concatenate(found), axis=0)

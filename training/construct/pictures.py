@@ -1,0 +1,96 @@
+"""Decode a picture of any kind to its upright centre square, or say why not; resize; perceptual hash."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.fft import dctn
+
+from kosmos_core.images import to_rgb
+
+from .config import FilterConfig
+from .records import Unusable
+
+HASH_SIDE = 32
+
+
+def decode_square(
+    content: bytes, filters: FilterConfig, rotation: int | None = None, at_least: int | None = None
+) -> np.ndarray:
+    """The upright centre square of an encoded picture, (s, s, 3) uint8 RGB.
+
+    Args:
+        rotation: degrees counter-clockwise (a multiple of 90) in place of the EXIF tag; None follows the tag.
+        at_least: a side that is enough. A larger JPEG is then decoded at a half, quarter or eighth of its size, which
+            takes about half the time.
+
+    Raises:
+        Unusable: not a picture, damaged, animated, CMYK, or of a size that the filters leave out.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata and large sizes: judged below, not printed per picture
+            picture = Image.open(io.BytesIO(content))
+            _check(picture, filters)
+            if at_least and picture.format == "JPEG":
+                picture.draft("RGB", (at_least, at_least))
+            picture.load()
+            if rotation is not None:
+                picture.getexif().clear()
+            picture = to_rgb(picture)
+    except Unusable:
+        raise
+    except Image.DecompressionBombError:
+        raise Unusable("picture: too many pixels") from None
+    except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged data, SyntaxError among them
+        truncated = "truncated" in str(error).lower()
+        raise Unusable("picture: truncated" if truncated else "picture: corrupt") from error
+    if rotation:
+        picture = picture.rotate(rotation, expand=True)  # Pillow transposes at multiples of 90 degrees
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    return np.asarray(picture.crop((left, top, left + side, top + side)))
+
+
+def _check(picture: Image.Image, filters: FilterConfig) -> None:
+    """Judge a picture by its header."""
+    if picture.width * picture.height > filters.max_megapixels * 1e6:
+        raise Unusable("picture: too many pixels")
+    if min(picture.size) < filters.min_side:
+        raise Unusable("picture: too small")
+    if max(picture.size) > filters.max_aspect * min(picture.size):
+        raise Unusable("picture: too long and narrow")
+    if getattr(picture, "n_frames", 1) > 1:
+        raise Unusable("picture: animated")
+    if picture.mode == "CMYK":
+        raise Unusable("picture: CMYK")
+
+
+def resize(pixels: np.ndarray, side: int) -> np.ndarray:
+    """A square (s, s, c) uint8 picture at another side, bicubic with antialiasing.
+
+    Within one level of Pillow's filter and several times as fast, with the vector instructions of torch's kernel.
+    """
+    if len(pixels) == side:
+        return pixels
+    # torch wants a writable array and warns otherwise; it is only read.
+    pixels = pixels if pixels.flags.writeable else pixels.copy()
+    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(planes, size=(side, side), mode="bicubic", antialias=True)
+    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+
+
+def perceptual_hash(pixels: np.ndarray) -> int:
+    """64 bits of a picture's coarse brightness: signs of its 8 x 8 lowest cosine coefficients against their median.
+
+    Pictures that differ by scale, compression or a slight change of colour differ in a few bits.
+    """
+    grey = resize(pixels, HASH_SIDE).astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    low = dctn(grey, norm="ortho")[:8, :8].ravel()
+    low[0] = 0.0  # the mean brightness says nothing of the content
+    bits = np.round(low, 3) > np.round(np.median(low), 3)
+    return int(np.packbits(bits).view(">u8")[0])

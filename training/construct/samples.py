@@ -1,0 +1,107 @@
+"""A sample as the members of a tar: target, square crops, their masks, and what is known of them.
+
+    key.jpg          the target: the upright centre square of the picture
+    key.<k>.jpg      the square crop around entity k, with its background
+    key.<k>.mask.png 1 bit, of the crop's size: white (1) where the entity is
+    key.json         {"caption", "entities": [{"text", "span", "box", "crop", "score"}], "size", "source", "license"}
+
+White backgrounds, dropping of words and the 224-pixel view are made from these when the data are read, so that one set
+of shards serves all augmentations. `span` is [first, past the last] character of the caption; `box` (left, top, right,
+bottom) and `crop` (left, top, side) are pixels of the centre square at its original `size`. The same sample is always
+the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from .config import CropConfig
+from .crops import Crop
+from .pictures import resize
+from .records import Picture
+from .spans import Span
+
+
+@dataclass(frozen=True)
+class Cut:
+    """An entity that was found: its words, its place, and how sure the segmenter is."""
+
+    span: Span
+    crop: Crop
+    score: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The encoded members of one sample, by ending, in the order they are written."""
+
+    key: str
+    members: dict[str, bytes]
+
+
+def encode(picture: Picture, pixels: np.ndarray, cuts: list[Cut], crops: CropConfig) -> Sample:
+    """Encode a picture (s, s, 3) and its entities."""
+    members = {"jpg": _jpeg(_sized(pixels, crops), crops)}
+    entities = []
+    for number, cut in enumerate(cuts):
+        entity = _sized(pixels[cut.crop.window], crops)
+        members[f"{number}.jpg"] = _jpeg(entity, crops)
+        members[f"{number}.mask.png"] = _mask(cut.crop.mask[cut.crop.window], len(entity))
+        entities.append(
+            {
+                "text": cut.span.of(picture.caption),
+                "span": [cut.span.start, cut.span.end],
+                "box": list(cut.crop.box),
+                "crop": list(cut.crop.square),
+                "score": cut.score,
+            }
+        )
+    described = {
+        "caption": picture.caption,
+        "entities": entities,
+        "size": len(pixels),
+        "source": picture.source,
+        "license": picture.licence,
+    }
+    members["json"] = json.dumps(described, ensure_ascii=False).encode()
+    return Sample(picture.key, members)
+
+
+def _sized(pixels: np.ndarray, crops: CropConfig) -> np.ndarray:
+    return resize(pixels, crops.side) if crops.enlarge or len(pixels) > crops.side else pixels
+
+
+def _jpeg(pixels: np.ndarray, crops: CropConfig) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=crops.jpeg_quality)
+    return buffer.getvalue()
+
+
+def _mask(mask: np.ndarray, side: int) -> bytes:
+    nearest = ((np.arange(side) + 0.5) * len(mask) / side).astype(int)
+    buffer = io.BytesIO()
+    # Masks are large even areas: the fastest level is hardly larger than the best one.
+    Image.fromarray(mask[np.ix_(nearest, nearest)]).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def tar_members(samples: Iterable[Sample]) -> tuple[bytes, list[int]]:
+    """The samples as a stretch of a tar archive without its end, and where each begins in it."""
+    stretch, offsets = io.BytesIO(), []
+    for sample in samples:
+        offsets.append(stretch.tell())
+        for ending, content in sample.members.items():
+            # A TarInfo knows no clock and no user by itself: time 0, owner 0, mode 0644.
+            member = tarfile.TarInfo(f"{sample.key}.{ending}")
+            member.size = len(content)
+            stretch.write(member.tobuf(tarfile.GNU_FORMAT))
+            stretch.write(content)
+            stretch.write(b"\0" * (-len(content) % tarfile.BLOCKSIZE))
+    return stretch.getvalue(), offsets
