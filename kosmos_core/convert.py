@@ -73,7 +73,8 @@ def read_original(
         else:
             unknown.append(name)
     if unknown:
-        raise WeightsError(f"{path} has {len(unknown)} tensors that no Kosmos-G has: {', '.join(unknown[:10])}")
+        shown = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
+        ignored[f"not part of the original: {shown}"] = len(unknown)
     config = _override(deduce_config(state, description, training_half=training_half), overrides or {})
     _check(path, weights, config)
     stage = "lm" if config.aligner is None else "align" if has_training_half else "instruct"

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.encode --config tiny|medium|official --threads 1 --dtype fp32|bf16 [--rounds 3]
 
 The prompt has two pictures and 10 text tokens, the negative 8. Prints one JSON object. Seconds are medians over rounds
-in which encoding and bare products take turns, so that a machine whose speed drifts slows both. `limit_seconds` is the
-time of torch.mm over every linear layer's own weights at the shapes that encoding used; attention's products,
+in which encoding and bare products take turns, so that a machine whose speed drifts slows both. `limit` is the
+time (seconds) of torch.mm over every linear layer's own weights at the shapes that encoding used; attention's products,
 pictures' resizing and everything else have no share in it. Random weights; the file is written, then measured in a
 process of its own, whose peak memory is the one reported.
 """
@@ -128,8 +128,8 @@ def measure(path: str, dtype: torch.dtype, rounds: int) -> dict[str, object]:
         "weights_bytes": weights,
         "peak_rss_to_weights": peak / weights,
         "flop": counter.get_total_flops(),
-        "limit_seconds": median["limit"],
-        "share_of_limit_reached": median["limit"] / median["first"],
+        "limit": median["limit"],
+        "share_of_limit": median["limit"] / median["first"],
         "gemm_2048_gflops": rate / 1e9,
         "rounds": rounds,
     }

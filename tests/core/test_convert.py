@@ -182,6 +182,14 @@ def test_missing_tensors_are_listed(tmp_path):
         read_original(tmp_path / "c.pt")
 
 
+def test_tensors_that_the_original_does_not_have_are_reported_by_name(tmp_path):
+    content = torch.load(FINAL, weights_only=True)
+    content["model"]["my_adapter.weight"] = torch.zeros(2)
+    torch.save(content, tmp_path / "c.pt")
+    report = read_original(tmp_path / "c.pt").report()
+    assert "1 tensors: not part of the original: my_adapter.weight" in report
+
+
 def test_conversion_streams_instead_of_holding_the_checkpoint(tmp_path):
     """Peak memory stays within 1.3 times the source above what the process needs before it begins."""
     content = torch.load(FINAL, weights_only=True)

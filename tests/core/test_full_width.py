@@ -17,7 +17,7 @@ FOLDER = SHARED / "fullwidth_001"
 
 @pytest.mark.skipif(not FOLDER.is_dir(), reason="the full-width recording is not beside this checkout")
 @torch.no_grad()
-def test_the_condition_at_official_widths_equals_the_original():
+def test_the_condition_at_official_widths_equals_the_original_and_bfloat16_keeps_it():
     recipe = importlib.util.spec_from_file_location("weight_recipe", SHARED / "weight_recipe.py")
     module = importlib.util.module_from_spec(recipe)
     recipe.loader.exec_module(module)
@@ -48,6 +48,11 @@ def test_the_condition_at_official_widths_equals_the_original():
         model.encode_tokens(expected["src_tokens"], image_mask=mask, image_features=features),
     ]
     assert_close(torch.cat(conditions), expected["encode_condition"], "condition")
+
+    model.to(torch.bfloat16)
+    half = model.encode_tokens(expected["src_tokens"], pixels.float().permute(0, 3, 1, 2), mask)
+    similarity = torch.nn.functional.cosine_similarity(half[0], expected["encode_condition"][1], dim=-1)
+    assert similarity.min() >= 0.999, "bfloat16 keeps every slot"
 
 
 def state_shape(model: KosmosG, name: str) -> torch.Size:
