@@ -55,6 +55,18 @@ SCHEDULERS = {
 }
 
 
+def named_scheduler(name: str, current: Any) -> Any:
+    """The sampler of that name with the noise schedule of `current`: "dpmsolver++" (the original's default), "ddim" or
+    "pndm". ValueError lists the names."""
+    if name not in SCHEDULERS:
+        raise ValueError(
+            f"unknown scheduler '{name}'; choose one of {', '.join(SCHEDULERS)}, or set pipe.scheduler to any "
+            "scheduler of diffusers"
+        )
+    kind, options = SCHEDULERS[name]
+    return kind.from_config(current.config, **options)
+
+
 class KosmosGPipeline:
     """A Kosmos-G encoder in front of a diffusers pipeline for Stable Diffusion 1.5.
 
@@ -107,14 +119,8 @@ class KosmosGPipeline:
         return pipe
 
     def use_scheduler(self, name: str) -> None:
-        """Choose "dpmsolver++" (the original's default), "ddim" or "pndm"; any other: `pipe.scheduler = ...`."""
-        if name not in SCHEDULERS:
-            raise ValueError(
-                f"unknown scheduler '{name}'; choose one of {', '.join(SCHEDULERS)}, or set pipe.scheduler to any "
-                "scheduler of diffusers"
-            )
-        kind, options = SCHEDULERS[name]
-        self.scheduler = kind.from_config(self.scheduler.config, **options)
+        """Choose a sampler of `SCHEDULERS`; for any other set `pipe.scheduler`."""
+        self.scheduler = named_scheduler(name, self.scheduler)
 
     def encode_prompt(
         self, prompt: AnyPrompt | Sequence[AnyPrompt], images: Any = None,

@@ -1,0 +1,120 @@
+"""`coco`: FID on captions of COCO's 2014 validation pictures, of Kosmos-G and of Stable Diffusion in one run."""
+
+from __future__ import annotations
+
+import json
+import random
+from argparse import Namespace
+from dataclasses import asdict
+from pathlib import Path
+
+from ..errors import ConfigError
+from ..processes import World
+from .fid import PROTOCOLS, PictureFiles, frechet_distance, name_of_reals, treatments
+from .generate import generate
+from .jobs import Job
+from .output import OutputFolder
+from .painter import SD_ROW, Painter, Sampling
+from .subjects import PICTURE_ENDINGS
+from .table import markdown
+
+CAPTIONS, SEED = 30_000, 0
+SAMPLER, STEPS, GUIDANCE = "ddim", 250, 3.0  # arXiv 2310.02992, section 4.2
+PUBLISHED = {"Kosmos-G (its paper)": 10.99, "Stable Diffusion 1.5 (Kosmos-G's paper)": 9.34}
+
+
+def run(options: Namespace, world: World) -> None:
+    """The whole command: paint each row's pictures, then FID under both protocols, as results.json and table.md."""
+    captions = sample_captions(options.annotations, options.captions)
+    reals = real_pictures(options.images)
+    sampling = Sampling(
+        options.scheduler or SAMPLER, options.steps or STEPS,
+        GUIDANCE if options.guidance is None else options.guidance, options.size,
+    )  # fmt: skip
+    rows = {"kosmosg": str(options.weights), SD_ROW: SD_ROW}
+    rows = {name: rows[name] for name in options.rows}
+    folder = OutputFolder(options.output, world.rank)
+    settings = {
+        "command": "coco", "weights": str(options.weights), "sd": str(options.sd), "captions": len(captions),
+        "annotations": Path(options.annotations).name, "dtype": options.dtype, **asdict(sampling),
+    }  # fmt: skip
+    folder.start(settings, options.resume or options.only == "score")
+    world.barrier()
+    jobs = {name: caption_jobs(captions, name) for name in rows}
+    if options.only != "score":
+        for name, weights in rows.items():
+
+            def painter(weights: str = weights) -> Painter:
+                return Painter(weights, options.sd, sampling, device=world.device, dtype=options.dtype)
+
+            generate(jobs[name], painter, folder, world, options.batch_size)
+    if options.only == "generate" or world.rank:
+        return
+    distances = {}
+    for name in rows:
+        paths = [folder.path / job.path for job in jobs[name]]
+        absent = [path for path in paths if not path.exists()]
+        if absent:
+            raise ConfigError(f"{len(absent)} of {len(paths)} pictures are missing, the first is {absent[0]}")
+        distances[name] = {}
+        for protocol in PROTOCOLS:
+            for_fakes, for_reals = treatments(protocol)
+            distances[name][protocol] = frechet_distance(
+                PictureFiles(paths, for_fakes), PictureFiles(reals, for_reals), inception=options.inception,
+                cache=options.statistics or folder.path / "statistics", device=world.device,
+                reals_name=name_of_reals(reals, protocol, options.inception), extractor=options.extractor,
+                layer=options.layer,
+            )  # fmt: skip
+            print(f"FID {name} ({protocol}): {distances[name][protocol]:.3f}")
+    _report(folder, distances, sampling, len(captions), len(reals))
+
+
+def sample_captions(annotations: str | Path, count: int | None) -> list[tuple[int, str]]:
+    """(image id, caption) of `count` captions drawn by seed 0, as the original draws its 30,000; all if None is left.
+
+    ConfigError where the file is not COCO's captions or has fewer.
+    """
+    try:
+        entries = json.loads(Path(annotations).read_text())["annotations"]
+        found = [(int(entry["image_id"]), str(entry["caption"])) for entry in entries]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"--annotations: {annotations} holds no COCO captions ({error!r:.100}); give captions_val2014.json"
+        ) from error
+    count = min(CAPTIONS, len(found)) if count is None else count
+    if count > len(found):
+        raise ConfigError(f"--captions: {count} are asked for, {annotations} holds {len(found)}")
+    return random.Random(SEED).sample(found, count)
+
+
+def real_pictures(folder: str | Path) -> list[Path]:
+    """All pictures of a folder by name; ConfigError where there are fewer than two."""
+    folder = Path(folder)
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURE_ENDINGS)
+    if len(found) < 2:
+        raise ConfigError(f"--images: {folder} holds {len(found)} pictures; give the folder of val2014's pictures")
+    return found
+
+
+def caption_jobs(captions: list[tuple[int, str]], row: str) -> list[Job]:
+    """A job for each caption; the same caption has the same noise in every row."""
+    jobs = []
+    for index, (image, caption) in enumerate(captions):
+        text = caption.replace("<i>", "").strip()
+        jobs.append(Job(f"pictures/{row}/{index:05d}_{image}.png", text, text, seed=index))
+    return jobs
+
+
+def _report(folder: OutputFolder, distances: dict, sampling: Sampling, captions: int, reals: int) -> None:
+    title = (
+        f"COCO FID: {captions} captions against {reals} real pictures; {sampling.scheduler}, {sampling.steps} steps, "
+        f"guidance {sampling.guidance:g}, {sampling.size} px"
+    )
+    rows = {name: dict(found) for name, found in distances.items()}
+    if captions == CAPTIONS:
+        rows |= {f"published: {name}": {"kosmosg": value} for name, value in PUBLISHED.items()}
+    table = markdown(title, rows, {protocol: f"FID, {protocol}" for protocol in PROTOCOLS})
+    results = {"fid": distances, "captions": captions, "reals": reals, "sampling": asdict(sampling)}
+    folder.write("results.json", json.dumps(results, indent=2) + "\n")
+    folder.write("table.md", table)
+    print(table, end="")

@@ -1,0 +1,186 @@
+"""`compare`: the same prompts and noise through several models, side by side on one page (paper, figure 6)."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kosmos_core import Prompt, PromptError
+
+from ..errors import ConfigError
+from ..processes import World
+from .features import FeatureNets
+from .generate import generate
+from .jobs import Job
+from .output import OutputFolder
+from .page import PAGE, figure
+from .painter import DTYPES, SD_ROW, Painter, Sampling
+from .subjects import check_pictures, open_picture
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One entry of the prompt file."""
+
+    prompt: str
+    images: tuple[Path, ...]
+    text: str
+
+
+def run(options: Namespace, world: World) -> None:
+    """The whole command: paint, score where DINO and CLIP are given, and write index.html and scores.json."""
+    wanted = read_prompts(options.prompts)
+    check_pictures([path for entry in wanted for path in entry.images])
+    models = model_names(options.weights)
+    for weights in models.values():
+        if weights != SD_ROW and not Path(weights).is_file():
+            raise ConfigError(f"--weights: {weights} is no file; give Kosmos-G files, or '{SD_ROW}' for SD's own text")
+    sampling = Sampling(
+        options.scheduler or "dpmsolver++", options.steps or 50,
+        6.0 if options.guidance is None else options.guidance, options.size,
+    )  # fmt: skip
+    folder = OutputFolder(options.output, world.rank)
+    settings = {
+        "command": "compare", "weights": models, "sd": str(options.sd), "seeds": options.seeds, "dtype": options.dtype,
+        "prompts": [[entry.prompt, *map(str, entry.images)] for entry in wanted], **asdict(sampling),
+    }  # fmt: skip
+    folder.start(settings, options.resume)
+    world.barrier()
+    jobs = {name: _jobs(name, wanted, options.seeds) for name in models}
+    for name, weights in models.items():
+
+        def painter(weights: str = weights) -> Painter:
+            return Painter(weights, options.sd, sampling, device=world.device, dtype=options.dtype)
+
+        generate(jobs[name], painter, folder, world, options.batch_size)
+    if world.rank:
+        return
+    nets = None
+    if options.dino and options.clip:
+        nets = FeatureNets(options.dino, options.clip, world.device, DTYPES[options.scoring_dtype])
+    scores = {name: _scores(found, nets, folder) for name, found in jobs.items()}
+    folder.write("scores.json", json.dumps({"models": models, "scores": scores}, indent=2) + "\n")
+    references = _save_references(wanted, folder)
+    folder.write("index.html", _page(wanted, references, options.seeds, scores, sampling))
+    print(f"index.html and scores.json are in {folder.path}")
+
+
+def read_prompts(path: str | Path) -> list[Wanted]:
+    """Prompts from YAML: a list of {prompt: "a dog <i> at the beach", images: [dog.jpg]}, pictures relative to it.
+
+    ConfigError names the entry where marks and pictures do not match or a picture is missing.
+    """
+    path = Path(path)
+    try:
+        entries = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--prompts: {path} cannot be read: {error}") from error
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"--prompts: {path} must be a list of entries with `prompt` and `images`")
+    wanted = []
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
+            raise ConfigError(f"--prompts: entry {number} of {path} needs `prompt`, it is {entry!r:.120}")
+        unknown = set(entry) - {"prompt", "images"}
+        if unknown:
+            raise ConfigError(f"--prompts: entry {number} of {path} has an unknown key '{sorted(unknown)[0]}'")
+        images = tuple((path.parent / name).resolve() for name in entry.get("images") or [])
+        for image in images:
+            if not image.is_file():
+                raise ConfigError(f"--prompts: entry {number} of {path} names {image}, which is no file")
+        try:
+            parsed = Prompt.parse(entry["prompt"], images=len(images))
+        except PromptError as error:
+            raise ConfigError(f"--prompts: entry {number} of {path}: {error}") from error
+        words = "".join(getattr(segment, "text", "") for segment in parsed.segments)
+        wanted.append(Wanted(entry["prompt"], images, " ".join(words.split())))
+    return wanted
+
+
+def model_names(weights: Sequence[str]) -> dict[str, str]:
+    """A short name for each weight file: its stem, numbered where stems repeat."""
+    names: dict[str, str] = {}
+    for path in weights:
+        stem = path if path == SD_ROW else Path(path).stem
+        name, number = stem, 2
+        while name in names:
+            name, number = f"{stem}-{number}", number + 1
+        names[name] = path
+    return names
+
+
+def _jobs(model: str, wanted: Sequence[Wanted], seeds: Sequence[int]) -> list[Job]:
+    return [
+        Job(f"pictures/{model}/{number:03d}_{seed}.png", entry.prompt, entry.text, entry.images, (model,), seed)
+        for number, entry in enumerate(wanted)
+        for seed in seeds
+    ]
+
+
+def _scores(jobs: Sequence[Job], nets: FeatureNets | None, folder: OutputFolder) -> list[dict[str, Any]]:
+    """A record for each picture; with networks DINO and CLIP-I to the shown pictures (mean) and CLIP-T."""
+    records = [job.record() for job in jobs]
+    if nets is None:
+        return records
+    results = nets.of_pictures([folder.path / job.path for job in jobs])
+    texts = nets.of_texts([job.text or "a picture" for job in jobs])
+    for row, (job, record) in enumerate(zip(jobs, records, strict=True)):
+        record["clip_t"] = float(results.clip[row] @ texts[row]) if job.text else None
+        if job.conditions:
+            shown = nets.of_pictures(job.conditions)
+            record["dino"] = float((shown.dino @ results.dino[row]).mean())
+            record["clip_i"] = float((shown.clip @ results.clip[row]).mean())
+    return records
+
+
+def _save_references(wanted: Sequence[Wanted], folder: OutputFolder) -> list[list[str]]:
+    """Small copies of the shown pictures beside the page, so that the folder can be moved."""
+    saved = []
+    for number, entry in enumerate(wanted):
+        saved.append([])
+        for place, path in enumerate(entry.images):
+            picture = open_picture(path)
+            picture.thumbnail((512, 512))
+            name = f"references/{number:03d}_{place}.png"
+            folder.write(name, picture)
+            saved[-1].append(name)
+    return saved
+
+
+def _page(
+    wanted: Sequence[Wanted], references: list[list[str]], seeds: Sequence[int], scores: dict[str, list[dict]],
+    sampling: Sampling,
+) -> str:  # fmt: skip
+    per_prompt = len(seeds)
+    sections = []
+    for number, entry in enumerate(wanted):
+        shown = "".join(figure(name, f"picture {place}") for place, name in enumerate(references[number], 1))
+        cells = [f'<div class="column shown"><h3>shown</h3><div class="grid">{shown}</div></div>'] if shown else []
+        for name, records in scores.items():
+            own = records[number * per_prompt : (number + 1) * per_prompt]
+            figures = "".join(figure(record["path"], _caption(record)) for record in own)
+            cells.append(
+                f'<div class="column"><h3>{escape(name)}</h3><div class="grid">{figures}</div></div>'
+            )  # fmt: skip
+        sections.append(f'<section><h2>{escape(entry.prompt)}</h2><div class="row">{"".join(cells)}</div></section>')
+    title = f"Kosmos-G: {', '.join(scores)}"
+    note = (
+        f"{len(wanted)} prompts, seeds {', '.join(map(str, seeds))}, the same noise for every model; "
+        f"{sampling.scheduler}, {sampling.steps} steps, guidance {sampling.guidance:g}, {sampling.size} px."
+    )
+    return PAGE.format(title=escape(title), note=escape(note), sections="\n".join(sections))
+
+
+def _caption(record: dict[str, Any]) -> str:
+    parts = [f"seed {record['seed']}"]
+    for label, metric in (("DINO", "dino"), ("CLIP-T", "clip_t")):
+        if record.get(metric) is not None:
+            parts.append(f"{label} {record[metric]:.3f}")
+    return " · ".join(parts)

@@ -1,0 +1,122 @@
+"""`dreambench`: subject-driven pictures of one or of several subjects, painted, scored and tabulated."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..processes import World
+from .features import FeatureNets
+from .generate import generate
+from .jobs import Job, dreambench_jobs, pair_jobs
+from .output import OutputFolder
+from .painter import DTYPES, Painter, Sampling
+from .protocols import PROTOCOLS, PUBLISHED, Protocol
+from .score import METRICS, References, copy_threshold, echo, oracle, score
+from .sheets import contact_sheet
+from .subjects import DREAMBENCH, SubjectSet, check_pictures, read_subjects, subject_pictures
+from .table import markdown, subject_means, summarise
+
+HEADINGS = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "copied": "copies"}
+
+
+def run(options: Namespace, world: World) -> None:
+    """The whole command: paint what is missing, score what is unscored, write results.json, table.md and sheets."""
+    protocol = PROTOCOLS[options.protocol]
+    sampling = Sampling(
+        options.scheduler or protocol.scheduler, options.steps or protocol.steps,
+        protocol.guidance if options.guidance is None else options.guidance, options.size,
+    )  # fmt: skip
+    subjects = read_subjects(options.subjects) if options.subjects else DREAMBENCH
+    jobs = _jobs(options, subjects, protocol)
+    pictures = {name: _real(name, subjects, options.data) for name in sorted({x for job in jobs for x in job.subjects})}
+    check_pictures([path for paths in pictures.values() for path in paths])
+    folder = OutputFolder(options.output, world.rank)
+    settings = {
+        "command": "dreambench", "protocol": protocol.name, "subjects": subjects.name, "weights": str(options.weights),
+        "sd": str(options.sd), "pairs": options.pairs, "pictures": len(jobs), "dtype": options.dtype,
+        **asdict(sampling),
+    }  # fmt: skip
+    folder.start(settings, options.resume or options.only == "score")
+    world.barrier()
+    if options.only != "score":
+        generate(
+            jobs, lambda: Painter(options.weights, options.sd, sampling, device=world.device, dtype=options.dtype),
+            folder, world, options.batch_size,
+        )  # fmt: skip
+    if options.only == "generate":
+        return
+    nets = FeatureNets(options.dino, options.clip, world.device, DTYPES[options.scoring_dtype])
+    references = References.read(pictures, {s.name: s.picked for s in subjects.subjects}, nets)
+    score(
+        jobs, references, nets, folder, world, all_references=protocol.all_references, threads=options.threads
+    )  # fmt: skip
+    if world.rank == 0:
+        threshold = copy_threshold(references) if options.copy_threshold is None else options.copy_threshold
+        _report(jobs, references, nets, folder, subjects, protocol, sampling, threshold)
+
+
+def _jobs(options: Namespace, subjects: SubjectSet, protocol: Protocol) -> list[Job]:
+    jobs = (
+        pair_jobs(options.pairs, subjects, options.data, protocol)
+        if options.pairs
+        else dreambench_jobs(subjects, options.data, protocol)
+    )
+    if options.only_subjects:
+        unknown = sorted(set(options.only_subjects) - {job.group for job in jobs})
+        if unknown:
+            raise ConfigError(
+                f"--only-subjects: {unknown[0]} is not among {', '.join(sorted({job.group for job in jobs}))}"
+            )
+        jobs = [job for job in jobs if job.group in options.only_subjects]
+    return jobs
+
+
+def _real(name: str, subjects: SubjectSet, data: str | Path) -> list[Path]:
+    subject = next((subject for subject in subjects.subjects if subject.name == name), None)
+    if subject is None:
+        raise ConfigError(f"'{name}' is no subject of {subjects.name}; describe it with --subjects")
+    return subject_pictures(data, subject)
+
+
+def _report(
+    jobs: list[Job], references: References, nets: FeatureNets, folder: OutputFolder, subjects: SubjectSet,
+    protocol: Protocol, sampling: Sampling, threshold: float,
+) -> None:  # fmt: skip
+    """Merge all records in the jobs' order, tabulate them beside the other rows, and draw a sheet per subject."""
+    found = folder.records("scores")
+    records = [dict(found[job.path], copied=float(found[job.path]["copy"] > threshold)) for job in jobs]
+    folder.write("scores.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    metrics = (*METRICS, "copied")
+    rows: dict[str, dict[str, Any]] = {
+        "real pictures (oracle)": summarise(oracle(references, jobs), metrics),
+        "input echoed": summarise(echo(references, jobs, nets, protocol.all_references), metrics),
+        "this model": summarise(records, metrics),
+    }
+    complete = subjects is DREAMBENCH and all("+" not in job.group for job in jobs)
+    if complete and len({job.group for job in jobs}) == len(subjects.subjects):
+        for name, figures in PUBLISHED[protocol.name].items():
+            rows[f"published: {name}"] = dict(zip(METRICS, figures, strict=True))
+    title = (
+        f"{subjects.name}, protocol `{protocol.name}`: {len(records)} pictures, {sampling.scheduler}, "
+        f"{sampling.steps} steps, guidance {sampling.guidance:g}, {sampling.size} px. Mean over subjects [95 % "
+        f"bootstrap over subjects]; copies: share above {threshold:.3f}."
+    )
+    table = markdown(title, rows, HEADINGS)
+    results = {
+        "protocol": protocol.name, "sampling": asdict(sampling), "copy_threshold": threshold, "rows": rows,
+        "subjects": {metric: subject_means(records, metric) for metric in metrics},
+    }  # fmt: skip
+    folder.write("results.json", json.dumps(results, indent=2) + "\n")
+    folder.write("table.md", table)
+    for group in dict.fromkeys(job.group for job in jobs):
+        own = [record for record in records if record["subject"] == group]
+        shown = next(job.conditions for job in jobs if job.group == group)
+        title = " + ".join(group.replace("_", " ").split("+"))
+        folder.write(f"sheets/{group}.png", contact_sheet(title, shown, own, folder.path, threshold))
+    print(table, end="")
+    print(f"\nresults.json, scores.jsonl, table.md and sheets/ are in {folder.path}")

@@ -1,0 +1,116 @@
+"""Frechet Inception Distance by torch-fidelity, with the statistics of the real pictures kept for the next run.
+
+Two protocols that differ in what happens to pictures before the Inception network (arXiv 2310.02992, section 4.2):
+    kosmosg   as the original's script: reals at 256 by tensor resizing, fakes as painted (512); sizes are unequal
+    clean     both at 256 by Pillow's antialiased bicubic
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from ..errors import ConfigError
+from .subjects import open_picture
+
+PROTOCOLS = ("kosmosg", "clean")
+INCEPTION = "inception-v3-compat"
+LAYER = "2048"
+SIDE = 256
+
+
+class PictureFiles(Dataset):
+    """Picture files as uint8 tensors (3, h, w) for torch-fidelity. `treatment`: "tensor" and "pillow" bring the centre
+    square to 256 pixels, None leaves a picture as it is."""
+
+    def __init__(self, paths: Sequence[Path], treatment: str | None) -> None:
+        self.paths, self.treatment = list(paths), treatment
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        picture = open_picture(self.paths[index])
+        if self.treatment == "pillow":
+            from PIL import Image
+
+            short = min(picture.size)
+            size = tuple(round(length * SIDE / short) for length in picture.size)
+            picture = picture.resize(size, Image.Resampling.BICUBIC)
+        height, width = picture.height, picture.width
+        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(height, width, 3)
+        pixels = pixels.permute(2, 0, 1)
+        if self.treatment == "tensor":
+            short = min(height, width)
+            size = [int(SIDE * height / short), int(SIDE * width / short)]
+            # Without antialiasing, as the torchvision of its time (0.14) resized tensors.
+            floats = functional.interpolate(pixels[None] / 255, size=size, mode="bilinear", align_corners=False)
+            pixels = (floats[0] * 255).to(torch.uint8)
+        if self.treatment is not None:
+            top, left = round((pixels.shape[1] - SIDE) / 2), round((pixels.shape[2] - SIDE) / 2)
+            pixels = pixels[:, top : top + SIDE, left : left + SIDE]
+        return pixels.contiguous()
+
+
+def treatments(protocol: str) -> tuple[str | None, str | None]:
+    """How a protocol treats fakes and reals before the network."""
+    return {"kosmosg": (None, "tensor"), "clean": ("pillow", "pillow")}[protocol]
+
+
+def frechet_distance(
+    fakes: Dataset, reals: Dataset, *, inception: str | Path | None, cache: str | Path, reals_name: str,
+    device: torch.device, extractor: str = INCEPTION, layer: str = LAYER, batch_size: int = 64,
+) -> float:  # fmt: skip
+    """FID of two sets of uint8 pictures; the reals' statistics are kept in `cache` under `reals_name`.
+
+    `inception` is the file of torch-fidelity's Inception weights (weights-inception-2015-12-05-6726825d.pth); None
+    takes torch's hub cache. ConfigError where there is no such file
+    or there are fewer than two pictures on a side.
+    """
+    import torch_fidelity
+
+    for name, pictures in (("painted", fakes), ("real", reals)):
+        if len(pictures) < 2:
+            raise ConfigError(f"FID needs at least 2 {name} pictures, there are {len(pictures)}")
+    if extractor == INCEPTION and inception is None:
+        inception = Path(torch.hub.get_dir(), "checkpoints", "weights-inception-2015-12-05-6726825d.pth")
+    if inception is not None and not Path(inception).is_file():
+        raise ConfigError(
+            f"--inception: {inception} is no file; give torch-fidelity's Inception weights "
+            "(weights-inception-2015-12-05-6726825d.pth), which are not downloaded here"
+        )
+    if inception is not None:
+        _check_weights(inception)
+    found = torch_fidelity.calculate_metrics(
+        input1=fakes, input2=reals, fid=True, cuda=device.type == "cuda", batch_size=batch_size, verbose=False,
+        feature_extractor=extractor, feature_extractor_weights_path=None if inception is None else str(inception),
+        feature_layer_fid=layer, cache=True, cache_root=str(cache), input2_cache_name=reals_name,
+    )  # fmt: skip
+    return float(found["frechet_inception_distance"])
+
+
+def _check_weights(path: str | Path) -> None:
+    """torch-fidelity unpickles its weights without restriction: only hand it what also loads as plain tensors."""
+    try:
+        torch.load(path, weights_only=True, mmap=True)
+    except Exception as error:  # pickle, zip and torch raise errors of their own
+        reason = str(error).split("\n")[0]
+        raise ConfigError(f"--inception: {path} is no plain weight file: {reason}") from error
+
+
+def name_of_reals(paths: Sequence[Path], protocol: str, inception: str | Path | None) -> str:
+    """A name that changes with the pictures, their treatment or the network, so that stale statistics are not used."""
+    digest = hashlib.sha256(f"{treatments(protocol)[1]} {inception}".encode())
+    for path in paths:
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+    if inception is not None:
+        with contextlib.suppress(OSError):
+            digest.update(str(Path(inception).stat().st_size).encode())
+    return f"reals-{protocol}-{digest.hexdigest()[:16]}"

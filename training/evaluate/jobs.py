@@ -1,0 +1,140 @@
+"""The pictures to make: one job for each, with everything that decides how it looks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError
+from .protocols import Protocol, mark_nouns, prompt_of, words_of
+from .subjects import SubjectSet, subject_pictures
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to make.
+
+    path: where it goes, relative to the output folder; also its name in records. prompt: as Kosmos-G reads it.
+    text: the same in plain words. conditions: the pictures of the prompt's marks. subjects: who is on them.
+    seed, row, rows: its noise is row `row` of a block of `rows` drawn from `seed`.
+    """
+
+    path: str
+    prompt: str
+    text: str
+    conditions: tuple[Path, ...] = ()
+    subjects: tuple[str, ...] = ()
+    seed: int = 0
+    row: int = 0
+    rows: int = 1
+
+    @property
+    def group(self) -> str:
+        """Whose contact sheet and average the picture belongs to."""
+        return "+".join(self.subjects)
+
+    def record(self) -> dict[str, Any]:
+        """What a line of JSONL says of the picture."""
+        return {
+            "path": self.path, "subject": self.group, "prompt": self.prompt, "text": self.text, "seed": self.seed,
+            "noise_row": self.row, "conditions": [str(path) for path in self.conditions],
+        }  # fmt: skip
+
+
+def dreambench_jobs(subjects: SubjectSet, data: str | Path, protocol: Protocol) -> list[Job]:
+    """Every prompt of every subject, as often as the protocol says (DreamBench: 30 x 25 x 4 = 3,000)."""
+    jobs = []
+    for subject in subjects.subjects:
+        pictures = subject_pictures(data, subject)
+        picked = next(path for path in pictures if path.name == subject.picked)
+        jobs += _prompt_jobs(subjects.prompts[subject.kind], (subject.name,), (subject.noun,), (picked,), protocol)
+    return jobs
+
+
+def pair_jobs(path: str | Path, subjects: SubjectSet, data: str | Path, protocol: Protocol) -> list[Job]:
+    """Prompts with several subjects, from a list in one of two forms.
+
+    JSON: [{"prompt": "a bowl and a can on the beach", "image_paths": ["dataset/berry_bowl/02.jpg", ...],
+    "nouns": ["bowl", "can"]}, ...]. This is UNO's `dreambench_multiip.json` (30 pairs x 25 prompts), whose entries
+    have no `nouns`: they follow from the pictures' folders. Paths are tried beside the list and then below `data`.
+    Other benchmarks, such as Multibench, are written in the same form with `nouns`.
+
+    YAML: `pairs: [[berry_bowl, can], ...]`, names of subjects; each pair gets the prompts of its first subject's kind,
+    or of live subjects if one of the two is alive.
+    """
+    path = Path(path)
+    try:
+        content = path.read_text()
+        entries = json.loads(content) if path.suffix == ".json" else yaml.safe_load(content)["pairs"]
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"the list of pairs {path} cannot be read ({error}); expected a .json list of prompts with image_paths, "
+            "or .yaml with `pairs`"
+        ) from error
+    if path.suffix != ".json":
+        return [job for names in entries for job in _named_pair(names, path, subjects, data, protocol)]
+    jobs, counts = [], {}
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict) or not entry.get("prompt") or len(entry.get("image_paths", ())) < 1:
+            raise ConfigError(f"{path}: entry {number} needs `prompt` and `image_paths`, it is {entry!r:.120}")
+        conditions = tuple(_resolve(picture, path, data) for picture in entry["image_paths"])
+        names = tuple(condition.parent.name for condition in conditions)
+        nouns = entry.get("nouns") or [subjects.noun_of(name) for name in names]
+        if len(nouns) != len(conditions):
+            raise ConfigError(f"{path}: entry {number} has {len(nouns)} nouns for {len(conditions)} pictures")
+        prompt = mark_nouns(entry["prompt"], nouns, protocol)
+        index = counts[names] = counts.get(names, -1) + 1
+        jobs += _samples(names, index, prompt, entry["prompt"], conditions, protocol)
+    return jobs
+
+
+def _named_pair(names: Any, path: Path, subjects: SubjectSet, data: str | Path, protocol: Protocol) -> list[Job]:
+    if not isinstance(names, list) or len(names) < 2:
+        raise ConfigError(f"{path}: {names!r} is no pair; expected two names of subjects, such as [berry_bowl, can]")
+    nouns = [subjects.noun_of(name) for name in names]
+    chosen = [next(subject for subject in subjects.subjects if subject.name == name) for name in names]
+    pictures = [next(p for p in subject_pictures(data, s) if p.name == s.picked) for s in chosen]
+    kinds = [subject.kind for subject in chosen]
+    kind = "live" if "live" in kinds else kinds[0]
+    return _prompt_jobs(subjects.prompts[kind], tuple(names), nouns, tuple(pictures), protocol)
+
+
+def _resolve(picture: str, listed_in: Path, data: str | Path) -> Path:
+    """The file of a listed picture: beside the list, or by its last two names below the data folder."""
+    candidates = [listed_in.parent / picture]
+    tail = Path(*Path(picture).parts[-2:])
+    candidates += [Path(data) / tail, Path(data) / "dataset" / tail]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.resolve()
+    raise ConfigError(f"{listed_in} names {picture}, found neither beside it nor as {candidates[1]} or {candidates[2]}")
+
+
+def _prompt_jobs(
+    templates: Sequence[str], names: tuple[str, ...], nouns: Sequence[str], conditions: tuple[Path, ...],
+    protocol: Protocol,
+) -> list[Job]:  # fmt: skip
+    return [
+        job
+        for index, template in enumerate(templates)
+        for job in _samples(
+            names, index, prompt_of(template, nouns, protocol), words_of(template, nouns), conditions, protocol
+        )
+    ]
+
+
+def _samples(
+    names: tuple[str, ...], index: int, prompt: str, text: str, conditions: tuple[Path, ...], protocol: Protocol
+) -> list[Job]:
+    """The pictures of one prompt; where noise is shared, row sample * prompts + prompt, the order of the original."""
+    shared, jobs = protocol.shared_noise, []
+    for sample in range(protocol.samples):
+        noise = (0, sample * shared + index % shared, shared * protocol.samples) if shared > 1 else (sample, 0, 1)
+        path = f"pictures/{'+'.join(names)}/{index:02d}_{sample}.png"
+        jobs.append(Job(path, prompt, text, conditions, names, *noise))
+    return jobs

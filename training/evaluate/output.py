@@ -1,0 +1,118 @@
+"""The folder of an evaluation: pictures and records that survive a kill at any moment.
+
+    run.json              what was asked for; --resume insists on the same
+    pictures/...png       each appears under its name only when complete
+    generated-0.jsonl     a line per picture, one file for each process
+    scores-0.jsonl        a line per scored picture
+A picture's file is the proof that it was made; a line that a kill swallowed is written again from the job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..errors import ConfigError, TrainingStopped
+
+
+class OutputFolder:
+    """Reads and writes the folder of one evaluation as process `rank` of several."""
+
+    def __init__(self, path: str | Path, rank: int = 0) -> None:
+        self.path, self.rank = Path(path), rank
+        self._mended: set[str] = set()
+
+    def start(self, settings: dict[str, Any], resume: bool) -> None:
+        """Begin, or go on with the same settings; ConfigError where the folder holds something else."""
+        record = self.path / "run.json"
+        if not record.exists():
+            if not resume and self.path.exists() and any(self.path.iterdir()):
+                raise ConfigError(f"--output: {self.path} holds other files; choose a new or empty folder")
+            if self.rank == 0:
+                self.write("run.json", json.dumps(settings, indent=2) + "\n")
+            return
+        if not resume:
+            raise ConfigError(
+                f"--output: {self.path} already holds an evaluation; add --resume to go on with it, or choose "
+                "another folder"
+            )
+        before = json.loads(record.read_text())
+        settings = json.loads(json.dumps(settings))
+        for key in sorted(before.keys() | settings.keys()):
+            if before.get(key) != settings.get(key):
+                raise ConfigError(
+                    f"--resume: {self.path} was made with {key} = {before.get(key)!r}, now it is "
+                    f"{settings.get(key)!r}; ask for the same, or choose another --output"
+                )
+
+    def write(self, name: str, content: str | bytes | Image.Image) -> Path:
+        """Write a file so that it is complete or absent; TrainingStopped, in a sentence, where the disk refuses."""
+        target = self.path / name
+        unfinished = None
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, unfinished = tempfile.mkstemp(dir=target.parent, prefix=".unfinished-")
+            with os.fdopen(handle, "wb") as file:
+                if isinstance(content, Image.Image):
+                    content.save(file, format="PNG", compress_level=1)
+                else:
+                    file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(unfinished, 0o644)
+            os.replace(unfinished, target)
+        except OSError as error:
+            if unfinished:
+                Path(unfinished).unlink(missing_ok=True)
+            raise _refused(target, error) from error
+        return target
+
+    def append(self, kind: str, records: Iterable[dict[str, Any]]) -> None:
+        """Add lines to this process's `kind` records, on the disk when the call returns."""
+        path = self.path / f"{kind}-{self.rank}.jsonl"
+        lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+        try:
+            if kind not in self._mended:
+                if path.is_file():  # a kill may have cut the last line short
+                    os.truncate(path, _complete_bytes(path))
+                self._mended.add(kind)
+            with path.open("ab") as file:
+                file.write(lines)
+                file.flush()
+                if path.is_file():
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise _refused(path, error) from error
+
+    def records(self, kind: str) -> dict[str, dict[str, Any]]:
+        """All complete records of `kind` by picture, of every process that ever wrote here."""
+        found = {}
+        for path in sorted(self.path.glob(f"{kind}-*.jsonl")):
+            if path.is_file():
+                for line in path.read_bytes()[: _complete_bytes(path)].splitlines():
+                    record = json.loads(line)
+                    found[record["path"]] = record
+        return found
+
+    def clear_unfinished(self) -> None:
+        """Remove what writes that were killed left behind."""
+        for path in self.path.rglob(".unfinished-*"):
+            path.unlink(missing_ok=True)
+
+
+def _complete_bytes(path: Path) -> int:
+    """Length of a JSONL file up to its last complete line."""
+    return path.read_bytes().rfind(b"\n") + 1
+
+
+def _refused(path: Path, error: OSError) -> TrainingStopped:
+    return TrainingStopped(
+        f"{path} cannot be written: {error.strerror or error}; everything before it is kept: make room and run the "
+        "same command with --resume"
+    )

@@ -1,0 +1,182 @@
+"""Whom DreamBench asks for: 30 subjects, the 25 prompts of each kind, and the one picture of each that Kosmos-G sees.
+
+Subjects, class nouns and prompts are those of the DreamBooth data set (arXiv 2208.12242, `google/dreambooth`); the
+picked pictures are those of Kosmos-G's own evaluation (arXiv 2310.02992, figure 8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from PIL import Image
+
+from ..errors import ConfigError
+
+PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One subject: the name of its folder, its class noun, which prompts it gets, and the file that stands for it."""
+
+    name: str
+    noun: str
+    kind: str
+    picked: str
+
+
+@dataclass(frozen=True)
+class SubjectSet:
+    """Subjects and, for each kind of them, prompts with `{}` in the noun's place."""
+
+    name: str
+    subjects: tuple[Subject, ...]
+    prompts: dict[str, tuple[str, ...]]
+
+    def noun_of(self, name: str) -> str:
+        """Class noun of the subject with this folder name; ConfigError where there is none."""
+        for subject in self.subjects:
+            if subject.name == name:
+                return subject.noun
+        raise ConfigError(
+            f"'{name}' is no subject of {self.name}; known are {', '.join(x.name for x in self.subjects)}"
+        )
+
+
+_OBJECTS = {
+    "backpack": ("backpack", "02"), "backpack_dog": ("backpack", "02"), "bear_plushie": ("stuffed animal", "03"),
+    "berry_bowl": ("bowl", "02"), "can": ("can", "01"), "candle": ("candle", "02"), "clock": ("clock", "03"),
+    "colorful_sneaker": ("sneaker", "01"), "duck_toy": ("toy", "01"), "fancy_boot": ("boot", "02"),
+    "grey_sloth_plushie": ("stuffed animal", "04"), "monster_toy": ("toy", "04"), "pink_sunglasses": ("glasses", "04"),
+    "poop_emoji": ("toy", "00"), "rc_car": ("toy", "03"), "red_cartoon": ("cartoon", "00"), "robot_toy": ("toy", "00"),
+    "shiny_sneaker": ("sneaker", "01"), "teapot": ("teapot", "04"), "vase": ("vase", "02"),
+    "wolf_plushie": ("stuffed animal", "04"),
+}  # fmt: skip
+_LIVE = {
+    "cat": ("cat", "04"), "cat2": ("cat", "02"), "dog": ("dog", "02"), "dog2": ("dog", "02"), "dog3": ("dog", "05"),
+    "dog5": ("dog", "00"), "dog6": ("dog", "02"), "dog7": ("dog", "01"), "dog8": ("dog", "04"),
+}  # fmt: skip
+_PLACES = (
+    "a {} in the jungle",
+    "a {} in the snow",
+    "a {} on the beach",
+    "a {} on a cobblestone street",
+    "a {} on top of pink fabric",
+    "a {} on top of a wooden floor",
+    "a {} with a city in the background",
+    "a {} with a mountain in the background",
+    "a {} with a blue house in the background",
+    "a {} on top of a purple rug in a forest",
+)
+_OBJECT_PLACES = (
+    "a {} with a wheat field in the background",
+    "a {} with a tree and autumn leaves in the background",
+    "a {} with the Eiffel Tower in the background",
+    "a {} floating on top of water",
+    "a {} floating in an ocean of milk",
+    "a {} on top of green grass with sunflowers around it",
+    "a {} on top of a mirror",
+    "a {} on top of the sidewalk in a crowded street",
+    "a {} on top of a dirt road",
+    "a {} on top of a white rug",
+)
+_OUTFITS = (
+    "a {} wearing a red hat",
+    "a {} wearing a santa hat",
+    "a {} wearing a rainbow scarf",
+    "a {} wearing a black top hat and a monocle",
+    "a {} in a chef outfit",
+    "a {} in a firefighter outfit",
+    "a {} in a police outfit",
+    "a {} wearing pink glasses",
+    "a {} wearing a yellow shirt",
+    "a {} in a purple wizard outfit",
+)
+_PROPERTIES = ("a red {}", "a purple {}", "a shiny {}", "a wet {}", "a cube shaped {}")
+
+DREAMBENCH = SubjectSet(
+    name="DreamBench",
+    subjects=tuple(
+        Subject(name, noun, kind, f"{picked}.jpg")
+        for kind, table in (("object", _OBJECTS), ("live", _LIVE))
+        for name, (noun, picked) in table.items()
+    ),
+    prompts={"object": _PLACES + _OBJECT_PLACES + _PROPERTIES, "live": _PLACES + _OUTFITS + _PROPERTIES},
+)
+
+
+def read_subjects(path: str | Path) -> SubjectSet:
+    """Subjects of one's own from YAML:
+
+        name: my set
+        prompts: {object: ["a {} on the beach", "a red {}"]}
+        subjects: [{name: mug, noun: mug, kind: object, picked: 00.jpg}]
+
+    `name` of a subject is its folder below the data folder. ConfigError says which entry is wrong.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"the subject list {path} cannot be read: {error}") from error
+    if not isinstance(content, dict) or not content.get("subjects") or not isinstance(content.get("prompts"), dict):
+        raise ConfigError(f"the subject list {path} needs `prompts` (a list for each kind) and `subjects`")
+    prompts = {kind: tuple(entries) for kind, entries in content["prompts"].items()}
+    for prompt in (prompt for entries in prompts.values() for prompt in entries):
+        if prompt.count("{}") != 1:
+            raise ConfigError(f"{path}: the prompt {prompt!r} must have {{}} exactly once, in the noun's place")
+    subjects = []
+    for number, entry in enumerate(content["subjects"], 1):
+        try:
+            subject = Subject(**{key: str(value) for key, value in entry.items()})
+        except (TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"{path}: subject {number} is {entry!r}; it needs exactly name, noun, kind and picked"
+            ) from error
+        if subject.kind not in prompts:
+            raise ConfigError(f"{path}: subject '{subject.name}' is of kind '{subject.kind}', which has no prompts")
+        subjects.append(subject)
+    return SubjectSet(str(content.get("name", Path(path).stem)), tuple(subjects), prompts)
+
+
+def subject_pictures(data: str | Path, subject: Subject) -> list[Path]:
+    """All pictures of a subject in `data` or `data/dataset`, in the order of their names.
+
+    ConfigError where the folder or the picked picture is missing.
+    """
+    folders = [Path(data, subject.name), Path(data, "dataset", subject.name)]
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None:
+        raise ConfigError(
+            f"the subject '{subject.name}' has no folder {folders[0]} or {folders[1]}; give --data the folder that "
+            "holds one folder per subject (a clone of google/dreambooth, or its dataset folder)"
+        )
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_ENDINGS)
+    if folder / subject.picked not in pictures:
+        raise ConfigError(
+            f"{folder} has no {subject.picked}, which stands for '{subject.name}'; it holds "
+            f"{', '.join(path.name for path in pictures) or 'no pictures'}: fetch the data set again"
+        )
+    return pictures
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """A picture file as 8-bit RGB, as stored (without turning by EXIF, as in the original's evaluation).
+
+    ConfigError names a file that cannot be read to its end.
+    """
+    try:
+        with Image.open(path) as file:
+            picture = file.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ConfigError(f"the picture {path} cannot be read ({error}); replace or remove it") from error
+    picture.info.clear()
+    return picture
+
+
+def check_pictures(paths: Iterable[Path]) -> None:
+    """Read every picture once, so that a broken one stops the command at its beginning and not after hours."""
+    for path in sorted(set(paths)):
+        open_picture(path)
