@@ -17,7 +17,7 @@ from kosmos_core.tokenizer import Tokenizer
 from training.data.batches import lm_batch
 from training.data.cookers import cook_compositional, cook_edit, cook_interleaved
 from training.data.lanes import Lane
-from training.data.original import ORIGINAL_COOKS, mask_between, placed_entities
+from training.data.original import ORIGINAL_COOKS, placed_entities
 from training.data.packing import Packed, document_units, sentences
 from training.data.pictures import decode, target_pixels
 from training.data.samples import BadSample, CaptionSample, Filtered, InterleavedSample, TextSample
@@ -188,18 +188,6 @@ def test_an_entity_stands_on_white_exactly_outside_its_mask():
     shown = np.asarray(on_white(decode(entity.crop), decode_mask(entity.mask)))
     assert (shown[~mask] == 255).all()
     assert (shown[mask] == crop[mask]).all()
-
-
-def test_a_mask_is_recovered_from_a_crop_and_the_same_on_white():
-    rng = np.random.default_rng(0)
-    crop = rng.integers(0, 256, (20, 20, 3), np.uint8)
-    mask = rng.random((20, 20)) > 0.5
-    both = [Image.fromarray(array) for array in (crop, np.where(mask[..., None], crop, np.uint8(255)))]
-    files = [io.BytesIO(), io.BytesIO()]
-    for picture, file in zip(both, files, strict=True):
-        picture.save(file, "PNG")
-    found = np.asarray(Image.open(io.BytesIO(mask_between(*(file.getvalue() for file in files)))))
-    assert (found == mask)[(crop != 255).any(-1)].all()
 
 
 def test_an_edit_is_caption_picture_instruction_with_one_of_its_pairs(tiny_tokenizer):

@@ -8,7 +8,8 @@ the `kind` sub-flavour, so an Energon task encoder (with `decoder = None`) can t
 | text          | `txt`, or `json` (a line of a .jsonl file) `{"text"}`                                              |
 | captions      | `jpg`, `txt`, `json` as img2dataset writes them; png and webp too                                  |
 | interleaved   | `json` `{"segments": [{"text": ...}, {"image": "0.jpg"}, ...]}` and the named parts                |
-| compositional | `jpg` target, `<k>.jpg` square crops, `<k>.mask.png`, `json` `{"caption", "entities": [{"span"}]}` |
+| compositional | `jpg` target, `<k>.jpg` square crops, `<k>.mask.png` or the crop on white `<k>.white.jpg`,         |
+|               | `json` `{"caption", "entities": [{"span": [start, end]}]}`                                         |
 | edit          | `json` `{"input", "edit"}` and pairs `<k>_0.jpg` (before), `<k>_1.jpg` (after)                     |
 """
 
@@ -133,7 +134,9 @@ def cook_compositional(crude: dict[str, Any]) -> CompositionalSample:
             raise BadSample("bad span") from error
         if not 0 <= start <= end <= len(caption):
             raise BadSample("bad span")
-        entities.append(Entity(start, end, _picture(crude, str(number)), crude.get(f"{number}.mask.png")))
+        on_white = next((crude[part] for e in PICTURE_ENDINGS if (part := f"{number}.white.{e}") in crude), None)
+        mask = crude.get(f"{number}.mask.png")
+        entities.append(Entity(start, end, _picture(crude, str(number)), mask, on_white))
     entities.sort(key=lambda entity: entity.start)
     if any(later.start < earlier.end for earlier, later in itertools.pairwise(entities)):
         raise BadSample("overlapping spans")

@@ -14,17 +14,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import re
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from megatron.energon import basic_sample_keys, stateless
 from megatron.energon.task_encoder.cooking import cooker
-from PIL import Image
 
-from .pictures import decode
 from .samples import BadSample, CaptionSample, CompositionalSample, EditSample, Entity, Filtered
 
 _COLOURS = "black blue brown cyan gold golden gray green grey orange pink purple red silver white yellow"
@@ -117,22 +113,6 @@ def placed_entities(caption: str, names: list[str]) -> list[tuple[int, int, int]
         placed.append((number, start, end))
         position = end
     return placed
-
-
-def mask_between(crop: bytes, on_white: bytes) -> bytes:
-    """The 1-bit mask, as PNG, with which `crop` becomes `on_white`: what is white there and not in the crop is outside.
-
-    Raises BadSample where no mask does that.
-    """
-    before, after = (np.asarray(decode(content)) for content in (crop, on_white))
-    if before.shape != after.shape:
-        raise BadSample("crops of different sizes")
-    outside = (after == 255).all(-1) & (before != 255).any(-1)
-    if (after != before)[~outside].any():
-        raise BadSample("crops that no mask relates")
-    file = io.BytesIO()
-    Image.fromarray(np.where(outside, 0, 255).astype(np.uint8)).convert("1").save(file, "PNG")
-    return file.getvalue()
 
 
 ORIGINAL_COOKS: dict[str, Callable[[dict[str, Any]], Any]] = {

@@ -1,0 +1,481 @@
+"""Converters: every layout in its true form, restart at any moment, the same bytes, counted skips."""
+
+import base64
+import csv
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from PIL import Image
+
+from kosmos_core.tokenizer import Tokenizer
+from training.data.convert.__main__ import main
+from training.data.convert.subjects import mentions
+from training.data.cookers import COOKS
+from training.data.index import index_dataset
+from training.data.lint import main as lint
+from training.data.original import ORIGINAL_COOKS
+from training.data.reader import Reader, detect_kind
+from training.data.samples import BadSample
+from training.data.sequences import compositional_sequence, edit_sequence
+from training.data.shards import write_shard
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def picture(number, size=(40, 30), kind="JPEG", mode="RGB"):
+    file = io.BytesIO()
+    colour = (number * 37 % 256, number * 91 % 256, 80)
+    Image.new("RGB", size, colour).convert(mode).save(file, kind)
+    return file.getvalue()
+
+
+def samples_of(folder):
+    dataset = index_dataset(folder)
+    kind = detect_kind(dataset)
+    reader = Reader(dataset, kind)
+    return kind, [COOKS[kind](reader[number]) for number in range(len(reader))]
+
+
+def tree(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.tar"))}
+
+
+def stats(folder):
+    return json.loads((folder / "stats.json").read_text())
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def instruct_folder(root, count=7):
+    """`<root>/<name>/prompt.json`, `<seed>_0.jpg`, `<seed>_1.jpg` and the list of seeds, some of it broken."""
+    seeds = []
+    for number in range(count):
+        folder = root / f"{number:07d}"
+        folder.mkdir(parents=True)
+        prompt = {"input": f"a field {number}", "edit": f"make it {number}", "output": "another field"}
+        (folder / "prompt.json").write_text(json.dumps(prompt))
+        names = [f"{1000 + number}", f"{2000 + number}"][: 1 + number % 2]
+        for name in names:
+            for moment in (0, 1):
+                (folder / f"{name}_{moment}.jpg").write_bytes(picture(number * 10 + moment + int(name) // 1000))
+        seeds.append([f"{number:07d}", names])
+    (root / "seeds.json").write_text(json.dumps(seeds))
+    return root
+
+
+def test_instructpix2pix_folders_become_edits_with_all_their_seeds(tmp_path, out):
+    source = instruct_folder(tmp_path / "ip2p")
+    (source / "0000002" / "prompt.json").write_text("{")
+    (source / "0000004" / "1004_1.jpg").unlink()
+    (source / "0000005" / "prompt.json").write_text(json.dumps({"input": "x", "edit": " "}))
+    (source / "0000006" / "1006_0.jpg").write_bytes(b"no picture")
+    assert main(["instructpix2pix", str(source), str(out), "--shard-size", "3", "--workers", "1"]) == 0
+    kind, samples = samples_of(out)
+    assert kind == "edit"
+    assert [sample.instruction for sample in samples] == ["make it 0", "make it 1", "make it 3"]
+    assert [len(sample.pairs) for sample in samples] == [1, 2, 2]
+    assert samples[0].caption == "a field 0"
+    assert samples[0].pairs[0] == (picture(1), picture(2))  # the bytes as they were
+    assert stats(out)["skipped"] == {
+        "bad prompt.json": 1, "missing picture": 1, "empty edit": 1, "corrupt picture": 1
+    }  # fmt: skip
+    assert stats(out)["examples"]["corrupt picture"] == [6]
+    assert lint([str(out), "--sheet", str(tmp_path / "s.png")]) == 0
+
+
+def test_instructpix2pix_parquet_becomes_edits(tmp_path, out):
+    rows = {
+        "original_prompt": ["a cat", "a dog"],
+        "original_image": [{"bytes": picture(1), "path": None}, {"bytes": picture(2), "path": None}],
+        "edit_prompt": ["make it red", "make it blue"],
+        "edited_prompt": ["a red cat", "a blue dog"],
+        "edited_image": [{"bytes": picture(3), "path": None}, {"bytes": None, "path": None}],
+    }
+    (tmp_path / "data").mkdir()
+    parquet.write_table(pa.table(rows), tmp_path / "data" / "train-00000.parquet", row_group_size=1)
+    assert main(["instructpix2pix", str(tmp_path / "data"), str(out), "--workers", "2"]) == 0
+    _, samples = samples_of(out)
+    assert [(s.caption, s.instruction, s.pairs) for s in samples] == [
+        ("a cat", "make it red", [(picture(1), picture(3))])
+    ]
+    assert stats(out)["skipped"] == {"missing picture": 1}
+
+
+HEADER = [
+    "ImageID",
+    "Subset",
+    "OriginalURL",
+    "OriginalLandingURL",
+    "License",
+    "AuthorProfileURL",
+    "Author",
+    "Title",
+    "OriginalSize",
+    "OriginalMD5",
+    "Thumbnail300KURL",
+    "Rotation",
+]
+
+
+@pytest.mark.parametrize("stored", ["folder", "tars"])
+def test_open_images_are_turned_upright(tmp_path, out, stored):
+    corner = np.zeros((30, 40, 3), np.uint8)
+    corner[:10, :10] = 255  # white in the upper left
+    file = io.BytesIO()
+    Image.fromarray(corner).save(file, "JPEG", quality=95)
+    rows = [
+        ["id0", "train", "u", "land", "cc-by", "", "", 'a "quoted, title"', "1", "m", "", rotation]
+        for rotation in ["", "0.0", "90.0", "180.0", "270.0", "nan", "45.0", "x"]
+    ]
+    for number, row in enumerate(rows):
+        row[0] = f"id{number}"
+    rows.append([*rows[0]])
+    rows[-1][0] = "absent"
+    with (tmp_path / "images.csv").open("w", newline="") as table:
+        csv.writer(table).writerows([HEADER, *rows])
+    pictures = tmp_path / "pictures"
+    if stored == "folder":
+        (pictures / "train").mkdir(parents=True)
+        for number in range(8):
+            (pictures / "train" / f"id{number}.jpg").write_bytes(file.getvalue())
+    else:
+        write_shard(pictures / "train_0.tar", [(f"train_0/id{n}", {"jpg": file.getvalue()}) for n in range(8)])
+    command = ["openimages", str(tmp_path / "images.csv"), str(out), "--pictures", str(pictures), "--workers", "1"]
+    assert main(command) == 0
+    kind, samples = samples_of(out)
+    assert kind == "pictures"
+    assert [sample.__key__.rpartition("/")[2] for sample in samples] == [f"id{number}" for number in range(6)]
+    where = []
+    for sample in samples:
+        shown = np.asarray(Image.open(io.BytesIO(sample.picture)).convert("L"))
+        height, width = shown.shape
+        corners = {"upper left": shown[2, 2], "upper right": shown[2, -3], "lower left": shown[-3, 2],
+                   "lower right": shown[-3, -3]}  # fmt: skip
+        where.append((width, height, max(corners, key=corners.get)))
+    assert where == [
+        (40, 30, "upper left"),
+        (40, 30, "upper left"),
+        (30, 40, "lower left"),  # a quarter turn counter-clockwise
+        (40, 30, "lower right"),
+        (30, 40, "upper right"),
+        (40, 30, "upper left"),
+    ]
+    assert samples[0].picture == file.getvalue()
+    assert stats(out)["skipped"] == {"bad rotation": 2, "picture not found": 1}
+
+
+def test_mmc4_pictures_stand_before_their_sentences(tmp_path, out):
+    documents = [
+        {
+            "url": "http://x",
+            "text_list": ["First.", "Second.", "Third."],
+            "image_info": [
+                {"image_name": "b.jpg", "raw_url": "u/b", "matched_text_index": 2, "matched_sim": 0.3},
+                {"image_name": "a.png", "raw_url": "u/a", "matched_text_index": 0, "matched_sim": 0.31},
+                {"image_name": "gone.jpg", "raw_url": "u/g", "matched_text_index": 1, "matched_sim": 0.4},
+                {"image_name": "c.jpg", "raw_url": "u/c", "matched_text_index": 1, "matched_sim": 0.1},
+            ],
+            "similarity_matrix": [[0.1]],
+            "could_have_url_duplicate": 0,
+        },
+        {"text_list": ["Only text."], "image_info": []},
+        {"text_list": "broken"},
+        {"text_list": ["x"], "image_info": [{"image_name": "a.png", "matched_text_index": 5, "matched_sim": 1}]},
+    ]
+    (tmp_path / "docs_shard_0_v2.jsonl").write_text("\n".join(map(json.dumps, documents)) + "\n{oops\n")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "a.png").write_bytes(picture(1, kind="PNG"))
+    (pictures / "b.jpg").write_bytes(picture(2))
+    (pictures / "c.jpg").write_bytes(picture(3))
+    command = ["mmc4", str(tmp_path / "docs_shard_0_v2.jsonl"), str(out), "--pictures", str(pictures)]
+    assert main([*command, "--least-similarity", "0.24"]) == 0
+    kind, samples = samples_of(out)
+    assert kind == "interleaved"
+    assert [sample.segments for sample in samples] == [
+        [picture(1, kind="PNG"), "First.", "Second.", picture(2), "Third."]
+    ]
+    assert stats(out)["skipped"] == {"bad document": 2, "no picture of the document at hand": 1, "bad json": 1}
+
+
+def test_obelics_takes_pictures_from_img2dataset_tars_by_their_url(tmp_path, out):
+    rows = {
+        "texts": [[None, "between", None], ["only text"], [None]],
+        "images": [["http://p/1.jpg?x=2", None, "http://p/2.gif"], [None], ["http://p/1.jpg?x=2"]],
+        "metadata": ["[]", "[]", "[]"],
+        "general_metadata": ["{}", "{}", "{}"],
+    }
+    parquet.write_table(pa.table(rows), tmp_path / "obelics-train-00000.parquet")
+    shard = [
+        (f"00000000{number}", {"jpg": content, "json": json.dumps({"url": url, "status": "success"}).encode()})
+        for number, (url, content) in enumerate(
+            [("http://p/2.gif", picture(2, kind="GIF")), ("http://p/1.jpg?x=2", picture(1))]
+        )
+    ]
+    write_shard(tmp_path / "pictures" / "00000.tar", shard)
+    source = str(tmp_path / "obelics-train-00000.parquet")
+    assert main(["obelics", source, str(out), "--pictures", str(tmp_path / "pictures")]) == 0
+    _, (sample,) = samples_of(out)
+    first, text, second = sample.segments
+    assert (first, text) == (picture(1), "between")
+    assert Image.open(io.BytesIO(second)).format == "JPEG"  # a GIF is kept as its first frame
+    assert stats(out)["skipped"] == {"no picture of the document at hand": 1, "no text": 1}
+
+
+def test_omnigen2_rows_become_captions_edits_and_compositions(tmp_path, out):
+    rows = [
+        {"task_type": "t2i", "instruction": "a sunset", "input_images": None, "output_image": "o/0.jpg"},
+        {"task_type": "edit", "instruction": "add snow", "input_images": ["i/1.jpg"], "output_image": "o/1.jpg"},
+        {
+            "task_type": "subject",
+            "instruction": "Put the dog of image 2 on the sofa of image 1.",
+            "input_images": ["i/1.jpg", "i/2.jpg"],
+            "output_image": "o/2.jpg",
+        },
+        {"task_type": "edit", "instruction": "", "input_images": ["i/1.jpg"], "output_image": "o/1.jpg"},
+        {"task_type": "edit", "instruction": "x", "input_images": ["../secret.jpg"], "output_image": "o/1.jpg"},
+    ]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "secret.jpg").write_bytes(picture(9))
+    root = tmp_path / "images"
+    for name, number in (("o/0", 0), ("o/1", 1), ("o/2", 2), ("i/1", 3), ("i/2", 4)):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / f"{name}.jpg").write_bytes(picture(number))
+    assert main(["omnigen2", str(tmp_path / "data.jsonl"), str(out), "--pictures", str(root)]) == 0
+    assert samples_of(out / "captions")[1][0].caption == "a sunset"
+    kind, (edit,) = samples_of(out / "edit")
+    assert (kind, edit.caption, edit.pairs) == ("edit", "", [(picture(3), picture(1))])
+    _, (sample,) = samples_of(out / "compositional")
+    assert sample.target == picture(2)
+    assert [(sample.caption[e.start : e.end], e.crop) for e in sample.entities] == [
+        ("image 2", picture(4)),
+        ("image 1", picture(3)),
+    ]
+    assert stats(out)["skipped"] == {"empty instruction": 1, "picture not found": 1}
+    for folder in ("captions", "edit", "compositional"):
+        assert lint([str(out / folder), "--sheet", str(tmp_path / "s.png")]) == 0
+
+
+def test_uno_pictures_that_no_words_name_stand_before_the_prompt(tmp_path, out, tiny_tokenizer):
+    rows = [{"prompt": "a dog and a cat on the beach", "image_paths": ["1.jpg", "2.jpg"], "image_tgt_path": "0.jpg"}]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(picture(number))
+    assert main(["uno", str(tmp_path / "train.json"), str(out)]) == 0
+    _, (sample,) = samples_of(out / "compositional")
+    sequence = compositional_sequence(sample, tiny_tokenizer, random.Random(0), 0.5, 0.5)
+    block = [tiny_tokenizer.boi] * (tiny_tokenizer.latents + 1) + [tiny_tokenizer.eoi]
+    assert sequence.token_ids == [0, *block, *block, *tiny_tokenizer.encode(rows[0]["prompt"]), 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "words"),
+    [
+        ("Replace the cup in image 1 by the one in image 2", 2, ["image 1", "image 2"]),
+        ("the person from the second image in the first picture", 2, ["the first picture", "the second image"]),
+        ("<img><|image_1|></img> with <|image_2|>", 2, ["<img><|image_1|></img>", "<|image_2|>"]),
+        ("image 1 and image 1 again", 1, ["image 1"]),
+        ("an image 12 pixels wide", 1, [""]),
+        ("a plain prompt", 2, ["", ""]),
+    ],
+)
+def test_words_that_speak_of_a_picture_are_found(text, count, words):
+    assert [text[start:end] for start, end in mentions(text, count)] == words
+
+
+def _tsv(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join("\t".join(line) + "\n" for line in lines))
+
+
+def _b64(content):
+    return base64.b64encode(content).decode()
+
+
+def test_original_tsv_files_give_the_same_sequences_before_and_after(shared, tmp_path):
+    """The recorded lines, converted and read again, against the lines read as they are."""
+    files = (shared / "tokenizer/sentencepiece.bpe.model", shared / "tokenizer/dict.txt")
+    tokenizer = Tokenizer.from_files(*files)
+    for kind in ("openimage", "instructpix2pix", "laion"):
+        source, target = tmp_path / kind, tmp_path / f"{kind}-converted"
+        source.mkdir()
+        (source / "a.tsv").write_bytes((shared / f"golden/loaders/{kind}.tsv").read_bytes())
+        assert main(["original-tsv", str(source), str(target), "--set", kind, "--workers", "1"]) == 0
+        _, after = samples_of(target)
+        reader = Reader(index_dataset(source), f"original-{kind}")
+        before = []
+        for number in range(len(reader)):
+            try:
+                sample = ORIGINAL_COOKS[f"original-{kind}"](reader[number])
+            except BadSample:
+                continue
+            before.append(sample)
+        assert len(before) == len(after)
+        for first, second in zip(before, after, strict=True):
+            if kind == "laion":
+                assert (first.caption, first.picture, first.width) == (second.caption, second.picture, second.width)
+                continue
+            for seed in range(4):
+                made = [
+                    compositional_sequence(sample, tokenizer, random.Random(seed), 0.5, 0.5)
+                    if kind == "openimage"
+                    else edit_sequence(sample, tokenizer, random.Random(seed), 0.5)
+                    for sample in (first, second)
+                ]
+                assert made[0].token_ids == made[1].token_ids
+                for one, other in zip(
+                    (*made[0].pictures, made[0].target), (*made[1].pictures, made[1].target), strict=True
+                ):
+                    assert np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_broken_lines_of_a_tsv_are_counted(tmp_path, out):
+    good = _b64(picture(1, kind="PNG"))
+    lines = [
+        ["0", "a caption", good, "512", "512"],
+        ["1", "no size", good, "x", "512"],
+        ["2", "short"],
+        ["3", "corrupt", _b64(b"nothing"), "1", "1"],
+        ["4", " ", good, "1", "1"],
+    ]
+    _tsv(tmp_path / "laion" / "a.tsv", lines)
+    assert main(["original-tsv", str(tmp_path / "laion"), str(out), "--set", "laion"]) == 0
+    assert stats(out)["written"] == {"": 1}
+    assert stats(out)["skipped"] == {
+        "size unknown": 1, "missing columns": 1, "corrupt picture": 1, "empty caption": 1
+    }  # fmt: skip
+
+
+def test_the_same_input_gives_the_same_bytes_on_any_number_of_workers(tmp_path):
+    source = instruct_folder(tmp_path / "ip2p", 23)
+    trees = []
+    for name, workers in (("a", "1"), ("b", "3")):
+        assert (
+            main(["instructpix2pix", str(source), str(tmp_path / name), "--shard-size", "4", "--workers", workers]) == 0
+        )
+        trees.append((tree(tmp_path / name), (tmp_path / name / "stats.json").read_bytes()))
+    assert trees[0] == trees[1]
+    assert len(trees[0][0]) == 6
+
+
+def test_a_killed_conversion_goes_on_to_the_same_bytes(tmp_path):
+    """SIGKILL at random moments; what an uninterrupted run writes is the measure."""
+    source = instruct_folder(tmp_path / "ip2p", 30)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = ["--shard-size", "2", "--workers", "1"]
+    assert main(["instructpix2pix", str(source), str(whole), *options]) == 0
+    script = (
+        "import sys, time, training.data.convert.conversion as c\n"
+        "from training.data.convert.__main__ import main\n"
+        "for name in ('write_whole', 'convert_shard'):\n"
+        "    def slow(*a, original=getattr(c, name), **k):\n"
+        "        time.sleep(0.02); result = original(*a, **k); time.sleep(0.02); return result\n"
+        "    setattr(c, name, slow)\n"
+        "print('ready', flush=True); sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "instructpix2pix", str(source), str(killed), *options]
+    rng = random.Random(0)
+    for _ in range(5):
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        process.stdout.readline()
+        time.sleep(rng.uniform(0.05, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    done = sorted((killed / ".conversion").glob("0*.json"))
+    assert 0 < len(done) < 15
+    times = {path: path.stat().st_mtime_ns for path in done}
+    assert main(["instructpix2pix", str(source), str(killed), *options]) == 0
+    assert tree(killed) == tree(whole)
+    assert {path: path.stat().st_mtime_ns for path in done} == times  # what was done was not done again
+    assert not list(killed.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("change", ["shard_size", "source", "foreign"])
+def test_an_output_folder_of_something_else_is_refused(tmp_path, out, change, capsys):
+    source = instruct_folder(tmp_path / "ip2p", 4)
+    command = ["instructpix2pix", str(source), str(out), "--workers", "1"]
+    if change == "foreign":
+        out.mkdir()
+        (out / "precious.txt").write_text("mine")
+        assert main(command) == 2
+        assert (out / "precious.txt").read_text() == "mine"
+        assert "is not empty" in capsys.readouterr().err
+        return
+    assert main(command) == 0
+    if change == "shard_size":
+        command += ["--shard-size", "2"]
+    else:
+        command[1] = str(instruct_folder(tmp_path / "other", 4))
+    before = tree(out)
+    assert main(command) == 2
+    assert f"another {change}" in capsys.readouterr().err
+    assert tree(out) == before
+
+
+def test_a_full_disk_is_a_sentence_and_the_complete_shards_stay(tmp_path, out, capsys, monkeypatch):
+    source = instruct_folder(tmp_path / "ip2p", 12)
+    command = ["instructpix2pix", str(source), str(out), "--shard-size", "3", "--workers", "1"]
+    import training.data.shards as shards
+
+    fsync, calls = os.fsync, []
+
+    def full(file):
+        calls.append(file)
+        if len(calls) == 3:  # plan.json is written by another module's fsync: this is the third shard
+            raise OSError(28, "No space left on device")
+        fsync(file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "os", type("os", (), {"fsync": staticmethod(full), "getpid": os.getpid}))
+        assert main(command) == 1
+    said = capsys.readouterr().err
+    assert "No space left on device" in said
+    assert "goes on from there" in said
+    assert sorted(tree(out)) == ["00000.tar", "00001.tar"]
+    assert not list(out.rglob("*.tmp"))
+    assert main(command) == 0
+    assert sorted(tree(out)) == [f"0000{number}.tar" for number in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["instructpix2pix", "{tmp}/nowhere", "{tmp}/out"], "does not exist"),
+        (["instructpix2pix", "{tmp}", "{tmp}/out"], "neither seeds.json"),
+        (["mmc4", "{tmp}", "{tmp}/out", "--pictures", "{tmp}"], "none of .parquet, .jsonl, .json"),
+        (["obelics", "{tmp}/x.parquet", "{tmp}/out", "--pictures", "{tmp}"], "cannot be read"),
+        (["original-tsv", "{tmp}", "{tmp}/out", "--set", "laion"], "holds no data file"),
+        (["openimages", "{tmp}/t.csv", "{tmp}/out", "--pictures", "{tmp}"], "no column ImageID"),
+        (["openimages", "{tmp}/t.csv", "{tmp}/out", "--pictures", "{tmp}/no"], "picture folder"),
+    ],
+)
+def test_input_that_is_not_there_or_of_another_layout_is_a_sentence(tmp_path, command, said, capsys):
+    if "obelics" in command:
+        (tmp_path / "x.parquet").write_bytes(b"no parquet")
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    assert main([word.format(tmp=tmp_path) for word in command]) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert "\n" not in error
+    assert "Traceback" not in error

@@ -1,0 +1,114 @@
+"""Convert other data sets to this package's layouts.
+
+    python -m training.data.convert instructpix2pix SOURCE OUTPUT
+    python -m training.data.convert openimages CSV OUTPUT --pictures DIR
+    python -m training.data.convert mmc4 SOURCE OUTPUT --pictures DIR [--least-similarity 0.24]
+    python -m training.data.convert obelics SOURCE OUTPUT --pictures DIR
+    python -m training.data.convert omnigen2 SOURCE OUTPUT [--pictures DIR]
+    python -m training.data.convert uno SOURCE OUTPUT [--pictures DIR]
+    python -m training.data.convert original-tsv SOURCE OUTPUT --set openimage
+
+A run that was stopped goes on when the same command is given again. What cannot be used is left out and counted; the
+counts are printed and in OUTPUT/stats.json. The same input gives the same bytes on any number of workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..index import DataError
+from .conversion import FOLDER, Converter, Outcome, convert_all
+from .edits import open_edits
+from .interleaved import InterleavedDocuments
+from .open_images import OpenImages
+from .original_tsv import SETS, OriginalLines
+from .subjects import Subjects
+
+LAYOUTS = ("instructpix2pix", "openimages", "mmc4", "obelics", "omnigen2", "uno", "original-tsv")
+
+
+def open_converter(given: argparse.Namespace) -> Converter:
+    """The converter of a command line."""
+    work = given.output / FOLDER
+    if not given.source.exists():
+        raise DataError(f"{given.source} does not exist.")
+    if given.layout == "instructpix2pix":
+        return open_edits(given.source)
+    if given.layout == "openimages":
+        return OpenImages(given.source, given.pictures, work)
+    if given.layout in ("mmc4", "obelics"):
+        least = getattr(given, "least_similarity", 0.0)
+        return InterleavedDocuments(given.layout, given.source, given.pictures, work, least)
+    if given.layout == "original-tsv":
+        return OriginalLines(given.source, given.set)
+    return Subjects(given.layout, given.source, given.pictures, work)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.data.convert", description=__doc__.partition("\n")[0])
+    layouts = parser.add_subparsers(dest="layout", required=True)
+    for name in LAYOUTS:
+        layout = layouts.add_parser(name)
+        layout.add_argument("source", type=Path, help="file or folder to convert")
+        layout.add_argument("output", type=Path, help="folder for the shards")
+        if name not in ("instructpix2pix", "original-tsv"):
+            needed = name in ("openimages", "mmc4", "obelics")
+            layout.add_argument("--pictures", type=Path, required=needed, help="folder of pictures or of their tars")
+        if name == "mmc4":
+            layout.add_argument("--least-similarity", type=float, default=0.0, help="leave out pictures below (CLIP)")
+        if name == "original-tsv":
+            layout.add_argument("--set", choices=SETS, required=True, help="which of the three sets the files hold")
+        layout.add_argument("--shard-size", type=int, default=1000, help="items per shard (default: 1000)")
+        layout.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    return parser
+
+
+def show(outcome: Outcome, output: Path, console: Console) -> None:
+    """Print the summary."""
+    table = Table(title=str(output), title_justify="left", title_style="bold")
+    table.add_column("what")
+    table.add_column("count", justify="right")
+    table.add_column("first of them, by number")
+    table.add_row("items", f"{outcome.items:,}", "")
+    for folder, count in outcome.written.items():
+        table.add_row(f"written{f' to {folder}' if folder else ''}", f"{count:,}", "", style="green")
+    for reason, count in outcome.skipped.items():
+        numbers = ", ".join(map(str, outcome.examples.get(reason, [])))
+        table.add_row(f"left out: {reason}", f"{count:,}", numbers, style="yellow")
+    console.print(table)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    given = _parser().parse_args(arguments)
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        given.output.mkdir(parents=True, exist_ok=True)
+        with Progress(*columns, console=console, transient=True) as progress:
+            converter = open_converter(given)
+            outcome = convert_all(converter, given.output, max(given.shard_size, 1), given.workers, progress)
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        print(
+            f"{given.output}: {error.strerror or error}{place}. The complete shards stay; the same command goes on "
+            "from there.",
+            file=sys.stderr,
+        )
+        return 1
+    show(outcome, given.output, console)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

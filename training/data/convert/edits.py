@@ -1,0 +1,114 @@
+"""InstructPix2Pix: its folders of pairs, or parquet files of them, as edit samples.
+
+<source>/seeds.json                     [["0000001", ["123456", ...]], ...], optional
+<source>/0000001/prompt.json            {"input": caption, "edit": instruction, "output": caption of the result}
+<source>/0000001/123456_0.jpg, _1.jpg   before and after
+
+*.parquet: original_image, edit_prompt, edited_image (bytes, or {"bytes"}), and original_prompt if there is one
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..index import DataError
+from ..samples import BadSample
+from .conversion import Converted, file_state
+from .pictures import checked
+from .records import Records
+
+
+def edit_parts(caption: str, instruction: str, pairs: list[tuple[bytes, bytes]]) -> dict[str, bytes]:
+    """The parts of an edit sample. Raises BadSample for an empty instruction or a picture that cannot be decoded."""
+    if not isinstance(instruction, str) or not instruction.strip():
+        raise BadSample("empty edit")
+    parts: dict[str, bytes] = {}
+    for number, pair in enumerate(pairs):
+        for moment, content in enumerate(pair):
+            ending, content = checked(content)
+            parts[f"{number}_{moment}.{ending}"] = content
+    described = {"input": caption, "edit": instruction, "pairs": len(pairs)}
+    return parts | {"json": json.dumps(described, ensure_ascii=False).encode()}
+
+
+class FolderEdits:
+    """The data set as its authors distribute it."""
+
+    def __init__(self, source: Path):
+        self.source = source
+        listed = source / "seeds.json"
+        try:
+            if listed.is_file():
+                self.items = [
+                    (str(name), [str(seed) for seed in seeds]) for name, seeds in json.loads(listed.read_bytes())
+                ]
+            else:
+                names = sorted(path.parent.relative_to(source).as_posix() for path in source.rglob("prompt.json"))
+                self.items = [(name, None) for name in names]
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{listed} is not a list of [name, [seed, ...]]: {error}.") from error
+        if not self.items:
+            raise DataError(f"{source} holds neither seeds.json nor folders with a prompt.json.")
+        self._listed = file_state(listed) if listed.is_file() else []
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"layout": "instructpix2pix", "source": str(self.source.resolve()), "seeds": self._listed}
+
+    def convert(self, number: int) -> Converted:
+        name, seeds = self.items[number]
+        folder = self.source / name
+        try:
+            prompt = json.loads((folder / "prompt.json").read_text("utf-8"))
+        except OSError as error:
+            raise BadSample("missing prompt.json") from error
+        except ValueError as error:
+            raise BadSample("bad prompt.json") from error
+        if seeds is None:
+            seeds = sorted(path.name.partition("_")[0] for path in folder.glob("*_0.jpg"))
+        pairs = []
+        for seed in seeds:
+            try:
+                before, after = ((folder / f"{seed}_{moment}.jpg").read_bytes() for moment in (0, 1))
+            except OSError:
+                continue
+            pairs.append((before, after))
+        if not pairs:
+            raise BadSample("missing picture")
+        key = name.replace("/", "_").replace(".", "_")
+        return Converted("", key, edit_parts(str(prompt.get("input") or ""), prompt.get("edit") or "", pairs))
+
+
+class ParquetEdits:
+    """The data set as parquet files, one pair a row."""
+
+    def __init__(self, source: Path):
+        self.records = Records(source, ("original_image", "edit_prompt", "edited_image", "original_prompt?"))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"layout": "instructpix2pix-parquet"} | self.records.fingerprint()
+
+    def convert(self, number: int) -> Converted:
+        row = self.records[number]
+        pair = tuple(_bytes(row[column]) for column in ("original_image", "edited_image"))
+        return Converted("", f"{number:09d}", edit_parts(row.get("original_prompt") or "", row["edit_prompt"], [pair]))
+
+
+def _bytes(value: Any) -> bytes:
+    content = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(content, bytes):
+        raise BadSample("missing picture")
+    return content
+
+
+def open_edits(source: Path) -> FolderEdits | ParquetEdits:
+    """The converter that fits what is there."""
+    parquet = source.suffix == ".parquet" or (source.is_dir() and next(source.rglob("*.parquet"), None))
+    return ParquetEdits(source) if parquet else FolderEdits(source)
