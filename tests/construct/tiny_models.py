@@ -74,12 +74,14 @@ def mpt(folder: Path) -> Path:
     return save(folder, tf.MptForCausalLM(config), words)
 
 
+def clip_tokenizer() -> tf.PreTrainedTokenizerFast:
+    last = "<|endoftext|>"
+    specials = {"bos_token": "<|startoftext|>", "eos_token": last, "pad_token": last, "unk_token": last}
+    return tokenizer(specials, clip_template=True)
+
+
 def clipseg(folder: Path) -> Path:
-    words = tokenizer(
-        {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>",
-         "unk_token": "<|endoftext|>"},
-        clip_template=True,
-    )  # fmt: skip
+    words = clip_tokenizer()
     torch.manual_seed(0)
     config = tf.CLIPSegConfig(
         text_config=SIZES
@@ -96,3 +98,71 @@ def clipseg(folder: Path) -> Path:
         size={"height": 32, "width": 32}, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]
     )
     return save(folder, model, tf.CLIPSegProcessor(pictures, words))
+
+
+def grounded(folder: Path) -> list[Path]:
+    """SAM 2 and GroundingDINO."""
+    names = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "dog", "red", "hat"]
+    words = tf.BertTokenizer(vocab={name: number for number, name in enumerate(names)})
+    torch.manual_seed(0)
+    detector = tf.GroundingDinoConfig(
+        backbone_config=tf.SwinConfig(
+            window_size=7, image_size=224, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2],
+            out_features=["stage2", "stage3", "stage4"],
+        ),
+        text_config=tf.BertConfig(**SIZES, vocab_size=len(words), max_position_embeddings=64),
+        d_model=32, encoder_layers=1, decoder_layers=2, encoder_ffn_dim=16, decoder_ffn_dim=16,
+        encoder_attention_heads=4, decoder_attention_heads=4, num_queries=10, num_feature_levels=4, encoder_n_points=2,
+        decoder_n_points=2, max_text_len=32,
+    )  # fmt: skip
+    pictures = tf.GroundingDinoImageProcessor(size={"shortest_edge": 128, "longest_edge": 128})
+    found = tf.GroundingDinoForObjectDetection(detector)
+    save(folder / "dino", found, tf.GroundingDinoProcessor(pictures, words))
+    parts = tf.models.sam2.configuration_sam2
+    backbone = tf.Sam2HieraDetConfig(
+        hidden_size=8, num_attention_heads=1, image_size=[128, 128], blocks_per_stage=[1, 2, 2, 1],
+        embed_dim_per_stage=[8, 16, 32, 64], num_attention_heads_per_stage=[1, 1, 2, 2],
+        window_size_per_stage=[8, 4, 2, 2], global_attention_blocks=[4],
+        window_positional_embedding_background_size=[2, 2],
+    )  # fmt: skip
+    config = tf.Sam2Config(
+        vision_config=tf.Sam2VisionConfig(
+            backbone_config=backbone, backbone_channel_list=[64, 32, 16, 8], fpn_hidden_size=16,
+            backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]],
+        ),
+        prompt_encoder_config=parts.Sam2PromptEncoderConfig(
+            hidden_size=16, image_size=128, patch_size=16, mask_input_channels=4
+        ),
+        mask_decoder_config=parts.Sam2MaskDecoderConfig(
+            hidden_size=16, mlp_dim=32, num_attention_heads=2, iou_head_hidden_dim=16
+        ),
+    )  # fmt: skip
+    pictures = tf.Sam2ImageProcessor(size={"height": 128, "width": 128}, mask_size={"height": 32, "width": 32})
+    save(folder / "sam2", tf.Sam2Model(config), tf.Sam2Processor(pictures, target_size=128))
+    return [folder / "sam2", folder / "dino"]
+
+
+def sam3(folder: Path) -> list[Path]:
+    words = clip_tokenizer()
+    torch.manual_seed(0)
+    parts = tf.models.sam3.configuration_sam3
+    block = {"hidden_size": 32, "num_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = tf.Sam3Config(
+        vision_config=parts.Sam3VisionConfig(
+            backbone_config=parts.Sam3ViTConfig(
+                hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=112,
+                patch_size=14, window_size=4, global_attn_indexes=[1], pretrain_image_size=56,
+            ),
+            fpn_hidden_size=32, backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]],
+        ),
+        text_config=tf.CLIPTextConfig(
+            **SIZES, vocab_size=len(words), max_position_embeddings=32, projection_dim=32,
+            bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
+        ),
+        geometry_encoder_config=parts.Sam3GeometryEncoderConfig(**block),
+        detr_encoder_config=parts.Sam3DETREncoderConfig(**block),
+        detr_decoder_config=parts.Sam3DETRDecoderConfig(num_queries=6, **block),
+        mask_decoder_config=parts.Sam3MaskDecoderConfig(hidden_size=32, num_attention_heads=2),
+    )  # fmt: skip
+    pictures = tf.Sam3ImageProcessor(size={"height": 112, "width": 112})
+    return [save(folder, tf.Sam3Model(config), tf.Sam3Processor(pictures, words))]

@@ -1,0 +1,49 @@
+"""The same stages one after the other in this process, without Ray: for tests of what a stage does, not of where."""
+
+import numpy as np
+
+from training.construct import stages
+from training.construct.captions import build_captioner
+from training.construct.config import ConstructConfig
+from training.construct.duplicates import near_duplicates
+from training.construct.entities import build_extractor
+from training.construct.open_images import build_table
+from training.construct.segments import build_segmenter
+from training.construct.shards import Output, total
+from training.construct.sources import find_shards
+
+
+def construct(config: ConstructConfig) -> dict:
+    """Write all shards and return the summed statistics."""
+    captioner, extractor = build_captioner(config.caption), build_extractor(config.entities)
+    segmenter = build_segmenter(config.segment)
+    shards, failed = find_shards(config), {}
+    output, lock = Output.open(config)
+    if config.open_images:
+        build_table(config)
+    repeated = duplicates(shards, config) if config.filters.duplicates == "all" else {}
+    for number, shard in enumerate(shards):
+        parts = []
+        for chunk in stages.read_chunks(shard, number, config, repeated.get(number, frozenset())):
+            stages.prepare(chunk, config)
+            stages.caption(chunk, captioner, config.filters)
+            stages.name_entities(chunk, extractor, config.filters)
+            stages.segment(chunk, segmenter)
+            parts.append(output.write_part(chunk, stages.finish(chunk, config)))
+        if parts[-1].problem:
+            failed[shard.name] = parts[-1].problem
+        else:
+            output.join(shard, parts)
+    output.close()
+    lock.close()
+    return total(output, shards, failed)
+
+
+def duplicates(shards: list, config: ConstructConfig) -> dict[int, frozenset[int]]:
+    """Positions of near-duplicates by shard number."""
+    found = [stages.hash_shard(shard, config) for shard in shards]
+    repeated = iter(near_duplicates(np.concatenate([h for _, h in found]), config.filters.duplicate_distance))
+    return {
+        number: frozenset(position for position in positions.tolist() if next(repeated))
+        for number, (positions, _) in enumerate(found)
+    }
