@@ -24,7 +24,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..kosmos_core import KosmosG, Prompt, Tokenizer, load_model
+from ..kosmos_core import KosmosG, Prompt, load_model
 from ..kosmos_core.weights import WeightsError, read_config, read_header
 
 KEY = "kosmos_g"
@@ -48,33 +48,32 @@ class PromptTokenizer:
             if "embedding:" in text:
                 logging.warning("Kosmos-G reads 'embedding:...' as plain text: textual inversions belong to CLIP.")
             text = Prompt.parse(text, images=len(images))
-        layout = self._tokenizer().layout(text)
+        tokenizer = self.model.required_tokenizer()
+        layout = tokenizer.layout(text)
         weights = layout.key_weights or [1.0] * len(layout.token_ids)
         section: Section = []
         slots = iter(layout.image_slots)
         word = 0
         inside_picture = False
         for token, is_picture, weight in zip(layout.token_ids, layout.image_mask, weights, strict=True):
-            if is_picture and inside_picture:
+            if is_picture and inside_picture:  # one entry stands for all tokens of a picture
                 continue
             inside_picture = is_picture
+            if not is_picture and (token == tokenizer.boi or tokenizer.piece(token).startswith("▁")):
+                word += 1
             entry = {"type": "image", "data": images[next(slots)]} if is_picture else token
-            starts_word = not is_picture and self._tokenizer().piece(token).startswith("▁")
-            word += is_picture or starts_word
             section.append((entry, weight, word) if return_word_ids else (entry, weight))
         return {KEY: [section]}
 
     def untokenize(self, section: Section) -> list[tuple[Any, str]]:
         """Each entry with the piece of text it stands for."""
-        pieces = ("<i>" if isinstance(entry[0], dict) else self._tokenizer().piece(entry[0]) for entry in section)
+        tokenizer = self.model.required_tokenizer()
+        pieces = ("<i>" if isinstance(entry[0], dict) else tokenizer.piece(entry[0]) for entry in section)
         return list(zip(section, pieces, strict=True))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Nothing beyond the model's own weights."""
         return {}
-
-    def _tokenizer(self) -> Tokenizer:
-        return self.model.required_tokenizer()
 
 
 class TextEncoder(torch.nn.Module):

@@ -88,8 +88,7 @@ class KosmosGTextEncode(io.ComfyNode):
         }
         prompt = Prompt.parse(text, slots=list(given))
         unwanted = _parse_negative(negative)
-        size = encoder.model.config.vision.image_size
-        prepared = [preprocess_image(picture, size=size) for picture in given.values()]
+        prepared = [_prepare(picture, slot, encoder) for slot, picture in given.items()]
 
         sections = [clip.tokenize(prompt, images=prepared), clip.tokenize(unwanted)]
         if given:
@@ -108,6 +107,14 @@ def _one_picture(image: Tensor, slot: int) -> Tensor:
             "from Batch, or connect each to an input of its own."
         )
     return image[0]
+
+
+def _prepare(picture: Tensor, slot: int, encoder: TextEncoder) -> Tensor:
+    """(H, W, C) -> (3, S, S); ValueError that names the input, for NaN and the like."""
+    try:
+        return preprocess_image(picture, size=encoder.model.config.vision.image_size)
+    except ValueError as error:
+        raise ValueError(f"image_{slot}: {error}") from error
 
 
 def _parse_negative(negative: str) -> Prompt:

@@ -67,7 +67,7 @@ class Run:
 class Client:
     """One websocket connection to a running server at `address` ("127.0.0.1:8188")."""
 
-    def __init__(self, address: str, timeout: float = 120.0) -> None:
+    def __init__(self, address: str, timeout: float = 300.0) -> None:
         self.address = address
         self.identity = uuid.uuid4().hex
         self.socket = websocket.create_connection(f"ws://{address}/ws?clientId={self.identity}", timeout=timeout)

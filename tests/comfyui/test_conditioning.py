@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -168,3 +169,32 @@ def test_smaller_types_stay_close_to_float32(client: Client, encoded: torch.Tens
     seen = probed("typed").condition
     assert torch.nn.functional.cosine_similarity(seen, encoded, dim=-1).min() >= 0.999
     assert torch.equal(seen, encoded) == (dtype == "fp32")
+
+
+def test_every_weight_can_be_left_behind_and_cast_on_use_when_memory_is_short(client: Client) -> None:
+    graph = SamplingGraph()
+    probe = graph.add("ProbeClip", clip=graph.clip, text="a dog")
+    shown = graph.add("PreviewAny", source=link(probe, 0))
+    assert client.run(graph.nodes).text(shown) == "[]"
+
+
+def test_tokens_carry_word_ids_and_can_be_read_back(client: Client) -> None:
+    graph = SamplingGraph()
+    probe = graph.add("ProbeClip", clip=graph.clip, text="a dog at the beach")
+    words, pieces = (graph.add("PreviewAny", source=link(probe, output)) for output in (1, 2))
+    run = client.run(graph.nodes)
+    by_word: dict[int, str] = {}
+    for word, piece in zip(json.loads(run.text(words)), json.loads(run.text(pieces)), strict=True):
+        by_word[word] = by_word.get(word, "") + piece
+    assert by_word == {0: "<s>", 1: "▁a", 2: "▁dog", 3: "▁at", 4: "▁the", 5: "▁beach"}
+
+
+def test_tokens_of_two_prompts_joined_by_another_pack_give_both_conditions(
+    client: Client, reference: KosmosG, probed: Probed
+) -> None:
+    graph = SamplingGraph()
+    joined = graph.add("ProbeJoin", clip=graph.clip, first="a dog", second="a red car")
+    graph.add("ProbeConditioning", conditioning=link(joined), name="joined")
+    client.run(graph.nodes)
+    both = torch.cat([reference.encode("a dog"), reference.encode("a red car")], dim=1)
+    assert torch.equal(probed("joined").condition, both)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from kosmos_core import KosmosG, KosmosGConfig, load_model, save_model
 
@@ -63,3 +64,39 @@ def test_remembered_pictures_survive_a_move_and_not_a_change_of_type(file: Path)
     assert model.picture_tokens(pixels) is first
     model.to(torch.bfloat16)
     assert model.picture_tokens(pixels) is not first
+
+
+class CastingLayers:
+    """Layers that bring their weights to the input's device at each call, as ComfyUI's do when memory is short."""
+
+    class Linear(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.linear(x, self.weight.to(x), self.bias.to(x))
+
+    class LayerNorm(nn.LayerNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.layer_norm(x, self.normalized_shape, self.weight.to(x), self.bias.to(x), self.eps)
+
+    class Embedding(nn.Embedding):
+        def forward(self, ids: Tensor) -> Tensor:
+            return functional.embedding(ids, self.weight.to(ids.device))
+
+    class Conv2d(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.conv2d(x, self.weight.to(x), None, self.stride)
+
+
+def test_the_model_computes_on_the_inputs_device_while_its_weights_stay_on_the_cpu() -> None:
+    # "meta" stands for the GPU: tensors there have a device and a shape, and do not mix with the CPU's.
+    with torch.no_grad():
+        model = KosmosG(KosmosGConfig.tiny(), operations=CastingLayers)
+        pixels = torch.empty(2, 3, 224, 224, device="meta")
+        tokens = torch.zeros(1, 9, dtype=torch.long, device="meta")
+        weights = torch.ones(1, 9, device="meta")
+        padding = torch.zeros(1, 9, dtype=torch.bool, device="meta")
+        hidden = model.hidden_states(tokens)
+        results = [model.embed_images(pixels), hidden, model.align(hidden, padding, weights)]
+    assert model.device.type == "cpu"
+    assert [result.device.type for result in results] == ["meta"] * 3
+    with pytest.raises(RuntimeError, match=r"(?i)device"):
+        KosmosG(KosmosGConfig.tiny()).hidden_states(tokens)  # torch's own layers do not cast

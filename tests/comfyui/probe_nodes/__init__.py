@@ -94,9 +94,67 @@ class ProbeImage(io.ComfyNode):
         return io.NodeOutput()
 
 
+class ProbeBrokenImage(io.ComfyNode):
+    """A picture of NaN, as a failed node upstream makes it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(node_id="ProbeBrokenImage", inputs=[], outputs=[io.Image.Output()])
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(torch.full((1, 8, 8, 3), float("nan")))
+
+
+class ProbeClip(io.ComfyNode):
+    """Checks that ComfyUI's partial loading reaches every weight, and shows the word ids of a prompt."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ProbeClip",
+            inputs=[io.Clip.Input("clip"), io.String.Input("text")],
+            outputs=[io.String.Output("beyond_reach"), io.String.Output("words"), io.String.Output("pieces")],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, text: str) -> io.NodeOutput:
+        patcher = clip.patcher
+        reached = {f"{entry[2]}.{name}" for entry in patcher._load_list() for name in entry[4]}
+        castable = {name for name, module in patcher.model.named_modules() if hasattr(module, "comfy_cast_weights")}
+        beyond = [
+            name
+            for name, _ in patcher.model.named_parameters()
+            if name not in reached or name.rpartition(".")[0] not in castable
+        ]
+        sections = clip.tokenize(text, return_word_ids=True)
+        words = [entry[2] for section in sections.values() for entry in section[0]]
+        pieces = [piece for section in sections.values() for _, piece in clip.tokenizer.untokenize(section[0])]
+        return io.NodeOutput(json.dumps(beyond), json.dumps(words), json.dumps(pieces))
+
+
+class ProbeJoin(io.ComfyNode):
+    """Encodes the tokens of two prompts as two sections of one, as packs with a BREAK keyword do."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ProbeJoin",
+            inputs=[io.Clip.Input("clip"), io.String.Input("first"), io.String.Input("second")],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, first: str, second: str) -> io.NodeOutput:
+        tokens, more = clip.tokenize(first), clip.tokenize(second)
+        for key in tokens:
+            tokens[key] += more[key]
+        return io.NodeOutput(clip.encode_from_tokens_scheduled(tokens))
+
+
 class ProbeExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ProbeConditioning, ProbeModel, ProbeImage]
+        return [ProbeConditioning, ProbeModel, ProbeImage, ProbeBrokenImage, ProbeClip, ProbeJoin]
 
 
 async def comfy_entrypoint() -> ProbeExtension:
