@@ -14,7 +14,8 @@ from .fid import PROTOCOLS, PictureFiles, frechet_distance, name_of_reals, treat
 from .generate import generate
 from .jobs import Job
 from .output import OutputFolder
-from .painter import SD_ROW, Painter, Sampling
+from .painter import SD_ROW, Painter, Sampling, as_painted
+from .score import require_painted
 from .subjects import PICTURE_ENDINGS
 from .table import markdown
 
@@ -38,8 +39,9 @@ def run(options: Namespace, world: World) -> None:
         "command": "coco", "weights": str(options.weights), "sd": str(options.sd), "captions": len(captions),
         "annotations": Path(options.annotations).name, "dtype": options.dtype, **asdict(sampling),
     }  # fmt: skip
-    folder.start(settings, options.resume or options.only == "score")
-    world.barrier()
+    if options.only == "score":
+        settings, sampling = as_painted(settings, folder.settings())
+    folder.start(settings, options.resume or options.only == "score", world)
     jobs = {name: caption_jobs(captions, name) for name in rows}
     if options.only != "score":
         for name, weights in rows.items():
@@ -52,10 +54,8 @@ def run(options: Namespace, world: World) -> None:
         return
     distances = {}
     for name in rows:
+        require_painted(jobs[name], folder)
         paths = [folder.path / job.path for job in jobs[name]]
-        absent = [path for path in paths if not path.exists()]
-        if absent:
-            raise ConfigError(f"{len(absent)} of {len(paths)} pictures are missing, the first is {absent[0]}")
         distances[name] = {}
         for protocol in PROTOCOLS:
             for_fakes, for_reals = treatments(protocol)

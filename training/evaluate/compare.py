@@ -51,8 +51,7 @@ def run(options: Namespace, world: World) -> None:
         "command": "compare", "weights": models, "sd": str(options.sd), "seeds": options.seeds, "dtype": options.dtype,
         "prompts": [[entry.prompt, *map(str, entry.images)] for entry in wanted], **asdict(sampling),
     }  # fmt: skip
-    folder.start(settings, options.resume)
-    world.barrier()
+    folder.start(settings, options.resume, world)
     jobs = {name: _jobs(name, wanted, options.seeds) for name in models}
     for name, weights in models.items():
 

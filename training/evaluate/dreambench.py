@@ -14,9 +14,9 @@ from .features import FeatureNets
 from .generate import generate
 from .jobs import Job, dreambench_jobs, pair_jobs
 from .output import OutputFolder
-from .painter import DTYPES, Painter, Sampling
+from .painter import DTYPES, Painter, Sampling, as_painted
 from .protocols import PROTOCOLS, PUBLISHED, Protocol
-from .score import METRICS, References, copy_threshold, echo, oracle, score
+from .score import METRICS, References, copy_threshold, echo, oracle, require_painted, score
 from .sheets import contact_sheet
 from .subjects import DREAMBENCH, SubjectSet, check_pictures, read_subjects, subject_pictures
 from .table import markdown, subject_means, summarise
@@ -41,8 +41,9 @@ def run(options: Namespace, world: World) -> None:
         "sd": str(options.sd), "pairs": options.pairs, "pictures": len(jobs), "dtype": options.dtype,
         **asdict(sampling),
     }  # fmt: skip
-    folder.start(settings, options.resume or options.only == "score")
-    world.barrier()
+    if options.only == "score":
+        settings, sampling = as_painted(settings, folder.settings())
+    folder.start(settings, options.resume or options.only == "score", world)
     if options.only != "score":
         generate(
             jobs, lambda: Painter(options.weights, options.sd, sampling, device=world.device, dtype=options.dtype),
@@ -50,6 +51,7 @@ def run(options: Namespace, world: World) -> None:
         )  # fmt: skip
     if options.only == "generate":
         return
+    require_painted(jobs, folder)
     nets = FeatureNets(options.dino, options.clip, world.device, DTYPES[options.scoring_dtype])
     references = References.read(pictures, {s.name: s.picked for s in subjects.subjects}, nets)
     score(

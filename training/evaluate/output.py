@@ -19,6 +19,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import ConfigError, TrainingStopped
+from ..processes import World
 
 
 class OutputFolder:
@@ -28,14 +29,25 @@ class OutputFolder:
         self.path, self.rank = Path(path), rank
         self._mended: set[str] = set()
 
-    def start(self, settings: dict[str, Any], resume: bool) -> None:
-        """Begin, or go on with the same settings; ConfigError where the folder holds something else."""
+    def start(self, settings: dict[str, Any], resume: bool, world: World) -> None:
+        """Begin, or go on with the same settings; ConfigError, in every process, where the folder holds another
+        evaluation. Process 0 looks, as the others would see what it has just written."""
+        problem = None
+        if self.rank == 0:
+            try:
+                self._start(settings, resume)
+            except ConfigError as error:
+                problem = str(error)
+        problem = world.gather(problem)[0]
+        if problem:
+            raise ConfigError(problem)
+
+    def _start(self, settings: dict[str, Any], resume: bool) -> None:
         record = self.path / "run.json"
         if not record.exists():
             if not resume and self.path.exists() and any(self.path.iterdir()):
                 raise ConfigError(f"--output: {self.path} holds other files; choose a new or empty folder")
-            if self.rank == 0:
-                self.write("run.json", json.dumps(settings, indent=2) + "\n")
+            self.write("run.json", json.dumps(settings, indent=2) + "\n")
             return
         if not resume:
             raise ConfigError(
@@ -50,6 +62,11 @@ class OutputFolder:
                     f"--resume: {self.path} was made with {key} = {before.get(key)!r}, now it is "
                     f"{settings.get(key)!r}; ask for the same, or choose another --output"
                 )
+
+    def settings(self) -> dict[str, Any]:
+        """What the pictures here were asked for with; empty where nobody recorded it (pictures of other programs)."""
+        record = self.path / "run.json"
+        return json.loads(record.read_text()) if record.exists() else {}
 
     def write(self, name: str, content: str | bytes | Image.Image) -> Path:
         """Write a file so that it is complete or absent; TrainingStopped, in a sentence, where the disk refuses."""

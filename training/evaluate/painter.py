@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -29,6 +30,13 @@ class Sampling:
     steps: int
     guidance: float
     size: int = 512
+
+
+def as_painted(settings: dict[str, Any], recorded: dict[str, Any]) -> tuple[dict[str, Any], Sampling]:
+    """Settings for scoring alone: how the pictures were painted is not asked again but taken from their record."""
+    names = [field.name for field in fields(Sampling)]
+    settings = settings | {key: recorded[key] for key in ("weights", "sd", "dtype", *names) if key in recorded}
+    return settings, Sampling(**{name: settings[name] for name in names})
 
 
 class Painter:

@@ -56,20 +56,24 @@ def fidelity(result: Features, row: int, job: Job, references: References, all_r
     return scores
 
 
-def score(
-    jobs: Sequence[Job], references: References, nets: FeatureNets, folder: OutputFolder, world: World, *,
-    all_references: bool, batch_size: int = 32, threads: int = 1,
-) -> int:  # fmt: skip
-    """Score the painted pictures that have no scores yet and record them; returns how many this process scored.
-
-    ConfigError where a picture was never painted or cannot be read.
-    """
+def require_painted(jobs: Sequence[Job], folder: OutputFolder) -> None:
+    """ConfigError that counts the pictures which were never painted."""
     absent = [job.path for job in jobs if not (folder.path / job.path).exists()]
     if absent:
         raise ConfigError(
             f"{len(absent)} of {len(jobs)} pictures are missing in {folder.path}, the first is {absent[0]}; "
             "paint them first (leave out --only score)"
         )
+
+
+def score(
+    jobs: Sequence[Job], references: References, nets: FeatureNets, folder: OutputFolder, world: World, *,
+    all_references: bool, batch_size: int = 32, threads: int = 1,
+) -> int:  # fmt: skip
+    """Score the pictures that have no scores yet and record them; returns how many this process scored.
+
+    ConfigError where a picture cannot be read.
+    """
     scored = set(world.gather(list(folder.records("scores")))[0])
     mine = [job for job in jobs if job.path not in scored][world.rank :: world.size]
     texts = list(dict.fromkeys(job.text for job in mine))

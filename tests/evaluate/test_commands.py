@@ -1,0 +1,212 @@
+"""The commands from end to end: results, resuming after a kill, several processes, and everything that can be wrong."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from tests.evaluate import tiny
+from training.evaluate.__main__ import main
+
+PROMPTS = ["a {} on the beach", "a {} in the snow", "a red {}"]
+PICTURES = 2 * 3 * 4
+
+
+@pytest.fixture(scope="module")
+def bench(weights, sd, dino, clip, tmp_path_factory) -> list[str]:
+    """Everything of the command but its output: two subjects, three prompts, four pictures of 16 x 16 each."""
+    folder = tmp_path_factory.mktemp("bench")
+    tiny.save_subjects(folder, {"mug": 3, "hat": 4})
+    subjects = [{"name": name, "noun": name, "kind": "object", "picked": "01.jpg"} for name in ("mug", "hat")]
+    listed = folder / "subjects.yaml"
+    listed.write_text(yaml.safe_dump({"name": "two", "prompts": {"object": PROMPTS}, "subjects": subjects}))
+    return [
+        "dreambench", "--data", str(folder), "--subjects", str(listed), "--weights", str(weights), "--sd", str(sd),
+        "--protocol", "kosmosg", "--size", "16", "--steps", "1", "--dino", str(dino), "--clip", str(clip),
+    ]  # fmt: skip
+
+
+def lines(folder: Path, kind: str) -> list[dict]:
+    return [json.loads(line) for path in sorted(folder.glob(f"{kind}-*.jsonl")) for line in path.open()]
+
+
+def command(arguments: list[str], launcher: tuple[str, ...] = ()) -> list[str]:
+    return [sys.executable, "-m", *launcher, "training.evaluate", *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def whole(bench, tmp_path_factory) -> Path:
+    """An evaluation that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    assert main([*bench, "--output", str(folder)]) == 0
+    return folder
+
+
+def test_an_evaluation_leaves_pictures_records_a_table_and_sheets(whole):
+    assert len(list(whole.glob("pictures/*/*.png"))) == PICTURES
+    records = [json.loads(line) for line in (whole / "scores.jsonl").open()]
+    assert len(records) == len({record["path"] for record in records}) == PICTURES
+    assert {"subject", "prompt", "seed", "path", "dino", "clip_i", "clip_t", "copy"} <= set(records[0])
+    results = json.loads((whole / "results.json").read_text())
+    assert list(results["rows"]) == ["real pictures (oracle)", "input echoed", "this model"]
+    ours = results["rows"]["this model"]["dino"]
+    by_hand = {s: [r["dino"] for r in records if r["subject"] == s] for s in ("mug", "hat")}
+    assert ours["mean"] == pytest.approx(sum(sum(v) / len(v) for v in by_hand.values()) / 2)
+    assert ours["low"] <= ours["mean"] <= ours["high"]
+    assert results["rows"]["input echoed"]["dino"]["mean"] == pytest.approx(1, abs=1e-5)
+    assert "| input echoed | 1.000 [1.000, 1.000] |" in (whole / "table.md").read_text()
+    for name in ("mug", "hat"):
+        with Image.open(whole / "sheets" / f"{name}.png") as sheet:
+            assert sheet.width > 1000
+            assert sheet.getcolors(256) is None  # not blank
+
+
+def test_killed_at_any_moment_it_resumes_with_nothing_twice_and_nothing_missing(bench, whole, tmp_path):
+    output = tmp_path / "out"
+    arguments = [*bench, "--output", str(output), "--batch-size", "1"]
+    process = subprocess.Popen(command(arguments), env=environment(), stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(output.glob("pictures/*/*.png"))) < 3:
+            assert time.monotonic() < deadline, "painted nothing"
+            assert process.poll() is None, "ended before it was killed"
+            time.sleep(0.001)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    before = {path: path.stat().st_mtime_ns for path in output.glob("pictures/*/*.png")}
+    assert 3 <= len(before) < PICTURES, "the kill came too late to prove anything"
+    # What other moments leave behind: a picture without its record, a record cut short, a file half written.
+    log = output / "generated-0.jsonl"
+    recorded = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(recorded[:-1]) + recorded[-1][:25])
+    (output / "pictures" / "mug" / ".unfinished-abc").write_bytes(b"\x89PNG")
+
+    assert main(arguments) == 2  # an earlier evaluation is never overwritten unasked
+    assert main([*arguments, "--resume"]) == 0
+    after = {path: path.stat().st_mtime_ns for path in output.glob("pictures/*/*.png")}
+    assert len(after) == PICTURES
+    assert {path: after[path] for path in before} == before
+    assert sorted(record["path"] for record in lines(output, "generated")) == sorted(
+        str(path.relative_to(output)) for path in after
+    )
+    assert len({record["path"] for record in lines(output, "scores")}) == len(lines(output, "scores")) == PICTURES
+    assert not list(output.rglob(".unfinished-*"))
+    for path in after:
+        with Image.open(path) as ours, Image.open(whole / path.relative_to(output)) as undisturbed:
+            difference = max(abs(a - b) for a, b in zip(ours.tobytes(), undisturbed.tobytes(), strict=True))
+            assert difference <= 1  # batches of another size round differently
+    results = [json.loads((folder / "results.json").read_text())["rows"]["this model"] for folder in (output, whole)]
+    for metric in ("dino", "clip_i", "clip_t"):
+        assert results[0][metric]["mean"] == pytest.approx(results[1][metric]["mean"], abs=1e-3)
+
+
+def test_painting_and_scoring_can_run_apart_and_under_torchrun(bench, whole, tmp_path):
+    output = tmp_path / "out"
+    launcher = ("torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m")
+    arguments = [*bench, "--output", str(output), "--only", "generate"]
+    subprocess.run(command(arguments, launcher), env=environment(), check=True, capture_output=True)
+    shares = [len((output / f"generated-{rank}.jsonl").read_text().splitlines()) for rank in (0, 1)]
+    assert shares == [PICTURES // 2] * 2
+    assert len({record["path"] for record in lines(output, "generated")}) == PICTURES
+    assert not (output / "results.json").exists()
+    scoring = list(bench)
+    for option in ("--weights", "--sd", "--steps"):  # known from the painting
+        del scoring[scoring.index(option) : scoring.index(option) + 2]
+    assert main([*scoring, "--output", str(output), "--only", "score"]) == 0
+    assert "dpmsolver++, 1 steps" in (output / "table.md").read_text()
+    ours, theirs = (json.loads((folder / "results.json").read_text()) for folder in (output, whole))
+    assert ours["rows"]["this model"]["dino"]["mean"] == pytest.approx(theirs["rows"]["this model"]["dino"]["mean"])
+
+
+def test_pictures_of_other_programs_can_be_scored(bench, whole, tmp_path):
+    shutil.copytree(whole / "pictures", tmp_path / "out" / "pictures")
+    assert main([*bench, "--output", str(tmp_path / "out"), "--only", "score"]) == 0
+    assert len(lines(tmp_path / "out", "scores")) == PICTURES
+
+
+def test_resuming_with_other_settings_is_refused(bench, whole, capsys):
+    assert main([*bench, "--output", str(whole), "--resume", "--steps", "3"]) == 2
+    assert "was made with steps = 1, now it is 3" in capsys.readouterr().err
+
+
+def test_a_full_disk_stops_with_a_sentence_and_loses_nothing(bench, tmp_path, capsys):
+    """The records go to a device that is always full; the pictures meet a limit on the size of files."""
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "generated-0.jsonl").symlink_to("/dev/full")
+    arguments = [*bench, "--output", str(output), "--resume"]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "generated-0.jsonl cannot be written: No space left on device; everything before it is kept" in error
+    kept = {path: path.stat().st_mtime_ns for path in output.glob("pictures/*/*.png")}
+    assert len(kept) == 4
+    (output / "generated-0.jsonl").unlink()
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))  # records fit, pictures of 16 x 16 do not
+    try:
+        assert main([*arguments, "--only", "generate"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "cannot be written: File too large" in capsys.readouterr().err
+    assert not list(output.rglob(".unfinished-*"))
+    assert main([*arguments, "--only", "generate"]) == 0
+    assert len(list(output.glob("pictures/*/*.png"))) == PICTURES
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len(lines(output, "generated")) == PICTURES
+
+
+def test_a_missing_subject_folder_and_an_unreadable_picture_stop_before_anything_is_painted(bench, tmp_path, capsys):
+    output = tmp_path / "out"
+    data = tiny.save_subjects(tmp_path / "data", {"mug": 3})
+    elsewhere = [*bench, "--output", str(output)]
+    elsewhere[elsewhere.index("--data") + 1] = str(data)
+    assert main(elsewhere) == 2
+    assert "the subject 'hat' has no folder" in capsys.readouterr().err
+    tiny.save_subjects(tmp_path / "more", {"hat": 3})
+    (tmp_path / "more" / "dataset" / "hat").rename(data / "dataset" / "hat")
+    broken = data / "dataset" / "hat" / "02.jpg"
+    broken.write_bytes(broken.read_bytes()[:500])
+    assert main(elsewhere) == 2
+    assert f"the picture {broken} cannot be read" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_wrong_commands_get_a_sentence(bench, tmp_path, capsys):
+    out = ["--output", str(tmp_path / "out")]
+    without = [x for x in bench if x != "--sd"]
+    without.pop(bench.index("--sd"))
+    for arguments, sentence in (
+        (without, "--sd is needed to paint pictures"),
+        ([*bench, "--steps", "0"], "--steps: 0 must be at least 1"),
+        ([*bench, "--only-subjects", "cup"], "--only-subjects: cup is not among hat, mug"),
+        ([*bench, "--pairs", str(tmp_path / "no.json")], "the list of pairs"),
+        ([*bench, "--only", "score"], "24 of 24 pictures are missing"),
+        ([*bench, "--size", "15"], "--size: 15 must be a multiple of 2"),
+        ([*bench, "--dino", str(tmp_path), "--only", "score"], "24 of 24 pictures are missing"),
+    ):
+        assert main([*arguments, *out]) == 2
+        error = capsys.readouterr().err
+        assert sentence in error, error
+        assert "Traceback" not in error
+        for path in sorted((tmp_path / "out").glob("*")):
+            path.unlink()
+    weights = bench[bench.index("--weights") + 1]
+    gone = [x if x != weights else str(tmp_path / "gone.safetensors") for x in bench]
+    assert main([*gone, *out]) == 2
+    assert "gone.safetensors is missing" in capsys.readouterr().err

@@ -1,0 +1,170 @@
+"""The complete lists of the benchmarks, and the jobs that follow from them."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+import yaml
+
+from tests.evaluate import tiny
+from training.errors import ConfigError
+from training.evaluate.jobs import dreambench_jobs, pair_jobs
+from training.evaluate.protocols import PROTOCOLS, mark_nouns, prompt_of, words_of
+from training.evaluate.subjects import DREAMBENCH, check_pictures, read_subjects
+
+KOSMOSG, DREAMBOOTH = PROTOCOLS["kosmosg"], PROTOCOLS["dreambooth"]
+
+
+@pytest.fixture(scope="module")
+def dreambooth(tmp_path_factory):
+    """All 30 subjects with six made-up pictures each."""
+    return tiny.save_subjects(tmp_path_factory.mktemp("dreambooth"), {s.name: 6 for s in DREAMBENCH.subjects})
+
+
+def test_there_are_30_subjects_21_objects_and_9_live_with_25_prompts_each():
+    kinds = Counter(subject.kind for subject in DREAMBENCH.subjects)
+    assert kinds == {"object": 21, "live": 9}
+    assert len({subject.name for subject in DREAMBENCH.subjects}) == 30
+    assert len({subject.noun for subject in DREAMBENCH.subjects}) == 15
+    for prompts in DREAMBENCH.prompts.values():
+        assert len(set(prompts)) == 25
+        assert all(prompt.count("{}") == 1 and prompt.startswith("a ") for prompt in prompts)
+    assert sum(len(DREAMBENCH.prompts[subject.kind]) for subject in DREAMBENCH.subjects) == 750
+    assert len(set(DREAMBENCH.prompts["object"]) & set(DREAMBENCH.prompts["live"])) == 15
+
+
+def test_every_subject_has_one_picked_picture():
+    picked = {subject.name: subject.picked for subject in DREAMBENCH.subjects}
+    assert len(picked) == 30
+    assert Counter(picked.values()) == {
+        "00.jpg": 4, "01.jpg": 5, "02.jpg": 10, "03.jpg": 3, "04.jpg": 7, "05.jpg": 1,
+    }  # fmt: skip
+    assert picked["dog3"] == "05.jpg"
+    assert picked["poop_emoji"] == "00.jpg"
+
+
+def test_kosmos_g_makes_3000_pictures_of_750_prompts(dreambooth):
+    jobs = dreambench_jobs(DREAMBENCH, dreambooth, KOSMOSG)
+    assert len(jobs) == len({job.path for job in jobs}) == 3000
+    assert len({(job.group, job.prompt) for job in jobs}) == 750
+    assert all(job.prompt.count("<i>") == len(job.conditions) == 1 and job.seed == 0 for job in jobs)
+
+
+def test_noise_is_shared_as_in_the_originals_batches_of_five_prompts(dreambooth):
+    """Batch p0..p4 with four pictures each, prompts tiled: the k-th picture of the j-th prompt has row 5 k + j."""
+    jobs = [job for job in dreambench_jobs(DREAMBENCH, dreambooth, KOSMOSG) if job.group == "dog"]
+    for start in range(0, 100, 20):
+        batch = jobs[start : start + 20]
+        assert sorted(job.row for job in batch) == list(range(20))
+        assert [job.row for job in batch[:4]] == [0, 5, 10, 15]
+        assert {job.rows for job in batch} == {20}
+    own_seeds = [job for job in dreambench_jobs(DREAMBENCH, dreambooth, DREAMBOOTH) if job.group == "dog"]
+    assert [job.seed for job in own_seeds[:5]] == [0, 1, 2, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("template", "kosmosg", "dreambooth"),
+    [
+        ("a {} in the jungle", "<i> in the jungle", "a dog <i> in the jungle"),
+        ("a red {}", "<i>, red", "a red dog <i>"),
+        ("a cube shaped {}", "<i>, cube shaped", "a cube shaped dog <i>"),
+        ("a {} wearing a red hat", "<i> wearing a red hat", "a dog <i> wearing a red hat"),
+    ],
+)
+def test_prompts_are_worded_as_the_papers_do(template, kosmosg, dreambooth):
+    assert prompt_of(template, ["dog"], KOSMOSG) == kosmosg
+    assert prompt_of(template, ["dog"], DREAMBOOTH) == dreambooth
+    assert words_of(template, ["dog"]) == template.replace("{}", "dog")
+
+
+def test_two_nouns_are_marked_in_order():
+    text = "a toy and a stuffed animal on the beach"
+    assert mark_nouns(text, ["toy", "stuffed animal"], KOSMOSG) == "<i> and <i> on the beach"
+    assert mark_nouns(text, ["toy", "stuffed animal"], DREAMBOOTH) == "a toy <i> and a stuffed animal <i> on the beach"
+    with pytest.raises(ConfigError, match="lacks the noun 'cat'"):
+        mark_nouns(text, ["toy", "cat"], KOSMOSG)
+    assert prompt_of("a red {}", ["toy", "can"], KOSMOSG) == "<i> and <i>, red"
+    assert words_of("a {} in the snow", ["toy", "can"]) == "a toy and a can in the snow"
+
+
+def test_unos_list_of_pairs_is_read_as_it_is(dreambooth, tmp_path):
+    """The form of dreambench_multiip.json: prompts in words, pictures relative to a folder that need not exist."""
+    pairs = [("berry_bowl", "02", "bowl", "can", "01", "can"), ("fancy_boot", "02", "boot", "cat", "04", "cat")]
+    entries = [
+        {
+            "prompt": words_of(prompt, [noun_a, noun_b]),
+            "image_paths": [f"./dreambooth/dataset/{a}/{file_a}.jpg", f"./dreambooth/dataset/{b}/{file_b}.jpg"],
+        }
+        for a, file_a, noun_a, b, file_b, noun_b in pairs
+        for prompt in DREAMBENCH.prompts["object"]
+    ]
+    listed = tmp_path / "dreambench_multiip.json"
+    listed.write_text(json.dumps(entries))
+    jobs = pair_jobs(listed, DREAMBENCH, dreambooth, KOSMOSG)
+    assert len(jobs) == 2 * 25 * 4
+    assert {job.group for job in jobs} == {"berry_bowl+can", "fancy_boot+cat"}
+    assert all(job.prompt.count("<i>") == len(job.conditions) == 2 for job in jobs)
+    assert all(path.is_file() for job in jobs for path in job.conditions)
+    assert len({job.path for job in jobs}) == 200
+    named = tmp_path / "pairs.yaml"
+    named.write_text("pairs: [[berry_bowl, can], [fancy_boot, cat]]")
+    assert len(pair_jobs(named, DREAMBENCH, dreambooth, KOSMOSG)) == 200
+    assert {job.text for job in pair_jobs(named, DREAMBENCH, dreambooth, KOSMOSG)} >= {"a boot and a cat in the snow"}
+    entries[3]["image_paths"][0] = "nowhere/mug/00.jpg"
+    listed.write_text(json.dumps(entries))
+    with pytest.raises(ConfigError, match=r"names nowhere/mug/00\.jpg, found neither"):
+        pair_jobs(listed, DREAMBENCH, dreambooth, KOSMOSG)
+
+
+def test_other_benchmarks_bring_their_nouns_along(dreambooth, tmp_path):
+    picture = dreambooth / "dataset" / "can" / "01.jpg"
+    entry = {"prompt": "a hat on a lantern", "image_paths": [str(picture)] * 2, "nouns": ["hat", "lantern"]}
+    (tmp_path / "list.json").write_text(json.dumps([entry]))
+    jobs = pair_jobs(tmp_path / "list.json", DREAMBENCH, dreambooth, DREAMBOOTH)
+    assert jobs[0].prompt == "a hat <i> on a lantern <i>"
+    (tmp_path / "list.json").write_text(json.dumps([{**entry, "nouns": ["hat"]}]))
+    with pytest.raises(ConfigError, match="entry 1 has 1 nouns for 2 pictures"):
+        pair_jobs(tmp_path / "list.json", DREAMBENCH, dreambooth, DREAMBOOTH)
+
+
+def test_missing_and_broken_data_is_named(tmp_path):
+    data = tiny.save_subjects(tmp_path, {subject.name: 6 for subject in DREAMBENCH.subjects[:3]})
+    with pytest.raises(ConfigError, match=r"the subject 'berry_bowl' has no folder .*clone of google/dreambooth"):
+        dreambench_jobs(DREAMBENCH, data, KOSMOSG)
+    (data / "dataset" / "backpack" / "02.jpg").unlink()
+    with pytest.raises(ConfigError, match=r"has no 02\.jpg, which stands for 'backpack'; it holds 00\.jpg"):
+        dreambench_jobs(DREAMBENCH, data, KOSMOSG)
+    whole = data / "dataset" / "bear_plushie" / "03.jpg"
+    whole.write_bytes(whole.read_bytes()[:700])
+    with pytest.raises(ConfigError, match=r"the picture .*03\.jpg cannot be read"):
+        check_pictures([whole])
+
+
+def test_subjects_of_ones_own_are_checked(tmp_path):
+    good = {
+        "name": "mugs",
+        "prompts": {"object": ["a {} on the beach"]},
+        "subjects": [{"name": "mug", "noun": "mug", "kind": "object", "picked": "00.png"}],
+    }
+    path = tmp_path / "subjects.yaml"
+    path.write_text(yaml.safe_dump(good))
+    assert read_subjects(path).subjects[0].noun == "mug"
+    for wrong, sentence in (
+        ({**good, "prompts": {"object": ["a mug on the beach"]}}, r"must have \{\} exactly once"),
+        ({**good, "prompts": {"live": ["a {}"]}}, "is of kind 'object', which has no prompts"),
+        ({**good, "subjects": [{"name": "mug"}]}, "it needs exactly name, noun, kind and picked"),
+        ({"name": "mugs"}, "needs `prompts`"),
+    ):
+        path.write_text(yaml.safe_dump(wrong))
+        with pytest.raises(ConfigError, match=sentence):
+            read_subjects(path)
+
+
+def test_a_jobs_noise_is_its_row_of_the_whole_block(weights, sd):
+    from training.evaluate.jobs import Job
+    from training.evaluate.painter import Painter, Sampling
+
+    painter = Painter(str(weights), sd, Sampling("ddim", 2, 3.0, 16), device=torch.device("cpu"))
+    block = torch.randn(20, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(painter._noise(Job("a.png", "", "", row=7, rows=20)), block[7])

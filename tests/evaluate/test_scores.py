@@ -1,0 +1,185 @@
+"""Scores with known answers, from real DINO and CLIP classes of tiny size."""
+
+import json
+import shutil
+
+import numpy
+import pytest
+import torch
+from torchvision import transforms
+
+from tests.evaluate import tiny
+from training.errors import ConfigError
+from training.evaluate.features import IMAGENET, FeatureNets, Features, foreground_mask, prefetched, prepare
+from training.evaluate.jobs import dreambench_jobs
+from training.evaluate.output import OutputFolder
+from training.evaluate.protocols import PROTOCOLS
+from training.evaluate.score import References, copy_threshold, echo, fidelity, oracle, score
+from training.evaluate.subjects import Subject, SubjectSet
+from training.evaluate.table import interval, markdown, subject_means, summarise
+from training.processes import World
+
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+SUBJECTS = SubjectSet(
+    "shapes",
+    tuple(Subject(name, "thing", "object", "01.jpg") for name in ("one", "two", "three")),
+    {"object": ("a {} on the beach", "a red {}")},
+)
+
+
+@pytest.fixture(scope="module")
+def nets(dino, clip) -> FeatureNets:
+    return FeatureNets(dino, clip, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.save_subjects(tmp_path_factory.mktemp("shapes"), {"one": 3, "two": 4, "three": 3})
+
+
+def references_of(data, nets) -> References:
+    pictures = {s.name: sorted((data / "dataset" / s.name).iterdir()) for s in SUBJECTS.subjects}
+    return References.read(pictures, {s.name: s.picked for s in SUBJECTS.subjects}, nets)
+
+
+def test_identical_pictures_score_one_and_a_shuffled_pairing_less(data, nets, tmp_path):
+    jobs = dreambench_jobs(SUBJECTS, data, PROTOCOLS["kosmosg"])
+    references = references_of(data, nets)
+    means = {}
+    for name, shift in (("right", 0), ("shuffled", 1)):
+        folder = OutputFolder(tmp_path / name)
+        names = [subject.name for subject in SUBJECTS.subjects]
+        for job in jobs:
+            painted = names[(names.index(job.group) + shift) % 3]
+            (folder.path / job.path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(data / "dataset" / painted / "01.jpg", folder.path / job.path)
+        assert score(jobs, references, nets, folder, ALONE, all_references=False) == len(jobs) == 24
+        assert score(jobs, references, nets, folder, ALONE, all_references=False) == 0
+        means[name] = summarise(list(folder.records("scores").values()), ("dino", "clip_i", "copy"))
+    for metric in ("dino", "clip_i", "copy"):
+        assert means["right"][metric]["mean"] == pytest.approx(1, abs=1e-5)
+        assert means["shuffled"][metric]["mean"] < means["right"][metric]["mean"] - 1e-4
+
+
+def test_the_two_protocols_compare_with_one_or_with_all_real_pictures(data, nets):
+    references = references_of(data, nets)
+    job = dreambench_jobs(SUBJECTS, data, PROTOCOLS["kosmosg"])[0]
+    result = nets.of_pictures([data / "dataset" / "two" / "03.jpg"])
+    one = fidelity(result, 0, job, references, False)["dino"]
+    real = references.features["one"].dino
+    assert one == pytest.approx(float(real[1] @ result.dino[0]), abs=1e-6)
+    every = fidelity(result, 0, job, references, True)["dino"]
+    assert every == pytest.approx(float((real @ result.dino[0]).mean()), abs=1e-6)
+
+
+def test_two_subjects_are_averaged_and_listed(data, nets):
+    from dataclasses import replace
+
+    references = references_of(data, nets)
+    job = replace(dreambench_jobs(SUBJECTS, data, PROTOCOLS["kosmosg"])[0], subjects=("one", "two"))
+    result = nets.of_pictures([data / "dataset" / "one" / "01.jpg"])
+    scores = fidelity(result, 0, job, references, False)
+    assert scores["dino_per_subject"][0] == pytest.approx(1, abs=1e-5)
+    assert scores["dino"] == pytest.approx(sum(scores["dino_per_subject"]) / 2, abs=1e-6)
+
+
+def test_oracle_echo_and_copy_threshold_follow_from_the_features():
+    def features(*angles):
+        rows = torch.tensor([[numpy.cos(a), numpy.sin(a)] for a in angles], dtype=torch.float32)
+        return Features(rows, rows, rows)
+
+    references = References({}, {"one": features(0, numpy.pi / 3, numpy.pi / 3)}, {"one": 0})
+
+    class Job:
+        group, subjects, text = "one", ("one",), "a thing"
+
+    [record] = oracle(references, [Job()])
+    assert record["dino"] == pytest.approx((0.5 + 0.5 + 1.0) / 3, abs=1e-6)
+    assert copy_threshold(references) == pytest.approx(numpy.quantile([0.5, 0.5, 1.0], 0.95), abs=1e-6)
+
+    class Nets:
+        def of_texts(self, texts):
+            return torch.tensor([[0.0, 1.0]])
+
+    [echoed] = echo(references, [Job(), Job()], Nets(), False)
+    assert echoed["dino"] == pytest.approx(1)
+    assert echoed["clip_t"] == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ConfigError, match="--copy-threshold"):
+        copy_threshold(References({}, {"one": features(0)}, {"one": 0}))
+
+
+def test_averages_are_those_of_a_table_made_by_hand():
+    records = [
+        {"subject": "a", "dino": 0.2}, {"subject": "a", "dino": 0.4}, {"subject": "a", "dino": 0.6},
+        {"subject": "b", "dino": 1.0}, {"subject": "c", "dino": 0.0}, {"subject": "c", "dino": 0.2},
+    ]  # fmt: skip
+    assert subject_means(records, "dino") == pytest.approx({"a": 0.4, "b": 1.0, "c": 0.1})
+    summary = summarise(records, ("dino", "clip_t"))
+    assert summary["dino"]["mean"] == pytest.approx(0.5)
+    assert summary["dino"]["subjects"] == 3
+    assert summary["clip_t"] is None
+    table = markdown("Title", {"ours": summary, "theirs": {"dino": 0.25}}, {"dino": "DINO", "clip_t": "CLIP-T"})
+    assert "| ours | 0.500 [" in table
+    assert "| theirs | 0.250 | - |" in table
+
+
+def test_bootstrap_intervals_equal_numpys_and_cover_the_mean_95_times_of_100():
+    values = numpy.random.default_rng(1).normal(0.7, 0.1, 30)
+    generator = numpy.random.default_rng(0)
+    places = generator.integers(0, 30, (10_000, 30))
+    means = numpy.array([values[row].mean() for row in places])
+    assert interval(values) == pytest.approx(tuple(numpy.percentile(means, [2.5, 97.5])))
+    normal = 1.96 * values.std() / 30**0.5
+    assert interval(values) == pytest.approx((values.mean() - normal, values.mean() + normal), abs=0.004)
+    assert interval([0.5]) == (0.5, 0.5)
+
+
+def test_pictures_are_prepared_as_torchvision_does():
+    for size in ((300, 300), (640, 481), (200, 333), (224, 224)):
+        picture = tiny.drawing(3, 700).resize(size)
+        theirs = transforms.Compose([
+            transforms.Resize(256, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(224),
+            transforms.ToTensor(), transforms.Normalize(*IMAGENET),
+        ])  # fmt: skip
+        assert torch.allclose(prepare(picture, 256, IMAGENET), theirs(picture), atol=1e-5)
+
+
+def test_clip_sees_pictures_as_its_own_processor_shows_them(nets, clip):
+    from transformers import CLIPImageProcessor
+
+    picture = tiny.drawing(3, 640)
+    theirs = CLIPImageProcessor.from_pretrained(clip)(images=picture, return_tensors="pt")["pixel_values"][0]
+    assert (nets.prepare(picture)[1] - theirs).abs().max() < 0.05  # its resizing rounds elsewhere
+
+
+def test_the_foreground_is_where_the_class_token_looks():
+    attention = torch.zeros(1, 2, 5, 5)
+    attention[0, :, 0, 1:] = torch.tensor([0.5, 0.2, 0.2, 0.1])
+    mask = foreground_mask(attention, 4)
+    assert mask[0, 0].tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_features_do_not_depend_on_the_batch(nets, data):
+    pictures = sorted((data / "dataset").rglob("*.jpg"))
+    together, alone = nets.of_pictures(pictures, batch_size=4, threads=2), nets.of_pictures(pictures, batch_size=1)
+    for name in ("dino", "clip", "foreground"):
+        assert torch.allclose(getattr(together, name), getattr(alone, name), atol=1e-5)
+    assert torch.allclose(together.dino.norm(dim=1), torch.ones(len(pictures)))
+    assert list(prefetched(lambda x: x * x, range(200), threads=3)) == [x * x for x in range(200)]
+
+
+def test_networks_that_are_not_there_are_named(dino, clip, tmp_path):
+    with pytest.raises(ConfigError, match=r"--dino: no ViTModel at .*nothing is downloaded"):
+        FeatureNets(tmp_path, clip, torch.device("cpu"))
+    with pytest.raises(ConfigError, match="--clip: no CLIPModel"):
+        FeatureNets(dino, tmp_path, torch.device("cpu"))
+
+
+def test_records_survive_a_line_cut_short(tmp_path):
+    folder = OutputFolder(tmp_path)
+    folder.append("scores", [{"path": "a.png", "dino": 1}])
+    with (tmp_path / "scores-0.jsonl").open("a") as file:
+        file.write('{"path": "b.png", "di')
+    assert list(folder.records("scores")) == ["a.png"]
+    OutputFolder(tmp_path).append("scores", [{"path": "c.png"}])
+    assert [json.loads(line)["path"] for line in (tmp_path / "scores-0.jsonl").open()] == ["a.png", "c.png"]
