@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 # Threads that spin while another process computes slow everything down on few cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint install clean
+.PHONY: demo test train-smoke lint install clean
 
 demo:
 	@$(PYTHON) tests/comfyui/install.py demo
@@ -18,6 +18,11 @@ demo:
 
 test: install
 	@$(RUN) -m pytest $(PYTEST)
+
+# Trains all three stages at smoke size on data that it makes; ends with runs/smoke/instruct.safetensors.
+train-smoke: export OMP_NUM_THREADS = 2
+train-smoke: install
+	@$(RUN) -m training.smoke
 
 lint: install
 	@$(RUN) -m ruff check .

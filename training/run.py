@@ -70,6 +70,9 @@ def train(config: RunConfig, world: World) -> None:
             trainer.restore(start)
             progress.resume(trainer.counters.step)
             progress.say(f"Going on from {start}.")
+        else:
+            for note in getattr(stage, "notes", ()):
+                progress.say(note)
         trainer.run()
     finally:
         progress.close()

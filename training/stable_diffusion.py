@@ -128,6 +128,10 @@ class StableDiffusion:
                 "folder with vocab.json and merges.txt, such as comfy/sd1_tokenizer of a ComfyUI installation."
             ) from error
 
+    def _format(self, kind: type[nn.Module]) -> dict[str, torch.dtype]:
+        # transformers has renamed the argument; its models are cast afterwards.
+        return {} if kind is CLIPTextModel else {"torch_dtype": self.dtype}
+
     def _folder(self, part: str) -> Path:
         if not (self.path / part).is_dir():
             raise ValueError(
@@ -149,13 +153,14 @@ class StableDiffusion:
                 f"task.stable_diffusion: the {part} of {self.path} cannot be loaded ({_first_line(error)}); it is "
                 "damaged or not of the Stable Diffusion 1.x family."
             ) from error
-        return module.to(self.device, self.dtype).requires_grad_(False).eval()
+        module = module.to(self.device)
+        return (module.to(self.dtype) if module.dtype != self.dtype else module).requires_grad_(False).eval()
 
     def _from_folder(self, part: str, kind: type[nn.Module]) -> nn.Module:
         folder = self._folder(part)
         halves = not any((folder / part).glob("*model.safetensors")) and any((folder / part).glob("*.fp16.*"))
         variant = {"variant": "fp16"} if halves else {}
-        return kind.from_pretrained(folder, subfolder=part, local_files_only=True, **variant)
+        return kind.from_pretrained(folder, subfolder=part, local_files_only=True, **variant, **self._format(kind))
 
     def _from_file(self, part: str, kind: type[nn.Module]) -> nn.Module:
         weights = self._weights(PREFIXES[part])
@@ -169,7 +174,7 @@ class StableDiffusion:
         with tempfile.TemporaryDirectory() as folder:
             config = {"_class_name": kind.__name__, **self.sizes[part]}
             (Path(folder) / "config.json").write_text(json.dumps(config))
-            return kind.from_single_file(weights, config=folder, local_files_only=True)
+            return kind.from_single_file(weights, config=folder, local_files_only=True, **self._format(kind))
 
     @functools.cached_property
     def _pickled(self) -> dict[str, Tensor] | None:

@@ -27,6 +27,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from ..draws import Draws
@@ -89,6 +90,20 @@ class Losses:
     count: Tensor | float
     parts: Mapping[str, tuple[Tensor | float, Tensor | float]] = field(default_factory=dict)
 
+    @classmethod
+    def of_rows(cls, totals: Tensor, sources: list[str], counts: Tensor | None = None, **parts: Tensor) -> Losses:
+        """Losses from each row's sum (b,), its source and its count of valid items (one each where None).
+
+        The parts are one per source, and the further values (b,) given by name.
+        """
+        counts = torch.ones_like(totals) if counts is None else counts.to(totals)
+        shown = {}
+        for source in dict.fromkeys(sources):
+            rows = torch.tensor([name == source for name in sources], device=totals.device)
+            shown[source] = ((totals * rows).sum().detach(), (counts * rows).sum())
+        shown |= {name: (values.sum().detach(), counts.sum()) for name, values in parts.items()}
+        return cls(totals.sum(), counts.sum(), shown)
+
 
 @runtime_checkable
 class Stage(Protocol):
@@ -113,6 +128,7 @@ class Stage(Protocol):
         """The loss of one micro-batch, under autocast in the run's precision. All random numbers come from `draws`;
         dropout's generator is seeded by the engine from (seed, step, micro-batch)."""
 
+    # Optional: notes, a list of sentences for the user: where the weights come from.
     # Optional: sample(model) -> PIL.Image, the fixed prompts as one grid; leaves train or eval mode as it was. Called
     # every log.sample_every steps, on all ranks because the forward of a sharded model is collective; saved by rank 0.
 

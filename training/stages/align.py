@@ -6,14 +6,37 @@ both AlignerNet's input and the target of the reconstruction are noisy.
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kosmos_core import KosmosG
 
+from ..data import AlignData, align_stream
+from ..draws import Draws
+from ..stable_diffusion import StableDiffusion
+from ..warm_start import start_model
+from . import Batch, BatchStream, Losses, Stream
+
+if TYPE_CHECKING:
+    from ..config import RunConfig
+
+DataConfig = AlignData
 Reconstruction = Literal["original", "paper"]
+
+
+@dataclass
+class Config:
+    """What the stage aligns to and how it weighs the two losses."""
+
+    stable_diffusion: str = ""
+    """Any Stable Diffusion 1.5 model, whose CLIP text encoder is the target: a diffusers folder or a single file."""
+    clip_tokenizer: str | None = None
+    """Folder with CLIP's vocab.json and merges.txt, where `stable_diffusion` is a single file."""
+    rec: Reconstruction = "original"
+    """Reconstruction loss: original multiplies it by 77 / tokens, as the first implementation did; paper does not."""
 
 
 def sample_losses(
@@ -50,3 +73,36 @@ def loss(
     """
     mse, restored = sample_losses(model, token_ids, clip_target, rec=rec, pixels=pixels, image_mask=image_mask)
     return {"mse": mse.mean(), "rec": restored.mean(), "loss": (mse + restored).mean()}
+
+
+@dataclass
+class AlignStage:
+    """The engine's view of stage 2."""
+
+    model: KosmosG
+    task: Config
+    data: AlignData
+    clip_tokenizer: Any
+    notes: list[str]
+    frozen: dict[str, nn.Module] = field(default_factory=dict)
+
+    def set_trainable(self) -> None:
+        self.model.train().requires_grad_(False)
+        self.model.aligner.requires_grad_(True)
+
+    def stream(self, stream: Stream) -> BatchStream:
+        return align_stream(self.data, stream, self.model.tokenizer, self.clip_tokenizer)
+
+    def training_step(self, model: KosmosG, batch: Batch, draws: Draws) -> Losses:
+        with torch.no_grad():
+            target = self.frozen["clip"](batch["clip_ids"]).last_hidden_state
+        mse, rec = sample_losses(model, batch["token_ids"], target, rec=self.task.rec)
+        return Losses.of_rows(mse + rec, batch["sources"], mse=mse, rec=rec)
+
+
+def build(config: RunConfig, device: torch.device, model_device: torch.device) -> AlignStage:
+    """The stage of a run's configuration; ValueError or OSError where a path or size does not fit."""
+    model, notes = start_model(config, model_device)
+    diffusion = StableDiffusion(config.task.stable_diffusion, device, config.precision, config.task.clip_tokenizer)
+    clip = diffusion.text_encoder(width=config.model.aligner.width)
+    return AlignStage(model, config.task, config.data, diffusion.tokenizer(), notes, {"clip": clip})

@@ -6,15 +6,42 @@ pass the gradient on. The null condition, which replaces 10 % of the conditions,
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from kosmos_core import KosmosG
 
-from . import Batch
-from .pictures import picture_tokens
+from ..data import InstructData, instruct_stream
+from ..draws import Draws
+from ..preview import Preview, grid, rows_to_show, sample_pictures
+from ..stable_diffusion import StableDiffusion, encode_pictures
+from ..warm_start import start_model
+from . import Batch, BatchStream, Losses, Stream
+from .null_condition import encode_with_null
+from .pictures import picture_tokens, train_vision_end
+
+if TYPE_CHECKING:
+    from ..config import RunConfig
+
+DataConfig = InstructData
+
+
+@dataclass
+class Config:
+    """What the stage trains through."""
+
+    stable_diffusion: str = ""
+    """Any Stable Diffusion 1.5 model: a diffusers folder or a single file."""
+    null_probability: float = 0.1
+    """Share of the samples whose condition is replaced by the null condition, for classifier-free guidance."""
+    vision_last_block: Literal["trained", "frozen"] = "trained"
+    """frozen reproduces the original, whose activation checkpointing kept the last block from learning."""
+    preview: Preview = field(default_factory=Preview)
+    """The prompts that are sampled every log.sample_every steps."""
 
 
 def sample_losses(
@@ -23,15 +50,8 @@ def sample_losses(
     """Mean squared error of the predicted noise of each sample, (b,) float32."""
     token_ids, latents = batch["token_ids"], batch["latents"]
     features, anchor = picture_tokens(model, batch.get("pixels"))
-    ids = model.config.ids
-    # The null condition is one more row of the batch: one pass through the language model, and it learns too.
-    null = torch.full_like(token_ids[:1], ids.pad)
-    null[:, 0] = ids.bos
-    mask = batch.get("image_mask")
-    if mask is not None:
-        mask = torch.cat([mask, torch.zeros_like(mask[:1])])
-    conditions = model.encode_tokens(torch.cat([token_ids, null]), image_mask=mask, image_features=features) + anchor
-    condition = torch.where(drop.to(conditions.device)[:, None, None], conditions[-1:], conditions[:-1])
+    conditions, null = encode_with_null(model, token_ids, batch.get("image_mask"), features)
+    condition = torch.where(drop.to(null.device)[:, None, None], null, conditions) + anchor
     noisy = scheduler.add_noise(latents, noise, timesteps)
     predicted = unet(noisy.to(unet.dtype), timesteps, encoder_hidden_states=condition.to(unet.dtype)).sample
     velocity = scheduler.config.prediction_type == "v_prediction"
@@ -51,3 +71,50 @@ def loss(
         drop: (b,) bool, True where the null condition takes the place of the sample's own.
     """
     return {"loss": sample_losses(model, unet, scheduler, batch, noise, timesteps, drop).mean()}
+
+
+@dataclass
+class InstructStage:
+    """The engine's view of stage 3."""
+
+    model: KosmosG
+    task: Config
+    data: InstructData
+    scheduler: Any
+    notes: list[str]
+    frozen: dict[str, nn.Module] = field(default_factory=dict)
+    shown: Batch | None = None  # the prompts of `sample`
+
+    def set_trainable(self) -> None:
+        self.model.train().requires_grad_(False)
+        half = self.model.aligner.source_encoder, self.model.aligner.query_decoder
+        for part in (self.model.decoder, self.model.resampler, *half):
+            part.requires_grad_(True)
+        train_vision_end(self.model, self.task.vision_last_block)
+
+    def stream(self, stream: Stream) -> BatchStream:
+        return instruct_stream(self.data, stream, self.model.tokenizer, self.model.config.vision.image_size)
+
+    def training_step(self, model: KosmosG, batch: Batch, draws: Draws) -> Losses:
+        latents = encode_pictures(self.frozen["vae"], batch["target"], draws)
+        rows, device = len(latents), latents.device
+        noise = draws.normal("noise", tuple(latents.shape), device)
+        timesteps = draws.integers("timestep", self.scheduler.config.num_train_timesteps, rows, device)
+        drop = draws.uniform("null", rows, device) < self.task.null_probability
+        batch = {**batch, "latents": latents}
+        losses = sample_losses(model, self.frozen["unet"], self.scheduler, batch, noise, timesteps, drop)
+        return Losses.of_rows(losses, batch["sources"])
+
+    def sample(self, model: KosmosG) -> Image:
+        if self.shown is None:
+            self.shown = rows_to_show(self.task.preview, self.data, model.tokenizer, model.config.vision.image_size)
+        pictures = sample_pictures(model, self.frozen, self.scheduler, self.shown, self.task.preview)
+        return grid(self.shown, pictures, model.tokenizer, model.config.resampler.latents)
+
+
+def build(config: RunConfig, device: torch.device, model_device: torch.device) -> InstructStage:
+    """The stage of a run's configuration; ValueError or OSError where a path or size does not fit."""
+    model, notes = start_model(config, model_device)
+    diffusion = StableDiffusion(config.task.stable_diffusion, device, config.precision)
+    frozen = {"unet": diffusion.unet(config.model.aligner.width), "vae": diffusion.vae()}
+    return InstructStage(model, config.task, config.data, diffusion.scheduler(), notes, frozen)

@@ -6,17 +6,37 @@ data says so: text and the end of a document, never a picture.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kosmos_core import KosmosG
 
-from . import Batch
-from .pictures import picture_tokens
+from ..data import LmData, lm_stream
+from ..draws import Draws
+from ..warm_start import start_model
+from . import Batch, BatchStream, Losses, Stream
+from .pictures import picture_tokens, train_vision_end
 
+if TYPE_CHECKING:
+    from ..config import RunConfig
+
+DataConfig = LmData
 ROWS_OF_LOGITS = 1024  # scores for 64,007 pieces take 262 MB per 1,024 tokens: never all of a batch at once
+
+
+@dataclass
+class Config:
+    """What the stage starts from and trains."""
+
+    vision_weights: str | None = None
+    """CLIP vision weights for a start from scratch: a transformers folder or an open_clip file (.safetensors, .pt)."""
+    vision_last_block: Literal["trained", "frozen"] = "trained"
+    """Whether the vision tower's last block trains; its post-norm always does."""
 
 
 def token_losses(model: KosmosG, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -59,3 +79,34 @@ def loss(model: KosmosG, batch: Batch) -> dict[str, Tensor]:
     """
     losses, _ = token_losses(model, batch)
     return {"loss": losses.sum() / max(1, len(losses)), "tokens": torch.tensor(len(losses))}
+
+
+@dataclass
+class LmStage:
+    """The engine's view of stage 1."""
+
+    model: KosmosG
+    task: Config
+    data: LmData
+    notes: list[str]
+    frozen: dict[str, nn.Module] = field(default_factory=dict)
+
+    def set_trainable(self) -> None:
+        self.model.train().requires_grad_(False)
+        self.model.decoder.requires_grad_(True)
+        self.model.resampler.requires_grad_(True)
+        train_vision_end(self.model, self.task.vision_last_block)
+
+    def stream(self, stream: Stream) -> BatchStream:
+        return lm_stream(self.data, stream, self.model.tokenizer, self.model.config.vision.image_size)
+
+    def training_step(self, model: KosmosG, batch: Batch, draws: Draws) -> Losses:
+        losses, rows = token_losses(model, batch)
+        total = losses.new_zeros(len(batch["keys"])).index_add(0, rows, losses)
+        return Losses.of_rows(total, batch["sources"], rows.bincount(minlength=len(total)))
+
+
+def build(config: RunConfig, device: torch.device, model_device: torch.device) -> LmStage:
+    """The stage of a run's configuration; ValueError or OSError where a path or size does not fit."""
+    model, notes = start_model(config, model_device, vision_weights=config.task.vision_weights)
+    return LmStage(model, config.task, config.data, notes)

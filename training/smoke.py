@@ -1,0 +1,157 @@
+"""Train all three stages at smoke size, on data made on the spot, into one Kosmos-G weight file.
+
+    python -m training.smoke
+    python -m training.smoke --folder runs/smoke
+
+A minute or two on two CPU cores. It proves the chain, not the method: every model in it is tiny and begins from random
+numbers, Stable Diffusion included. Under the folder: data, a stand-in for Stable Diffusion 1.5, a run per stage, and
+lm.safetensors, align.safetensors and instruct.safetensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from PIL import Image
+from tokenizers import ByteLevelBPETokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from kosmos_core import Tokenizer, load_model
+
+from . import export, run
+from .data.synthetic import COLOURS, SHAPES, write_all
+from .stages import STAGES
+
+CONFIGS = Path(__file__).parent / "configs"
+DEFAULT_FOLDER = Path("runs/smoke")
+SD_END = "<|endoftext|>"
+
+
+def make_stable_diffusion(folder: Path, seed: int = 0) -> None:
+    """Write a random model with Stable Diffusion 1.5's interfaces (4 latent channels, 77 x 768 conditions), 4 MB."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=4,
+        cross_attention_dim=768,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    vae = AutoencoderKL(
+        sample_size=64,
+        block_out_channels=(8, 8, 16, 16),
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+    scheduler = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+    )
+    words = make_clip_tokenizer(folder / "tokenizer")
+    clip = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=words,
+            hidden_size=768,
+            intermediate_size=256,
+            num_hidden_layers=1,
+            num_attention_heads=12,
+            bos_token_id=words - 2,
+            eos_token_id=words - 1,
+        )
+    )
+    for name, part in (("unet", unet), ("vae", vae), ("scheduler", scheduler), ("text_encoder", clip)):
+        part.save_pretrained(folder / name)
+
+
+def make_clip_tokenizer(folder: Path) -> int:
+    """Write a CLIP tokenizer that knows the words of the smoke data; returns the size of its vocabulary."""
+    captions = [f"a {colour} {shape} on a {place} background" for colour in COLOURS for shape in SHAPES
+                for place in ("white", "grey", "black")]  # fmt: skip
+    learner = ByteLevelBPETokenizer(lowercase=True, end_of_word_suffix="</w>")
+    learner.train_from_iterator(captions * 3, vocab_size=700, show_progress=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    learner.save_model(str(folder))
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    for token in ("<|startoftext|>", SD_END):
+        vocabulary[token] = len(vocabulary)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    special = {"bos_token": "<|startoftext|>", "eos_token": SD_END, "unk_token": SD_END, "pad_token": SD_END}
+    described = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+    return len(vocabulary)
+
+
+def commands(stage: str, folder: Path, vocabulary: int) -> tuple[list[str], list[str]]:
+    """Arguments of `training.run` and `training.export` for one stage."""
+    train = ["--config", str(CONFIGS / stage / "smoke.yaml"), "--model.decoder.vocabulary", str(vocabulary)]
+    if folder != DEFAULT_FOLDER:
+        text = (CONFIGS / stage / "smoke.yaml").read_text().replace(str(DEFAULT_FOLDER), str(folder))
+        (folder / f"{stage}.yaml").write_text(text)
+        train[1] = str(folder / f"{stage}.yaml")
+    return train, [str(folder / stage), str(folder / f"{stage}.safetensors")]
+
+
+def smoke(folder: Path) -> Path:
+    """Make data, train the stages one after the other, export each; returns the last stage's weight file.
+
+    Raises:
+        RuntimeError: a stage did not end well.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_all(folder / "data", samples=100, size=64)
+    make_stable_diffusion(folder / "stable-diffusion")
+    tokenizer = Tokenizer.from_files(folder / "data" / "spm.model", folder / "data" / "dict.txt")
+    for stage in STAGES:
+        train, save = commands(stage, folder, tokenizer.vocabulary)
+        print(f"\n$ python -m training.run {' '.join(train)}")
+        if run.main(train):
+            raise RuntimeError(f"stage {stage} failed; see above")
+        print(f"$ python -m training.export {' '.join(save)}")
+        if export.main(save):
+            raise RuntimeError(f"the weights of stage {stage} could not be exported; see above")
+    return folder / f"{STAGES[-1]}.safetensors"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m training.smoke", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="where everything goes; emptied first")
+    folder = parser.parse_args(arguments).folder
+    started = time.perf_counter()
+    marker = folder / "smoke"
+    if folder.exists() and any(folder.iterdir()) and not marker.exists():
+        print(f"error: --folder {folder} holds something else than a smoke run; choose another.", file=sys.stderr)
+        return 2
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    marker.touch()
+    try:
+        path = smoke(folder)
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    model = load_model(path)
+    picture = Image.new("RGB", (64, 64), "red")
+    condition = model.encode("a red circle <i> on a white background", [picture])
+    if not bool(condition.isfinite().all()):
+        print(f"error: {path} gives a condition that is not finite.", file=sys.stderr)
+        return 1
+    print(
+        f"\n{path} encodes a prompt with a picture: {tuple(condition.shape)}, standard deviation {condition.std():.2f}"
+    )
+    print(f"All three stages in {time.perf_counter() - started:.0f} s. Put the file into ComfyUI/models/kosmos_g.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
