@@ -44,12 +44,11 @@ class PromptTokenizer:
 
         Raises PromptError for a prompt that cannot be read or has marks without pictures.
         """
-        if isinstance(text, str):
-            if "embedding:" in text:
-                logging.warning("Kosmos-G reads 'embedding:...' as plain text: textual inversions belong to CLIP.")
-            text = Prompt.parse(text, images=len(images))
+        prompt = Prompt.parse(text, images=len(images)) if isinstance(text, str) else text
+        if "embedding:" in prompt.normalised().replace("\\:", ":"):
+            logging.warning("Kosmos-G reads 'embedding:...' as plain text: textual inversions belong to CLIP.")
         tokenizer = self.model.required_tokenizer()
-        layout = tokenizer.layout(text)
+        layout = tokenizer.layout(prompt)
         weights = layout.key_weights or [1.0] * len(layout.token_ids)
         section: Section = []
         slots = iter(layout.image_slots)

@@ -13,6 +13,7 @@ from PIL import Image
 from kosmos_core import KosmosG, Prompt
 from tests.comfyui.client import Client
 from tests.comfyui.graph import SamplingGraph, link
+from tests.comfyui.server import Server
 
 TEXT = "a dog <i> wearing a hat <i> at the beach"
 Probed = Callable[[str], Any]
@@ -198,3 +199,10 @@ def test_tokens_of_two_prompts_joined_by_another_pack_give_both_conditions(
     client.run(graph.nodes)
     both = torch.cat([reference.encode("a dog"), reference.encode("a red car")], dim=1)
     assert torch.equal(probed("joined").condition, both)
+
+
+def test_a_textual_inversion_is_read_as_text_and_one_line_says_so(client: Client, server: Server) -> None:
+    graph = SamplingGraph().prompt("a dog, embedding:EasyNegative")
+    graph.add("ProbeConditioning", conditioning=graph.positive, name="inversion")
+    client.run(graph.nodes)
+    assert server.log.count("Kosmos-G reads 'embedding:...' as plain text") == 1

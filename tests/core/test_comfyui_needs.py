@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,3 +102,16 @@ def test_the_model_computes_on_the_inputs_device_while_its_weights_stay_on_the_c
     assert [result.device.type for result in results] == ["meta"] * 3
     with pytest.raises(RuntimeError, match=r"(?i)device"):
         KosmosG(KosmosGConfig.tiny()).hidden_states(tokens)  # torch's own layers do not cast
+
+
+def test_the_entry_point_imports_where_comfyui_is_absent() -> None:
+    entry = Path(__file__).parents[2] / "__init__.py"
+    code = (
+        "import importlib.util, sys\n"
+        f"spec = importlib.util.spec_from_file_location('pack', {str(entry)!r})\n"
+        "module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "assert callable(module.comfy_entrypoint) and not hasattr(module, 'NODE_CLASS_MAPPINGS')\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
