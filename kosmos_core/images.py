@@ -6,6 +6,7 @@ Resizing is Pillow's, so that every pixel equals the original's (arXiv 2310.0299
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -95,9 +96,22 @@ def resize_and_crop(picture: Image.Image, size: int = 224, resample: str = "bicu
 
 def normalise(picture: Image.Image) -> Tensor:
     """An 8-bit RGB picture as (3, h, w) float32 with CLIP's mean and deviation, computed in float64 as the original."""
-    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, picture.width, 3)
+    channels = planes(picture)
+    rows = [levels.index_select(0, plane.flatten().int()) for levels, plane in zip(_levels(), channels, strict=True)]
+    return torch.stack(rows).view(channels.shape)
+
+
+def planes(picture: Image.Image) -> Tensor:
+    """The channels of an 8-bit RGB picture, (3, h, w) uint8."""
+    content = bytearray().join(band.tobytes() for band in picture.split())
+    return torch.frombuffer(content, dtype=torch.uint8).view(3, picture.height, picture.width)
+
+
+@lru_cache(maxsize=1)
+def _levels() -> Tensor:
+    """What each of a channel's 256 levels becomes, (3, 256): looked up, it costs a fifth of computing every pixel."""
     mean, deviation = torch.tensor(CLIP_MEAN, dtype=torch.float64), torch.tensor(CLIP_STD, dtype=torch.float64)
-    return ((pixels.double() / 255 - mean) / deviation).permute(2, 0, 1).float().contiguous()
+    return ((torch.arange(256).double()[:, None] / 255 - mean) / deviation).T.float().contiguous()
 
 
 def _to_tensor(image: object) -> Tensor:

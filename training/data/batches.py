@@ -24,13 +24,14 @@ from torch import Tensor
 from kosmos_core.tokenizer import EOS, PAD, Tokenizer
 
 from .packing import Packed
+from .pictures import centred
 
 Batch = dict[str, Any]
 
 
 @dataclass
 class Row:
-    """One row of a micro-batch in stages 2 and 3."""
+    """One row of a micro-batch in stages 2 and 3; target is (3, H, W) uint8."""
 
     token_ids: list[int]
     image_mask: list[bool] = field(default_factory=list)
@@ -76,7 +77,7 @@ def instruct_batch(rows: list[Row], pad_to: int) -> Batch:
         "token_ids": padded([row.token_ids for row in rows], PAD, torch.int64, pad_to),
         "image_mask": padded([row.image_mask for row in rows], False, torch.bool, pad_to),
         "pixels": _pictures([row.pixels for row in rows]),
-        "target": torch.stack([row.target for row in rows]),
+        "target": centred(torch.stack([row.target for row in rows])),
     }
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import io
 import warnings
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
-from kosmos_core.images import resize_and_crop, to_rgb
+from kosmos_core.images import planes, resize_and_crop, to_rgb
 
 from .samples import BadSample
 
@@ -25,7 +23,9 @@ def decode(content: bytes) -> Image.Image:
             picture = Image.open(io.BytesIO(content))
             if picture.width * picture.height > MAX_PIXELS:
                 raise BadSample("picture too large")
-            return to_rgb(picture)
+            picture.load()
+            plain = picture.mode == "RGB" and not {"exif", "transparency"} & picture.info.keys()
+            return picture if plain else to_rgb(picture)  # the common case without the copy that conversions make
     except BadSample:
         raise
     except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged data, SyntaxError among them
@@ -35,19 +35,26 @@ def decode(content: bytes) -> Image.Image:
 def decode_mask(content: bytes) -> Image.Image:
     """An encoded 1-bit mask as a picture of mode L, 255 inside. Raises BadSample where it cannot be decoded."""
     try:
-        return Image.open(io.BytesIO(content)).convert("L")
+        mask = Image.open(io.BytesIO(content))
+        return mask.convert("L") if mask.mode == "1" else mask.convert("L").point(lambda level: 255 * (level > 127))
     except Exception as error:
         raise BadSample("corrupt mask") from error
 
 
 def target_pixels(picture: Image.Image, resolution: int) -> Tensor:
-    """The picture to generate: shorter side resized to `resolution`, bilinear, centre crop; (3, r, r) in -1 ... 1."""
-    pixels = torch.from_numpy(np.array(resize_and_crop(picture, resolution, "bilinear"))).permute(2, 0, 1)
-    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+    """The picture to generate: shorter side resized to `resolution`, bilinear, centre crop; (3, r, r) uint8."""
+    return planes(resize_and_crop(picture, resolution, "bilinear"))
+
+
+def centred(target: Tensor) -> Tensor:
+    """Bytes 0 ... 255 as float32 in -1 ... 1."""
+    return target.float().div_(127.5).sub_(1)
 
 
 def on_white(crop: Image.Image, mask: Image.Image) -> Image.Image:
     """The crop with everything outside the mask white."""
     if mask.size != crop.size:
         mask = mask.resize(crop.size, Image.Resampling.NEAREST)
-    return Image.composite(crop, Image.new("RGB", crop.size, "white"), mask.point(lambda level: 255 * (level > 127)))
+    white = Image.new("RGB", crop.size, "white")
+    white.paste(crop, mask=mask)
+    return white
