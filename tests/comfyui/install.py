@@ -121,6 +121,18 @@ def digest_of(purpose: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def make_environment(folder: Path) -> None:
+    """Make an empty virtual environment with pip in `folder`, or leave nothing behind."""
+    try:
+        venv.create(folder, with_pip=True, symlinks=os.name != "nt")
+    except (OSError, subprocess.CalledProcessError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise InstallError(
+            f"{sys.executable} could not make a virtual environment in {folder}: {error}\n"
+            "On Debian and Ubuntu install the package python3-venv; PYTHON=/some/python3 chooses another Python."
+        ) from error
+
+
 def run_pip(python: Path, arguments: list[str], log: Path) -> None:
     """Run pip with its output in `log`; raise InstallError with the last lines when it fails."""
     command = [str(python), "-m", "pip", "install", "--no-input", "--no-compile", "--progress-bar", "off", *arguments]
@@ -188,7 +200,7 @@ def install(purpose: str) -> Path:
         started = time.monotonic()
         print(f"Installing ComfyUI {COMFYUI_VERSION} and what it needs into {folder} (a few minutes) ...", flush=True)
         if not python.exists():
-            venv.create(folder, with_pip=True, symlinks=os.name != "nt")
+            make_environment(folder)
         log = folder / "kosmos-g-install.log"
         for arguments in requirements_for(purpose):
             run_pip(python, arguments, log)
