@@ -112,7 +112,7 @@ def of_batch(name: str, config: KosmosGConfig, frozen: Mapping[str, nn.Module], 
     rows, length = batch["token_ids"].shape
     images = 0 if batch.get("pixels") is None else len(batch["pixels"])
     frozen_config = {key: module.config for key, module in frozen.items()}
-    if name == "lm":
+    if name in ("lm", "toy"):
         return lm_step(config, rows, length, images)
     if name == "align":
         return align_step(config, rows, length, frozen_config.get("clip"))

@@ -75,10 +75,6 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _promised(name: str, default: int) -> int:
-    return int(os.environ.get(name, default))
-
-
 def _die_with_parent() -> None:
     # If the torchrun agent is killed, its workers would live on and save into the folder of the run that replaced them.
     if sys.platform == "linux":
@@ -95,19 +91,19 @@ def world_of(device: str = "auto", processes: int | None = None, timeout: float 
     Raises:
         ConfigError: the launcher started another number of processes than it, or the configuration, promised.
     """
-    size, rank = _promised("WORLD_SIZE", 1), _promised("RANK", 0)
-    # `accelerate launch` with several CPU processes or an FSDP file may start independent trainings that never meet:
-    # each would train on its own and save into the same folder.
-    for source, expected in (
-        ("parallel.processes", processes or size),
-        ("accelerate launch", _promised("ACCELERATE_NUM_PROCESSES", size)),
-    ):
-        if expected != size:
-            raise ConfigError(
-                f"{source} promises {expected} processes, but this one was started as 1 of {size}: launch with "
-                f"`torchrun --nproc-per-node {expected} -m training.run ...`."
-            )
-    chosen = choose_device(device, _promised("LOCAL_RANK", 0))
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
+        # `accelerate launch --cpu --num_processes 2` starts one process that believes itself alone.
+        raise ConfigError(
+            "accelerate launch was asked for several processes but started one, as it does without GPUs; launch with "
+            "`torchrun --nproc-per-node N -m training.run ...` or `accelerate launch --multi_gpu ...`, or ask for one."
+        )
+    if processes not in (None, size):
+        raise ConfigError(
+            f"parallel.processes: {processes}, but the launcher started {size}; launch with "
+            f"`torchrun --nproc-per-node {processes} -m training.run ...`."
+        )
+    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
         yield World(rank=0, size=1, device=chosen)
         return

@@ -1,0 +1,89 @@
+"""Optimisers, schedules, the moving average and loss scaling."""
+
+import math
+
+import pytest
+import torch
+
+from training.optimizer import MovingAverage, OptimConfig, build_optimizer, learning_rate
+from training.precision import LossScale
+
+
+def test_the_original_s_first_update_has_rate_zero_and_adamw_s_has_not():
+    original, adamw = OptimConfig(name="original"), OptimConfig()
+    assert learning_rate(original, 0, 1000) == 0
+    assert learning_rate(original, 1, 1000) == pytest.approx(1e-3 / 375)
+    assert learning_rate(adamw, 0, 1000) == pytest.approx(1e-3 / 375)
+
+
+def test_the_rate_peaks_after_the_warm_up_and_falls_linearly_to_zero():
+    config = OptimConfig(name="original", lr=1e-3, warmup_steps=375)
+    assert learning_rate(config, 375, 300_000) == 1e-3
+    assert learning_rate(config, 150_187, 300_000) == pytest.approx(1e-3 * (300_000 - 150_187) / (300_000 - 375))
+    assert learning_rate(config, 300_000, 300_000) == 0
+
+
+def test_cosine_and_constant_schedules_end_where_they_should():
+    cosine = OptimConfig(schedule="cosine", warmup_steps=0, final_lr=1e-5)
+    assert learning_rate(cosine, 50, 100) == pytest.approx((1e-3 + 1e-5) / 2)
+    assert learning_rate(cosine, 100, 100) == pytest.approx(1e-5)
+    assert learning_rate(OptimConfig(schedule="constant", warmup_steps=0), 99, 100) == 1e-3
+
+
+def test_original_adam_adds_epsilon_before_the_bias_correction():
+    torch.manual_seed(0)
+    start, gradients = torch.randn(50, dtype=torch.float64), torch.randn(4, 50, dtype=torch.float64) * 1e-5
+    config = OptimConfig(name="original", lr=1e-2)
+    p = torch.nn.Parameter(start.clone())
+    optimizer = build_optimizer(config, [p])
+    expected, m, v = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
+    for t, g in enumerate(gradients, 1):
+        p.grad = g.clone()
+        optimizer.step()
+        m, v = 0.9 * m + 0.1 * g, 0.98 * v + 0.02 * g * g
+        expected = expected * (1 - 1e-2 * 0.01)
+        expected -= 1e-2 * math.sqrt(1 - 0.98**t) / (1 - 0.9**t) * m / (v.sqrt() + 1e-6)
+    torch.testing.assert_close(p.data, expected, rtol=1e-12, atol=0)
+    other = torch.nn.Parameter(start.clone())
+    adamw = build_optimizer(OptimConfig(lr=1e-2), [other], fused=False)
+    for g in gradients:
+        other.grad = g.clone()
+        adamw.step()
+    assert (other.data - expected).abs().max() > 1e-4
+
+
+def test_the_moving_average_keeps_float32_and_follows_the_weights():
+    p = torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
+    average = MovingAverage({"p": p}, decay=0.75)
+    with torch.no_grad():
+        p.fill_(1)
+    average.update()
+    average.update()
+    assert average.average["p"].dtype == torch.float32
+    assert average.average["p"].tolist() == pytest.approx([1 - 0.75**2] * 3)
+
+
+def test_the_loss_scale_halves_on_overflow_and_grows_again():
+    scale = LossScale.of("fp16")
+    assert scale.update(finite=False)
+    assert scale.value == 2.0**15
+    for _ in range(scale.interval):
+        assert not scale.update(finite=True)
+    assert scale.value == 2.0**16
+
+
+def test_an_overflow_at_the_smallest_scale_is_a_bad_step():
+    scale = LossScale(value=1.0, dynamic=True)
+    assert not scale.update(finite=False)
+
+
+def test_bf16_has_no_loss_scale():
+    scale = LossScale.of("bf16")
+    assert not scale.update(finite=False)
+    assert scale.value == 1.0
+
+
+@pytest.mark.parametrize(("key", "value"), [("lr", 0.0), ("betas", (0.9, 1.0)), ("clip_norm", -1.0), ("ema", 1.0)])
+def test_impossible_settings_name_their_key(key, value):
+    with pytest.raises(ValueError, match=f"optim.{key}"):
+        OptimConfig(**{key: value})
