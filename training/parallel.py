@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -96,7 +96,12 @@ def _recompute_activations(stage: Stage) -> None:
             module.enable_gradient_checkpointing()
 
 
-def _shard(root: StepModule, config: ParallelConfig, precision: Precision, world: World) -> None:
+def sharding_mesh(config: ParallelConfig, world: World) -> DeviceMesh:
+    """The processes over which fsdp2 shards, in rows of `shard_processes` that replicate each other.
+
+    Raises:
+        ConfigError: the rows do not divide the processes.
+    """
     size = config.shard_processes or world.size
     if world.size % size:
         raise ConfigError(
@@ -104,10 +109,11 @@ def _shard(root: StepModule, config: ParallelConfig, precision: Precision, world
             f"shard over all."
         )
     shape, names = ((size,), ("shard",)) if size == world.size else ((world.size // size, size), ("replicate", "shard"))
-    options: dict[str, Any] = {
-        "mesh": init_device_mesh(world.device.type, shape, mesh_dim_names=names),
-        "reshard_after_forward": config.reshard_after_forward,
-    }
+    return init_device_mesh(world.device.type, shape, mesh_dim_names=names)
+
+
+def _shard(root: StepModule, config: ParallelConfig, precision: Precision, mesh: DeviceMesh) -> None:
+    options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": config.reshard_after_forward}
     if precision != "fp32":
         # Inputs are cast by autocast where they are used: casting whole batches here would round targets too.
         options["mp_policy"] = MixedPrecisionPolicy(
@@ -233,14 +239,19 @@ def choose_sharding(config: ParallelConfig, world: World) -> str:
 
 
 def parallelize(
-    stage: Stage, kind: str, config: ParallelConfig, optim: OptimConfig, precision: Precision, world: World
-) -> Engine:
+    stage: Stage, kind: str, config: ParallelConfig, optim: OptimConfig, precision: Precision, world: World,
+    *, mesh: DeviceMesh | None = None, fill: bool = True,
+) -> Engine:  # fmt: skip
     """Spread a stage over the processes of `world` and build its optimiser.
 
     Under fsdp2 the processes other than 0 may hold the model on the meta device; they get rank 0's values.
+
+    Args:
+        mesh: for fsdp2; None takes `sharding_mesh`.
+        fill: whether rank 0's values go to the others; a simulation has none.
     """
     model, device = stage.model, world.device
-    if kind != "fsdp2":
+    if kind != "fsdp2" and any(p.device != device for p in model.parameters()):
         model.to(device)
     whole = dict(model.state_dict()) if kind == "fsdp2" and world.rank == 0 else {}
     if config.activation_checkpointing:
@@ -257,13 +268,9 @@ def parallelize(
 
     module: nn.Module = root
     if kind == "fsdp2":
-        _shard(root, config, precision, world)
-        if any(p.is_meta for p in root.parameters()):
-            root.to_empty(device=device)
-        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-        set_model_state_dict(root.model, whole, options=options)
-        for buffer in root.model.buffers():  # non-persistent ones are in no state dict, and garbage after to_empty
-            dist.broadcast(buffer, src=0)
+        _shard(root, config, precision, mesh or sharding_mesh(config, world))
+        if fill:
+            _fill(root, whole, device)
     elif kind == "ddp":
         devices = [device.index] if device.type == "cuda" else None
         module = nn.parallel.DistributedDataParallel(
@@ -274,6 +281,15 @@ def parallelize(
     else:
         optimizer = build_optimizer(optim, list(trained().values()), fused)
     return Engine(kind, module, stage, trained(), optimizer, world, config.sync_every_micro_batch)
+
+
+def _fill(root: StepModule, whole: dict[str, Tensor], device: torch.device) -> None:
+    if any(p.is_meta for p in root.parameters()):
+        root.to_empty(device=device)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(root.model, whole, options=options)
+    for buffer in root.model.buffers():  # non-persistent ones are in no state dict, and garbage after to_empty
+        dist.broadcast(buffer, src=0)
 
 
 def _fairscale(

@@ -48,7 +48,7 @@ def _process(variables: dict[str, str], arguments: list[str], fault: Callable[[]
 
 
 class Training:
-    """A training in the background on `ranks` processes; `faults` maps a rank to what is done in it before it starts."""
+    """A training in the background on `ranks` processes; `faults`: by rank, what is done in it before it starts."""
 
     def __init__(
         self, arguments: list[str], log: Path, ranks: int = 1, faults: dict[int, Callable[[], None]] | None = None

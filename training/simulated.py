@@ -1,0 +1,107 @@
+"""A training step on fake tensors: the engine's own code at the real sizes, without memory or arithmetic.
+
+What is simulated is the model's blocks, the frozen modules, the engine's sharding and the optimiser. The lookups between
+them, whose shapes depend on the data's values, are left out: they weigh little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from kosmos_core import KosmosG, KosmosGConfig
+from kosmos_core.layers import AttentionPattern
+
+from .precision import DTYPES, Precision
+from .stages.lm import ROWS_OF_LOGITS
+from .stages.pictures import train_vision_end
+
+
+class SimulatedStage:
+    """A stage of fixed shapes.
+
+    Args:
+        rows, length, images: size of the micro-batch: sequences, tokens of each, pictures in all.
+        sizes: configurations of the frozen modules, by the names of a diffusers folder.
+    """
+
+    def __init__(
+        self, name: str, config: KosmosGConfig, precision: Precision, sizes: Mapping[str, Mapping[str, Any]],
+        rows: int, length: int, images: int,
+    ) -> None:  # fmt: skip
+        self.name, self.rows, self.length, self.images = name, rows, length, images
+        self.model = KosmosG(config)
+        self.frozen: dict[str, nn.Module] = {}
+        torch.set_default_dtype(DTYPES[precision])  # fake parameters cannot be converted afterwards
+        if name == "align":
+            self.frozen["clip"] = CLIPTextModel(CLIPTextConfig(**sizes["text_encoder"]))
+        elif name == "instruct":
+            self.frozen["unet"] = UNet2DConditionModel(**sizes["unet"])
+            self.frozen["vae"] = AutoencoderKL(**sizes["vae"])
+        torch.set_default_dtype(torch.float32)
+        for module in self.frozen.values():
+            module.requires_grad_(False).eval()
+
+    def set_trainable(self) -> None:
+        self.model.train().requires_grad_(False)
+        if self.name == "align":
+            self.model.aligner.requires_grad_(True)
+            return
+        self.model.decoder.requires_grad_(True)
+        self.model.resampler.requires_grad_(True)
+        train_vision_end(self.model, "trained")
+        if self.name == "instruct":
+            self.model.aligner.requires_grad_(True)
+
+    def training_step(self, model: KosmosG) -> Tensor:
+        return getattr(self, f"_{self.name}")(model)
+
+    def _hidden(self, model: KosmosG, rows: int) -> Tensor:
+        width = model.config.decoder.width
+        token_ids = torch.zeros(rows, self.length, dtype=torch.long)
+        x = model.decoder.embedding(token_ids).float() * width**0.5
+        if self.images:
+            side = model.config.vision.image_size
+            x = x + model.embed_images(torch.zeros(self.images, 3, side, side)).mean()
+        x = F.dropout(x, model.config.decoder.dropout)
+        for block in model.decoder.blocks:
+            x = block(x, AttentionPattern(causal=True))
+        return model.decoder.norm(x)
+
+    def _lm(self, model: KosmosG) -> Tensor:
+        states = self._hidden(model, self.rows).flatten(0, 1)
+
+        def cross_entropy(states: Tensor) -> Tensor:
+            targets = torch.zeros(len(states), dtype=torch.long)
+            return F.cross_entropy(model.logits(states[None])[0].float(), targets, reduction="none")
+
+        parts = states.split(ROWS_OF_LOGITS)
+        if len(parts) == 1:
+            return cross_entropy(states).sum()
+        return torch.cat([checkpoint(cross_entropy, part, use_reentrant=False) for part in parts]).sum()
+
+    def _align(self, model: KosmosG) -> Tensor:
+        with torch.no_grad():
+            hidden = self._hidden(model, self.rows)
+            target = self.frozen["clip"](torch.zeros(self.rows, 77, dtype=torch.long)).last_hidden_state
+        condition = model.align(hidden)
+        restored = model.reconstruct(condition, self.length)
+        return (condition - target.float()).square().mean() + (restored - hidden).square().mean()
+
+    def _instruct(self, model: KosmosG) -> Tensor:
+        unet, vae = self.frozen["unet"], self.frozen["vae"]
+        side = vae.config.sample_size
+        with torch.no_grad():
+            latents = vae.encode(torch.zeros(self.rows, 3, side, side, dtype=vae.dtype)).latent_dist.mean.float()
+        condition = model.align(self._hidden(model, self.rows + 1))[1:]  # the null condition is one row more
+        timesteps = torch.zeros(self.rows, dtype=torch.long)
+        noise = torch.zeros_like(latents)
+        out = unet(latents.to(unet.dtype), timesteps, encoder_hidden_states=condition.to(unet.dtype)).sample
+        return (out.float() - noise).square().mean((1, 2, 3)).sum()
