@@ -1,7 +1,7 @@
 """A training step on fake tensors: the engine's own code at the real sizes, without memory or arithmetic.
 
-What is simulated is the model's blocks, the frozen modules, the engine's sharding and the optimiser. The lookups between
-them, whose shapes depend on the data's values, are left out: they weigh little.
+What is simulated is the model's blocks, the frozen modules, the engine's sharding and the optimiser. The lookups
+between them, whose shapes depend on the data's values, are left out: they weigh little.
 """
 
 from __future__ import annotations
