@@ -1,5 +1,8 @@
 """Fixtures for every part: the original's numbers where they are at hand, and a small vocabulary made on the fly."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +55,16 @@ def tiny_tokenizer(tiny_tokenizer_files: tuple[Path, Path]):
     from kosmos_core.tokenizer import Tokenizer
 
     return Tokenizer.from_files(*tiny_tokenizer_files, latents=4)
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `python -m training.smoke`: all three stages trained at smoke size."""
+    folder = tmp_path_factory.mktemp("smoke") / "a run"
+    command = [sys.executable, "-m", "training.smoke", "--folder", str(folder)]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[1], env={**os.environ, "PYTHONPATH": "."}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "output.txt").write_text(done.stdout)
+    return folder

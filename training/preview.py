@@ -116,12 +116,10 @@ def sample_pictures(
     return torch.stack(rows)
 
 
-def grid(batch: Batch, pictures: Tensor, tokenizer: Tokenizer, latents: int) -> Image.Image:
-    """One row per prompt: its text, its reference pictures, the target where the data has one, the samples.
-
-    `latents` is how many positions stand for a picture; the rest is as `sample_pictures` takes and gives it.
-    """
-    used = [marked // latents for marked in batch["image_mask"].sum(1).tolist()]
+def grid(batch: Batch, pictures: Tensor, model: KosmosG) -> Image.Image:
+    """What `sample_pictures` took and gave as one sheet: per prompt its text, its reference pictures, the target where
+    the data has one, the samples."""
+    used = [marked // model.config.resampler.latents for marked in batch["image_mask"].sum(1).tolist()]
     mean, deviation = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
     references = iter([] if batch["pixels"] is None else batch["pixels"] * deviation + mean)
     targets = batch.get("target")
@@ -137,7 +135,7 @@ def grid(batch: Batch, pictures: Tensor, tokenizer: Tokenizer, latents: int) -> 
         for column, cell in enumerate([*cells, *samples]):
             if cell is not None:
                 sheet.paste(_picture(cell), (column * CELL, top + LINE))
-        text = tokenizer.decode(batch["token_ids"][number].tolist())
+        text = model.tokenizer.decode(batch["token_ids"][number].tolist())
         draw.text((3, top + 3), text[: sheet.width // 7], fill="black")
     return sheet
 

@@ -1,7 +1,7 @@
 """Stage 3, `instruct`: the frozen U-Net's diffusion loss trains the whole encoder (paper section 2.3).
 
-Trained: language model, resampler, AlignerNet's half M, the vision tower's last block and post-norm. U-Net and VAE only
-pass the gradient on. The null condition, which replaces 10 % of the conditions, trains with the rest.
+Trained: language model, resampler, AlignerNet's half M, the vision tower's last block and post-norm, and with them the
+null condition, which takes the place of 10 % of the conditions.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def sample_losses(
     model: KosmosG, unet: nn.Module, scheduler: Any, batch: Batch, noise: Tensor, timesteps: Tensor, drop: Tensor
 ) -> Tensor:
     """Mean squared error of the predicted noise of each sample, (b,) float32."""
-    token_ids, latents = batch["token_ids"], batch["latents"]
+    latents = batch["latents"]
     features, anchor = picture_tokens(model, batch.get("pixels"))
-    conditions, null = encode_with_null(model, token_ids, batch.get("image_mask"), features)
+    conditions, null = encode_with_null(model, batch["token_ids"], batch.get("image_mask"), features)
     condition = torch.where(drop.to(null.device)[:, None, None], null, conditions) + anchor
     noisy = scheduler.add_noise(latents, noise, timesteps)
     predicted = unet(noisy.to(unet.dtype), timesteps, encoder_hidden_states=condition.to(unet.dtype)).sample
@@ -67,8 +67,7 @@ def loss(
     Args:
         scheduler: diffusers' DDPM scheduler of the model, or another that can add noise.
         batch: token_ids (b, s), image_mask (b, s), pixels (n, 3, S, S) or None, latents (b, 4, h, w) scaled.
-        noise, timesteps: (b, 4, h, w) and (b,).
-        drop: (b,) bool, True where the null condition takes the place of the sample's own.
+        noise, timesteps, drop: (b, 4, h, w), (b,) and (b,) bool, True where the null condition replaces the sample's.
     """
     return {"loss": sample_losses(model, unet, scheduler, batch, noise, timesteps, drop).mean()}
 
@@ -97,19 +96,19 @@ class InstructStage:
 
     def training_step(self, model: KosmosG, batch: Batch, draws: Draws) -> Losses:
         latents = encode_pictures(self.frozen["vae"], batch["target"], draws)
-        rows, device = len(latents), latents.device
+        rows, device, scheduler = len(latents), latents.device, self.scheduler
         noise = draws.normal("noise", tuple(latents.shape), device)
-        timesteps = draws.integers("timestep", self.scheduler.config.num_train_timesteps, rows, device)
+        timesteps = draws.integers("timestep", scheduler.config.num_train_timesteps, rows, device)
         drop = draws.uniform("null", rows, device) < self.task.null_probability
-        batch = {**batch, "latents": latents}
-        losses = sample_losses(model, self.frozen["unet"], self.scheduler, batch, noise, timesteps, drop)
+        batch, unet = batch | {"latents": latents}, self.frozen["unet"]
+        losses = sample_losses(model, unet, scheduler, batch, noise, timesteps, drop)
         return Losses.of_rows(losses, batch["sources"])
 
     def sample(self, model: KosmosG) -> Image:
         if self.shown is None:
             self.shown = rows_to_show(self.task.preview, self.data, model.tokenizer, model.config.vision.image_size)
         pictures = sample_pictures(model, self.frozen, self.scheduler, self.shown, self.task.preview)
-        return grid(self.shown, pictures, model.tokenizer, model.config.resampler.latents)
+        return grid(self.shown, pictures, model)
 
 
 def build(config: RunConfig, device: torch.device, model_device: torch.device) -> InstructStage:

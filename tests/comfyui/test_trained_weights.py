@@ -1,0 +1,37 @@
+"""What training exports is what ComfyUI loads."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from kosmos_core import load_model
+from tests.comfyui.client import Client
+from tests.comfyui.graph import SamplingGraph
+from tests.comfyui.server import Server
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_smoke_chain_gives_a_file_that_the_loader_takes(
+    smoke_run: Path, server: Server, client: Client, probed: Callable[[str], Any], pictures: dict[str, Image.Image]
+) -> None:
+    shutil.copy(smoke_run / "instruct.safetensors", server.folder / "models/kosmos_g/trained.safetensors")
+    graph = SamplingGraph(file="trained.safetensors").prompt("a red circle <i>", "dog.png")
+    graph.add("ProbeConditioning", conditioning=graph.positive, name="trained")
+    client.run(graph.sample(steps=1).nodes)
+    expected = load_model(smoke_run / "instruct.safetensors").encode("a red circle <i>", [pictures["dog.png"]])
+    assert torch.equal(probed("trained").condition, expected)
