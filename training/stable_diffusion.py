@@ -16,7 +16,7 @@ from typing import Any
 
 import safetensors
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -93,9 +93,11 @@ class StableDiffusion:
             )
         return unet
 
-    def vae(self) -> AutoencoderKL:
-        """The picture autoencoder."""
-        return self._part("vae", AutoencoderKL)
+    def vae(self) -> AutoencoderKL | AutoencoderTiny:
+        """The picture autoencoder; a folder may hold the tiny one instead."""
+        config = self.path / "vae" / "config.json"
+        tiny = config.is_file() and json.loads(config.read_text()).get("_class_name") == "AutoencoderTiny"
+        return self._part("vae", AutoencoderTiny if tiny else AutoencoderKL)
 
     def text_encoder(self, width: int = 768) -> CLIPTextModel:
         """CLIP's text encoder; its last hidden state, after the final norm, is what stage 2 aligns to."""
@@ -226,8 +228,13 @@ def _first_line(error: Exception) -> str:
 
 
 @torch.no_grad()
-def encode_pictures(vae: AutoencoderKL, pictures: Tensor, draws: Draws) -> Tensor:
-    """Pictures (b, 3, H, W) in -1 ... 1 -> scaled latents (b, 4, H/8, W/8) float32, one draw of the posterior each."""
+def encode_pictures(vae: AutoencoderKL | AutoencoderTiny, pictures: Tensor, draws: Draws) -> Tensor:
+    """Pictures (b, 3, H, W) in -1 ... 1 -> scaled latents (b, 4, H/8, W/8) float32, one draw of the posterior each.
+
+    The tiny autoencoder has no posterior: its latents are exact.
+    """
+    if isinstance(vae, AutoencoderTiny):
+        return vae.encode(pictures.to(vae.dtype)).latents.float() * vae.config.scaling_factor
     posterior = vae.encode(pictures.to(vae.dtype)).latent_dist
     mean, deviation = posterior.mean.float(), posterior.std.float()
     return (mean + deviation * draws.normal("latents", tuple(mean.shape), mean.device)) * vae.config.scaling_factor

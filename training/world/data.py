@@ -1,0 +1,174 @@
+"""Training data of the three stages, in the formats that `training.data` reads, and the vocabulary.
+
+    python -m training.world.data --world pocket --output RUNS/data --samples 6000
+
+writes text, captions, interleaved (stage 1), captions of every known noun (stage 2), compositional, edit and
+instruct_captions (stage 3, without the identities held out from it), spm.model and dict.txt.
+"""
+
+import argparse
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+from PIL import Image
+
+from kosmos_core.tokenizer import dictionary_of
+
+from ..data.index import write_whole
+from ..data.synthetic import write_tars
+from .scenes import BACKGROUNDS, WORLDS, Background, Identity, Scene, World
+
+WORDNET = Path("/usr/share/wordnet")  # Debian's wordnet-base
+Parts = dict[str, bytes]
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """A picture (h, w, 3) uint8 or a mask (h, w) bool, losslessly."""
+    buffer = io.BytesIO()
+    picture = Image.fromarray(pixels) if pixels.ndim == 3 else Image.fromarray(pixels).convert("1")
+    picture.save(buffer, "png")
+    return buffer.getvalue()
+
+
+def glosses(count: int, folder: Path = WORDNET) -> list[str]:
+    """Short definitions of common nouns. Empty, with a sentence, where WordNet is not installed."""
+    path = folder / "data.noun"
+    if not path.exists():
+        print(f"{path} does not exist, so the text is captions only; `apt-get install wordnet-base` brings it")
+        return []
+    found = []
+    for line in path.read_text(encoding="latin-1").splitlines():
+        if line.startswith(" ") or " | " not in line:
+            continue
+        data, gloss = line.split(" | ", 1)
+        word, gloss = data.split()[4].replace("_", " ").lower(), gloss.split(";")[0].strip()
+        if re.fullmatch(r"[a-z ]+", word) and re.fullmatch(r"[a-zA-Z ,'-]+", gloss) and len(gloss) < 70:
+            found.append(f"{word}: {gloss}")
+    step = max(1, len(found) // count)
+    return found[::step][:count]
+
+
+class Samples:
+    """Samples of every kind. Stage 3's use identities that are not held out from it; a half of them are natural."""
+
+    def __init__(self, world: World, seed: int):
+        self.world, self.random = world, np.random.default_rng(seed)
+        self.seen: dict[str, list[Identity]] = {}
+        for identity in world.identities:
+            if not world.held_out_of_instruct(identity):
+                self.seen.setdefault(identity.noun, []).append(identity)
+
+    def seen_identities(self, count: int) -> list[Identity]:
+        nouns = self.random.choice(sorted(self.seen), count, replace=False)
+        return [self.seen[str(noun)][self.random.integers(len(self.seen[str(noun)]))] for noun in nouns]
+
+    def seen_scene(self) -> Scene:
+        count = 2 if self.random.random() < self.world.settings.pairs else 1
+        return self.world.draw(self.random, self.seen_identities(count))
+
+    def captions(self, count: int, seen: bool) -> Iterator[Parts]:
+        for _ in range(count):
+            scene = self.seen_scene() if seen else self.world.draw(self.random)
+            caption = self.world.caption(scene, self.random)
+            yield {"txt": caption.encode(), "png": png(self.world.render(scene)[0])}
+
+    def interleaved(self, count: int) -> Iterator[Parts]:
+        """Documents in which words and pictures of the same scenes follow each other, in both orders."""
+        for _ in range(count):
+            segments, parts = [], {}
+            for number in range(2):
+                scene = self.world.draw(self.random)
+                name = f"{number}.png"
+                parts[name] = png(self.world.render(scene)[0])
+                pair = [{"text": self.world.caption(scene, self.random)}, {"image": name}]
+                segments += pair if self.random.random() < 0.5 else pair[::-1]
+            yield {"json": json.dumps({"segments": segments}).encode(), **parts}
+
+    def compositional(self, count: int) -> Iterator[Parts]:
+        """A scene, its caption, and each object's square crop with its exact mask."""
+        for _ in range(count):
+            scene = self.seen_scene()
+            pixels, masks = self.world.render(scene)
+            parts: Parts = {"png": png(pixels)}
+            caption, entities = "", []
+            for number, (placed, mask) in enumerate(zip(scene.objects, masks, strict=True)):
+                caption += " and " if caption else ""
+                phrase = self.world.phrase(placed.identity, self.random)
+                entities.append({"text": phrase, "span": [len(caption), len(caption) + len(phrase)]})
+                caption += phrase
+                box = np.s_[placed.top : placed.top + placed.size, placed.left : placed.left + placed.size]
+                parts |= {f"{number}.png": png(pixels[box]), f"{number}.mask.png": png(mask[box])}
+            caption += " " + scene.background.phrase
+            parts["json"] = json.dumps({"caption": caption, "entities": entities}).encode()
+            yield parts
+
+    def edit(self, count: int) -> Iterator[Parts]:
+        """Another background, or the object in grey."""
+        for _ in range(count):
+            before = self.world.draw(self.random, self.seen_identities(1))
+            if self.random.random() < 0.75:
+                others = [colour for colour in BACKGROUNDS if colour != before.background.colour]
+                after = before.edited(background=Background(str(self.random.choice(others))))
+                instruction = after.background.phrase
+            else:
+                placed = before.objects[0]
+                grey = replace(placed, identity=replace(placed.identity, hue=None))
+                after, instruction = before.edited(objects=(grey,)), "in grey"
+            caption = self.world.caption(before, self.random)
+            pictures = [png(self.world.render(scene)[0]) for scene in (before, after)]
+            described = json.dumps({"input": caption, "edit": instruction}).encode()
+            yield {"json": described, "0_0.png": pictures[0], "0_1.png": pictures[1]}
+
+
+def write_vocabulary(world: World, texts: list[str], folder: Path, pieces: int) -> None:
+    random = np.random.default_rng(0)
+    captions = [world.caption(world.draw(random), random) for _ in range(2000)]
+    captions += [f"on a {colour} background" for colour in BACKGROUNDS] + ["in grey"] * 20
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(captions * 2 + texts), model_writer=model, vocab_size=pieces, hard_vocab_limit=False,
+        model_type="unigram", character_coverage=1.0, normalization_rule_name="nmt_nfkc", num_threads=1,
+        minloglevel=2,
+    )  # fmt: skip
+    write_whole(folder / "spm.model", model.getvalue())
+    write_whole(folder / "dict.txt", dictionary_of(model.getvalue()))
+
+
+def write_data(world: World, folder: Path, samples: int, pieces: int = 1000, seed: int = 0) -> int:
+    """Everything; returns the size of the vocabulary as the model counts it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    make, shard = Samples(world, seed), max(1, samples // 4)
+    texts = glosses(samples)
+    if texts:
+        write_tars(folder / "text", ({"txt": text.encode()} for text in texts), shard)
+    write_tars(folder / "captions", make.captions(samples, seen=False), shard)
+    write_tars(folder / "interleaved", make.interleaved(samples // 2), shard)
+    write_tars(folder / "compositional", make.compositional(samples), shard)
+    write_tars(folder / "edit", make.edit(samples), shard)
+    write_tars(folder / "instruct_captions", make.captions(samples // 2, seen=True), shard)
+    write_vocabulary(world, texts, folder, pieces)
+    return 4 + len((folder / "dict.txt").read_text(encoding="utf-8").splitlines()) + 6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", choices=WORLDS, default="full")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--samples", type=int, default=6000)
+    parser.add_argument("--pieces", type=int, default=1000)
+    arguments = parser.parse_args()
+    world = World.named(arguments.world)
+    vocabulary = write_data(world, arguments.output, arguments.samples, arguments.pieces)
+    held = sum(world.held_out_of_instruct(identity) for identity in world.identities)
+    print(f"{arguments.output}: set model.decoder.vocabulary to {vocabulary}; "
+          f"{held} of {len(world.identities)} identities held out from stage 3")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,301 @@
+"""What the world's Stable Diffusion and Kosmos-G have learned: JSON, a table and grids of pictures.
+
+    python -m training.world.evaluate --world pocket --stable_diffusion RUNS/sd/diffusers \\
+        --align RUNS/align.safetensors --instruct RUNS/instruct.safetensors --output RUNS/evaluation
+
+Every row is `--count` prompts with fixed noise; intervals are 95 % bootstrap intervals over prompts. Identities that
+were held out from stage 3 only, and those held out from everything, are reported apart; nothing is tuned on them.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from kosmos_core import KosmosG, load_model
+
+from ..stable_diffusion import StableDiffusion
+from .atlas import Atlas
+from .diffusion import text_states
+from .features import Features
+from .sampling import sample
+from .scenes import BACKGROUNDS, HELD_OUT_NOUNS, WORLDS, Background, Identity, Placed, Scene, World, WorldSettings
+
+Picture = np.ndarray
+
+
+@dataclass
+class Prompt:
+    """One picture to make: one or two identities on a background, and the pictures that show them."""
+
+    identities: tuple[Identity, ...]
+    background: Background
+    references: tuple[Picture, ...]
+    shuffled: Picture
+
+    @property
+    def marks(self) -> str:
+        return " and ".join(["<i>"] * len(self.identities)) + f" {self.background.phrase}"
+
+
+@dataclass
+class Row:
+    """Per-prompt values by metric; `compare` tests the difference to another row of the same prompts."""
+
+    name: str
+    values: dict[str, np.ndarray]
+    pictures: np.ndarray | None = field(default=None, repr=False)
+
+    def summary(self) -> dict:
+        return {
+            "row": self.name,
+            "prompts": len(next(iter(self.values.values()))),
+            **{metric: interval(values) for metric, values in self.values.items()},
+        }
+
+    def compare(self, other: "Row", metric: str = "similarity") -> dict:
+        return {"row": f"{self.name} minus {other.name}", metric: interval(self.values[metric] - other.values[metric])}
+
+
+def interval(values: np.ndarray, draws: int = 2000) -> list[float]:
+    """Mean and the ends of its 95 % bootstrap interval."""
+    random = np.random.default_rng(0)
+    means = values[random.integers(0, len(values), (draws, len(values)))].mean(1)
+    return [round(float(x), 4) for x in (values.mean(), *np.percentile(means, [2.5, 97.5]))]
+
+
+class Judge:
+    """Features of all identities that an answer is compared with."""
+
+    def __init__(self, world: World, features: Features):
+        self.world, self.features = world, features
+        self.identities = world.identities
+        self.gallery = features([portrait(world, identity, "grey") for identity in self.identities])
+        self.number = {identity: n for n, identity in enumerate(self.identities)}
+        self.nouns = np.array([identity.noun for identity in self.identities])
+        self.natural = torch.tensor([identity.hue == 0 for identity in self.identities])
+
+    def singles(self, name: str, pictures: np.ndarray, prompts: list[Prompt]) -> Row:
+        """Similarity to the identity asked for, whether it is the nearest of all, and whether the noun is right."""
+        scores = self.features(list(pictures)) @ self.gallery.T
+        wanted = [self.number[prompt.identities[0]] for prompt in prompts]
+        natural = torch.where(self.natural, scores, -2.0)
+        nouns = self.nouns[natural.argmax(1).numpy()]
+        values = {
+            "similarity": scores[torch.arange(len(wanted)), wanted].numpy(),
+            "identity": (scores.argmax(1).numpy() == np.array(wanted)).astype(float),
+            "noun": np.array([noun == p.identities[0].noun for noun, p in zip(nouns, prompts, strict=True)], float),
+        }
+        return Row(name, values, pictures)
+
+    def pairs(self, name: str, pictures: np.ndarray, prompts: list[Prompt]) -> Row:
+        """Both nouns right in their halves, and each half nearer to its own identity than to the other's."""
+        middle = pictures.shape[2] // 2
+        halves = [self.features(list(x)) @ self.gallery.T for x in (pictures[:, :, :middle], pictures[:, :, middle:])]
+        both, own = [], []
+        for row, prompt in enumerate(prompts):
+            numbers = [self.number[identity] for identity in prompt.identities]
+            nouns = [self.nouns[torch.where(self.natural, half[row], -2.0).argmax()] for half in halves]
+            both.append(float(all(n == x.noun for n, x in zip(nouns, prompt.identities, strict=True))))
+            own.append(float(all(halves[i][row, numbers[i]] > halves[i][row, numbers[1 - i]] for i in range(2))))
+        return Row(name, {"both nouns": np.array(both), "own reference": np.array(own)}, pictures)
+
+
+def portrait(world: World, identity: Identity, colour: str) -> Picture:
+    """An identity alone on a plain background, in the middle."""
+    side = world.size // 4 * 3
+    edge = (world.size - side) // 16 * 8
+    return world.render(Scene((Placed(identity, edge, edge, side),), Background(colour)))[0]
+
+
+def draw_prompts(world: World, identities: list[Identity], count: int, entities: int, seed: int) -> list[Prompt]:
+    """Prompts over the identities in turn; references stand on white, shuffled ones show another noun."""
+    random = np.random.default_rng(seed)
+    order = [identities[i] for i in random.permutation(len(identities))]
+    prompts = []
+    for number in range(count):
+        chosen = [order[number % len(order)]]
+        others = [x for x in identities if x.noun != chosen[0].noun]
+        while len(chosen) < entities:
+            chosen.append(others[random.integers(len(others))])
+        references = tuple(portrait(world, x, "white") for x in chosen)
+        other = portrait(world, others[random.integers(len(others))], "white")
+        colour = str(random.choice([name for name in BACKGROUNDS if name != "white"]))
+        prompts.append(Prompt(tuple(chosen), Background(colour), references, other))
+    return prompts
+
+
+@dataclass
+class Painter:
+    """A frozen U-Net with an encoder in front: Kosmos-G, or its own CLIP where `encoder` is None."""
+
+    diffusion: StableDiffusion
+    encoder: KosmosG | None
+    guidance: float
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        self.unet, self.vae = self.diffusion.unet(), self.diffusion.vae()
+
+    def clip(self) -> tuple[CLIPTextModel, CLIPTokenizer]:
+        return self.diffusion.text_encoder(), self.diffusion.tokenizer()
+
+    @torch.no_grad()
+    def conditions(self, texts: list[str], pictures: list[list[Picture]] | None = None) -> torch.Tensor:
+        if self.encoder is None:
+            return text_states(*self.clip(), texts).float()
+        found = []
+        for start in range(0, len(texts), 16):
+            own = None if pictures is None else [[Image.fromarray(x) for x in p] for p in pictures[start : start + 16]]
+            found.append(self.encoder.encode(texts[start : start + 16], own))
+        return torch.cat(found)
+
+    def paint(self, texts: list[str], pictures: list[list[Picture]] | None = None) -> np.ndarray:
+        conditions, null = self.conditions(texts, pictures), self.conditions([""])
+        return sample(self.unet, self.vae, conditions, null, self.seed, self.guidance)
+
+
+class Evaluation:
+    """Rows of one world, in order of the table."""
+
+    def __init__(self, world: World, count: int, guidance: float, diffusion: StableDiffusion):
+        self.world, self.count, self.guidance, self.diffusion = world, count, guidance, diffusion
+        self.judge = Judge(world, Features())
+        self.rows: list[Row] = []
+        self.differences: list[dict] = []
+        seen = [x for x in world.identities if not world.held_out_of_instruct(x)]
+        held = [x for x in world.identities if world.held_out_of_instruct(x)]
+        self.groups = {"seen": seen, "held out from stage 3": held}
+        self.prompts = {name: draw_prompts(world, group, count, 1, 21) for name, group in self.groups.items()}
+        self.pairs = draw_prompts(world, seen, count, 2, 22)
+
+    def caption(self, prompt: Prompt) -> str:
+        nouns = [self.world.phrase(identity) for identity in prompt.identities]
+        return " and ".join(nouns) + f" {prompt.background.phrase}"
+
+    def add(self, row: Row) -> Row:
+        self.rows.append(row)
+        print(json.dumps(row.summary()), flush=True)
+        return row
+
+    def oracle(self) -> None:
+        """Real pictures of the same identity in other scenes, plain and through the autoencoder."""
+        prompts, random = self.prompts["seen"], np.random.default_rng(4)
+        real = np.stack([self.world.render(Scene(self.world.place(list(p.identities), random), p.background))[0]
+                         for p in prompts])  # fmt: skip
+        self.add(self.judge.singles("oracle: real pictures", real, prompts))
+        vae = self.diffusion.vae()
+        with torch.no_grad():
+            pixels = torch.from_numpy(real).permute(0, 3, 1, 2).float() / 127.5 - 1
+            made = vae.decode(vae.encode(pixels).latents).sample.clamp(-1, 1)
+        again = ((made + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        self.add(self.judge.singles("oracle through the autoencoder", again, prompts))
+
+    def text(self, name: str, painter: Painter) -> None:
+        prompts = self.prompts["seen"]
+        self.add(self.judge.singles(f"{name}, text", painter.paint([self.caption(p) for p in prompts]), prompts))
+        pictures = painter.paint([self.caption(p) for p in self.pairs])
+        self.add(self.judge.pairs(f"{name}, text, two", pictures, self.pairs))
+
+    def by_picture(self, name: str, painter: Painter, prompts: list[Prompt], shuffled: bool = False) -> Row:
+        references = [[p.shuffled] if shuffled else list(p.references) for p in prompts]
+        pictures = painter.paint([p.marks for p in prompts], references)
+        return self.add(self.judge.singles(name, pictures, prompts))
+
+    def instruct(self, painter: Painter, before: Row | None) -> None:
+        """Stage 3's rows, and the differences that the claims rest on."""
+        for name, prompts in self.prompts.items():
+            row = self.by_picture(f"stage 3, {name}, by picture", painter, prompts)
+            texts = painter.paint([self.caption(p) for p in prompts])
+            text = self.add(self.judge.singles(f"stage 3, {name}, the same in text", texts, prompts))
+            other = self.by_picture(f"stage 3, {name}, shuffled pictures", painter, prompts, shuffled=True)
+            self.differences += [row.compare(text), row.compare(other), other.compare(text)]
+            if name == "seen" and before is not None:
+                self.differences.append(row.compare(before))
+        pictures = painter.paint([p.marks for p in self.pairs], [list(p.references) for p in self.pairs])
+        self.add(self.judge.pairs("stage 3, two by picture", pictures, self.pairs))
+
+    def unknown(self, painter: Painter, world: World, name: str) -> None:
+        """Identities that nothing was trained on; the gallery holds them beside the known ones."""
+        prompts = draw_prompts(world, world.identities, self.count, 1, 23)
+        known, self.judge = self.judge, Judge(world, self.judge.features)
+        row = self.by_picture(f"stage 3, {name}, by picture", painter, prompts)
+        other = self.by_picture(f"stage 3, {name}, shuffled pictures", painter, prompts, shuffled=True)
+        self.differences.append(row.compare(other))
+        self.judge = known
+
+    def write(self, folder: Path) -> str:
+        folder.mkdir(parents=True, exist_ok=True)
+        chance = {"identity": 1 / len(self.judge.identities), "noun": 1 / len(self.world.nouns)}
+        report = {"guidance": self.guidance, "chance": chance, "rows": [row.summary() for row in self.rows],
+                  "differences": self.differences}  # fmt: skip
+        (folder / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
+        for number, row in enumerate(self.rows):
+            cells = row.pictures[:24]
+            lines = [np.concatenate(list(cells[i : i + 8]), 1) for i in range(0, len(cells) // 8 * 8, 8)]
+            if lines:
+                sheet = Image.fromarray(np.concatenate(lines))
+                sheet.resize((768, 768 * sheet.height // sheet.width), Image.Resampling.NEAREST).save(
+                    folder / f"{number:02d} {row.name.replace(':', ',')}.png"
+                )
+        table = markdown(report)
+        (folder / "evaluation.md").write_text(table)
+        return table
+
+
+def markdown(report: dict) -> str:
+    """The report as a table; every cell is mean [low, high]."""
+    metrics = ["similarity", "identity", "noun", "both nouns", "own reference"]
+    lines = ["| row | prompts | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 2) + "|"]
+    for row in report["rows"] + report["differences"]:
+        cells = [f"{row[m][0]:.3f} [{row[m][1]:.3f}, {row[m][2]:.3f}]" if m in row else "" for m in metrics]
+        lines.append(f"| {row['row']} | {row.get('prompts', '')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", choices=WORLDS, default="full")
+    parser.add_argument("--stable_diffusion", required=True, help="diffusers folder of the world")
+    parser.add_argument("--align", help="Kosmos-G weights of stage 2")
+    parser.add_argument("--instruct", help="Kosmos-G weights of stage 3")
+    parser.add_argument("--ablation", action="append", default=[], metavar="NAME=FILE", help="more weights")
+    parser.add_argument("--openmoji", type=Path, help="folder made by training.world.atlas --openmoji")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=200, help="prompts per row")
+    parser.add_argument("--guidance", type=float, default=4.0)
+    arguments = parser.parse_args()
+    world = World.named(arguments.world)
+    diffusion = StableDiffusion(arguments.stable_diffusion)
+    evaluation = Evaluation(world, arguments.count, arguments.guidance, diffusion)
+    evaluation.oracle()
+    evaluation.text("frozen U-Net with its own CLIP", Painter(diffusion, None, arguments.guidance))
+    before = None
+    if arguments.align:
+        painter = Painter(diffusion, load_model(arguments.align).eval(), arguments.guidance)
+        evaluation.text("stage 2", painter)
+        before = evaluation.by_picture("stage 2, seen, by picture", painter, evaluation.prompts["seen"])
+    if arguments.instruct:
+        painter = Painter(diffusion, load_model(arguments.instruct).eval(), arguments.guidance)
+        evaluation.text("stage 3", painter)
+        evaluation.instruct(painter, before)
+        strangers = World(world.atlas, WorldSettings(world.size, HELD_OUT_NOUNS, ()))
+        evaluation.unknown(painter, strangers, "nouns held out from everything")
+        if arguments.openmoji:
+            drawn = World(Atlas.load(arguments.openmoji), world.settings)
+            evaluation.unknown(painter, drawn, "look held out from everything")
+    for ablation in arguments.ablation:
+        name, _, file = ablation.partition("=")
+        painter = Painter(diffusion, load_model(file).eval(), arguments.guidance)
+        evaluation.text(name, painter)
+        evaluation.by_picture(f"{name}, seen, by picture", painter, evaluation.prompts["seen"])
+    print(evaluation.write(arguments.output))
+
+
+if __name__ == "__main__":
+    main()

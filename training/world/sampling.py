@@ -1,0 +1,39 @@
+"""Pictures from conditions, by the world's U-Net and autoencoder."""
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+
+
+@torch.no_grad()
+def sample(
+    unet: UNet2DConditionModel, vae: AutoencoderTiny, conditions: torch.Tensor, null: torch.Tensor,
+    seed: int = 0, guidance: float = 4.0, steps: int = 20, batch: int = 32,
+) -> np.ndarray:  # fmt: skip
+    """uint8 pictures (n, side, side, 3) for conditions (n, 77, 768) and the null condition (1, 77, 768).
+
+    The noise of picture i depends on (seed, i) only, so that rows of different conditions can be compared.
+    """
+    unet.set_attn_processor(AttnProcessor())
+    side = unet.config.sample_size
+    noise = torch.stack([
+        torch.randn(4, side, side, generator=torch.Generator().manual_seed(seed * 1_000_003 + i))
+        for i in range(len(conditions))
+    ])  # fmt: skip
+    pictures = []
+    for start in range(0, len(conditions), batch):
+        scheduler = DPMSolverMultistepScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+        )
+        scheduler.set_timesteps(steps)
+        latents, condition = noise[start : start + batch], conditions[start : start + batch].float()
+        both = torch.cat([null.float().expand_as(condition), condition])
+        for time in scheduler.timesteps:
+            with torch.autocast("cpu", torch.bfloat16):
+                predicted = unet(torch.cat([latents] * 2), time, encoder_hidden_states=both).sample.float()
+            without, with_condition = predicted.chunk(2)
+            latents = scheduler.step(without + guidance * (with_condition - without), time, latents).prev_sample
+        made = vae.decode(latents).sample.clamp(-1, 1)
+        pictures.append(((made + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+    return np.concatenate(pictures)
