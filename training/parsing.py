@@ -42,10 +42,10 @@ def fill(
             raise ConfigError(_unknown(key, known, "command line"))
     try:
         built = parser.instantiate(parser.parse_args(arguments))
+        built.pop("config")
+        return kind(**built)
     except (argparse.ArgumentError, ValueError, TypeError) as error:
         raise ConfigError(_sentence(str(error))) from None
-    built.pop("config")
-    return kind(**built)
 
 
 def plain(value: Any) -> Any:

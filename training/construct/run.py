@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import socket
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,6 +26,7 @@ from .captions import build_captioner
 from .config import ConstructConfig, Pool
 from .duplicates import near_duplicates
 from .entities import build_extractor
+from .models import check_models
 from .open_images import build_table
 from .progress import StageBars, Tally, summary
 from .records import Chunk
@@ -32,9 +34,10 @@ from .segments import build_segmenter
 from .shards import Output, Part, Pending, total, write_whole
 from .sources import InputShard, find_shards
 
-# Ray reports usage to its makers and draws bars of its own unless told before it is imported.
+# Ray reports usage to its makers, draws bars of its own and logs inner warnings unless told before it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import ray
 import ray.data
@@ -43,6 +46,7 @@ from ray.data import ActorPoolStrategy, TaskPoolStrategy
 MODEL_STAGES = ("caption", "entities", "segment")
 NO_GPU_KINDS = ("given", "spacy")
 READ_CPUS = 0.25  # reading waits for the disk
+LOADING_DEATHS = 3  # processes of a stage that may die in a row while they load their model
 
 
 class Stopped(RuntimeError):
@@ -57,6 +61,8 @@ def construct(config: ConstructConfig, console: Console) -> dict[str, Any]:
         Stopped: the disk is full or a stage failed; starting again goes on.
     """
     shards = find_shards(config)
+    if not config.ray_address:  # on a cluster the models are where the stages run
+        check_models(config)
     output, lock = Output.open(config)
     try:
         if config.open_images:
@@ -104,14 +110,15 @@ def _run(
 def _ray(config: ConstructConfig) -> Iterator[None]:
     """A connection to the cluster, or Ray on this machine for as long as the run lasts."""
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is said once, in `_plain_errors`
     if ray.is_initialized():
         yield
         return
     if config.ray_address:
         try:
+            _knock(config.ray_address)
             ray.init(address=config.ray_address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"ray_address: no Ray cluster answers at {config.ray_address} ({error}); start one with "
                 "`ray start --head`, or leave --ray-address out to use this machine alone."
@@ -125,6 +132,13 @@ def _ray(config: ConstructConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """OSError unless something listens at host:port: Ray itself would go on trying for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _pools(config: ConstructConfig) -> dict[str, Pool]:
@@ -236,7 +250,9 @@ def _pipeline(
 ) -> ray.data.Dataset:
     """The data set whose rows are finished parts."""
     # One chunk is one block: Ray would otherwise glue chunks together up to 128 MB and spread them worse.
-    ray.data.DataContext.get_current().target_max_block_size = 1
+    context = ray.data.DataContext.get_current()
+    context.target_max_block_size = 1
+    context.max_consecutive_actor_init_deaths = LOADING_DEATHS
     shared = ray.put((shards, duplicates))
 
     def read(batch: dict[str, np.ndarray]) -> Iterator[dict[str, list]]:

@@ -1,0 +1,66 @@
+"""Model stages whose process dies in the middle, once each; `model` names the folder of markers. And a slow one."""
+
+import os
+import signal
+import time
+
+from training.construct.config import CaptionConfig, EntityConfig, SegmentConfig
+from training.construct.records import Picture
+
+from .scenes import Oracle, Scripted, scene
+
+
+def once(folder: str, marker: str) -> bool:
+    """True for the first process that asks for this marker."""
+    try:
+        os.close(os.open(f"{folder}/{marker}", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+class Captions:
+    """Dies on a chunk in the middle."""
+
+    def __init__(self, config: CaptionConfig):
+        self.folder = config.model
+
+    def __call__(self, pictures: list[Picture]) -> list[str]:
+        if any("000033" in picture.key for picture in pictures) and once(self.folder, "caption"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [picture.given_caption for picture in pictures]
+
+
+class Entities(Scripted):
+    """Dies while it loads its model, and on a chunk in the middle."""
+
+    def __init__(self, config: EntityConfig):
+        if once(config.model, "loading"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().__init__(config)
+
+    def __call__(self, captions: list[str]) -> list[list[str] | None]:
+        if scene(66).caption in captions and once(self.config.model, "entities"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(captions)
+
+
+class Segmenter(Oracle):
+    """Dies on its third chunk, when others wait behind it."""
+
+    def __init__(self, config: SegmentConfig):
+        self.folder, self.calls = config.model, 0
+
+    def __call__(self, pairs):
+        self.calls += 1
+        if self.calls == 3 and once(self.folder, "segment"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(pairs)
+
+
+class SlowOracle(Oracle):
+    """Takes its time, so that a run is under way for a while."""
+
+    def __call__(self, pairs):
+        time.sleep(0.05 * len(pairs))
+        return super().__call__(pairs)

@@ -1,0 +1,152 @@
+"""Kills, crashes, a full disk: the set of samples stays the same, each exactly once, byte for byte."""
+
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from training.construct.shards import Output
+from training.errors import ConfigError
+
+from . import in_process
+from .conftest import ROOT, SMALL, settings
+from .scenes import encoded, scene, write_folder
+from .shard_reading import files, samples
+
+COUNT = 120
+CRASHING = "tests.construct.crashing"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Six shards of twenty, three pictures twice and two that cannot be read."""
+    folder = tmp_path_factory.mktemp("pictures")
+    write_folder(folder, range(COUNT))
+    for number in (7, 50, 51):
+        (folder / f"copy-{number}.jpg").write_bytes(encoded(scene(number).pixels[::2, ::2]))
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(pictures, tmp_path_factory, ray_instance):
+    """What an undisturbed run writes."""
+    from rich.console import Console
+
+    from training.construct.run import construct
+
+    target = tmp_path_factory.mktemp("expected")
+    stats = construct(settings(pictures, target), Console(quiet=True))
+    assert stats["pictures_left_out"] == {"picture: corrupt": 1, "picture: near-duplicate": 3}
+    assert stats["samples"] == len(samples(target)) == COUNT
+    return files(target)
+
+
+def test_other_numbers_of_processes_write_the_same_bytes(pictures, expected, tmp_path, run):
+    run(settings(pictures, tmp_path, "--caption.workers=2", "--entities.most_workers=2", "--segment.workers=3"))
+    assert files(tmp_path) == expected
+
+
+def test_stages_in_one_process_without_ray_write_the_same_bytes(pictures, expected, tmp_path):
+    in_process.construct(settings(pictures, tmp_path))
+    assert {**files(tmp_path), "stats.json": expected["stats.json"]} == expected
+
+
+def shards_of(folder: Path | dict[str, bytes]) -> dict[str, bytes]:
+    """The files that do not name the classes used."""
+    found = files(folder) if isinstance(folder, Path) else folder
+    return {name: content for name, content in found.items() if name != "construct.json"}
+
+
+def test_model_processes_that_are_killed_are_replaced_and_nothing_is_lost_or_twice(pictures, expected, tmp_path, run):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    crashing = [
+        f"--{stage}.{option}"
+        for stage, name in (("caption", "Captions"), ("entities", "Entities"), ("segment", "Segmenter"))
+        for option in (f"kind={CRASHING}:{name}", f"model={marks}")
+    ]
+    run(settings(pictures, tmp_path / "out", *crashing))
+    assert sorted(path.name for path in marks.iterdir()) == ["caption", "entities", "loading", "segment"]
+    assert shards_of(tmp_path / "out") == shards_of(expected)
+
+
+def test_run_that_is_killed_ten_times_writes_every_sample_exactly_once(pictures, expected, tmp_path, ray_instance):
+    target = tmp_path / "out"
+    address = ray_instance.get_runtime_context().gcs_address
+    command = [
+        sys.executable, "-m", "training.construct", f"--input={pictures}", f"--output={target}", *SMALL,
+        f"--segment.kind={CRASHING}:SlowOracle", f"--ray-address={address}",
+    ]  # fmt: skip
+    moments, done, written = random.Random(0), [], {}
+    for attempt in range(10):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # Some die while they start, most while parts and shards are written.
+        sign = ".work/parts-*" if attempt % 4 == 0 else ".work/parts-*/*.tar"
+        started = time.monotonic()
+        while not list(target.glob(sign)) and process.poll() is None and time.monotonic() < started + 100:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0.2, 2.6))
+        assert process.poll() is None, "the run ended before it could be killed"
+        process.kill()
+        process.wait()
+        for path in target.glob("*.tar"):
+            assert path.read_bytes() == expected[path.name], "an unfinished shard is to be seen"
+        finished = {path.name: path.stat().st_mtime_ns for path in target.glob("*.stats.json")}
+        assert written.items() <= finished.items(), "a finished shard was made again"
+        written = finished
+        done.append(len(finished))
+    assert 0 < done[-1] < 7, f"the kills came too early or too late: {done} of 7 shards"
+    last = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert last.returncode == 0, last.stderr
+    assert shards_of(target) == shards_of(expected)
+    assert not list(target.glob(".work/parts-*")), "unfinished parts were left behind"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 300 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder]
+    mounted = subprocess.run(mount, check=False, capture_output=True)
+    if mounted.returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(pictures, expected, small_disk, run):
+    """Whatever fits is finished and sound; what does not fit leaves nothing behind."""
+    from training.construct.run import Stopped
+
+    config = settings(pictures, small_disk)
+    with pytest.raises(Stopped, match=r"writing to .* failed \(No space left on device\); finished shards are kept"):
+        run(config)
+    for name, content in files(small_disk).items():
+        if name != "construct.json":
+            assert content == expected[name]
+    assert not list(small_disk.glob(".work/parts-*"))
+    subprocess.run(["mount", "-o", "remount,size=60m", small_disk], check=True)
+    run(config)
+    assert files(small_disk) == expected
+
+
+def test_second_run_on_the_same_folder_is_refused(pictures, tmp_path):
+    config = settings(pictures, tmp_path)
+    output, lock = Output.open(config)
+    with pytest.raises(ConfigError, match="another run is writing to"):
+        Output.open(config)
+    lock.close()
+    output.close()
+
+
+def test_other_settings_on_the_same_folder_are_refused_by_name(pictures, tmp_path):
+    in_process.construct(settings(pictures, tmp_path))
+    with pytest.raises(ConfigError, match=r"crops\.side: 512, now it is 256; go on with the old settings"):
+        in_process.construct(settings(pictures, tmp_path, "--crops.side=256"))
+    stats = in_process.construct(settings(pictures, tmp_path, "--caption.workers=3", "--segment.gpus=0.5"))
+    assert stats["samples"] == COUNT
