@@ -4,13 +4,32 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .analysis import KosmosGInspect, KosmosGTokenMap
+from .attention import KosmosGAttentionMap, KosmosGAttentionRecorder
+from .conditioning import KosmosGBlend
 from .loader import KosmosGLoader, register_model_folder
+from .reference import KosmosGAverage, KosmosGEntities, KosmosGReference
+from .reference_files import KosmosGLoadReference, KosmosGSaveReference, register_reference_folder
 from .text_encode import KosmosGTextEncode
 
-# Before any node is declared: the loader lists the files of this folder.
+# Before any node is declared: the loaders list the files of these folders.
 register_model_folder()
+register_reference_folder()
 
-NODES = (KosmosGLoader, KosmosGTextEncode)
+NODES = (
+    KosmosGLoader,
+    KosmosGTextEncode,
+    KosmosGReference,
+    KosmosGAverage,
+    KosmosGEntities,
+    KosmosGSaveReference,
+    KosmosGLoadReference,
+    KosmosGBlend,
+    KosmosGInspect,
+    KosmosGTokenMap,
+    KosmosGAttentionRecorder,
+    KosmosGAttentionMap,
+)
 
 
 class KosmosGExtension(ComfyExtension):

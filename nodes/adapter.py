@@ -5,13 +5,15 @@ partial loading, hooks, cloning and every core node that takes a CLIP are ComfyU
 read against 0.8 and later, where CLIP also announces the execution device and asks for a memory estimate.
 
 A prompt's tokens are {"kosmos_g": [section, ...]}, a section being a list of (entry, weight): an entry is a token id
-or, in place of a picture's tokens, {"type": "image", "data": pixels (3, S, S)}, as in core's multimodal encoders.
+or, in place of a picture's tokens, {"type": "image", "data": source}, as in core's multimodal encoders; the source is a
+prepared picture (3, S, S) or the source of a reference.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,9 +27,12 @@ import torch
 from torch import Tensor
 
 from ..kosmos_core import KosmosG, Prompt, load_model
+from ..kosmos_core.attention_maps import recorded
+from ..kosmos_core.reference import Source, model_fingerprint, picture_tokens
 from ..kosmos_core.weights import WeightsError, read_config, read_header
 
 KEY = "kosmos_g"
+REMEMBERED_TEXTS = 64  # a quarter of a megabyte each
 Section = list[tuple[Any, ...]]
 
 
@@ -38,9 +43,9 @@ class PromptTokenizer:
         self.model = model
 
     def tokenize_with_weights(
-        self, text: str | Prompt, return_word_ids: bool = False, images: Sequence[Tensor] = (), **_: Any
+        self, text: str | Prompt, return_word_ids: bool = False, images: Sequence[Tensor | Source] = (), **_: Any
     ) -> dict[str, list[Section]]:
-        """Tokens of `text`; `images` are prepared pictures (3, S, S), one for each slot of the prompt.
+        """Tokens of `text`; `images` are prepared pictures (3, S, S) or sources, one for each slot of the prompt.
 
         Raises PromptError for a prompt that cannot be read or has marks without pictures.
         """
@@ -84,11 +89,13 @@ class TextEncoder(torch.nn.Module):
         super().__init__()
         operations = model_options.get("custom_operations") or comfy.ops.manual_cast
         self.model = load_model(path, device, dtype, operations, training_half=False)
+        self.path = path
         self.dtypes = {dtype}
         self.device = device  # ComfyUI's model patcher keeps this at the device that the layers compute on
         self.execution_device: torch.device | None = None
         self.clean_patches: Any = None
         self.on_block: Callable[[], None] | None = None
+        self._texts: OrderedDict[tuple, Tensor] = OrderedDict()
         # ComfyUI stores text encoders in a small type and computes in float32: so here, unless a type was chosen.
         compute_dtype = model_options.get("kosmos_g_compute_dtype", torch.float32)
         for module in self.model.modules():
@@ -120,9 +127,39 @@ class TextEncoder(torch.nn.Module):
         if KEY not in tokens:
             raise ValueError(f"These tokens are for {', '.join(tokens)}, not for Kosmos-G: tokenize with its own CLIP.")
         self._explain_patches()
-        condition = torch.cat([self._encode(section) for section in tokens[KEY]], dim=1)
+        condition = torch.cat([self._remembered(section) for section in tokens[KEY]], dim=1)
         condition = condition.to(comfy.model_management.intermediate_device())
         return condition, condition.new_zeros(len(condition), condition.shape[-1])
+
+    def picture_tokens(self, source: Tensor | Source, device: torch.device | None = None) -> Tensor:
+        """Picture tokens (latents, width) on the CPU, of a prepared picture (3, S, S) or of a reference's source."""
+        device = device or self.execution_device or self.device
+        size = self.model.config.vision.image_size
+        return picture_tokens(
+            source, size, lambda pixels: self.model.picture_tokens(pixels, device), self.fingerprint
+        )
+
+    def fingerprint(self) -> str:
+        """Hash of the parts of the loaded file that turn pictures into tokens."""
+        return model_fingerprint(self.path)
+
+    def slot_attention(self, section: Section) -> tuple[Tensor, Tensor]:
+        """Condition (77, 768) of one section, and which of its tokens fill which slot, (77, tokens), on the CPU."""
+        with recorded(self.model.aligner.query_decoder) as attention:
+            condition = self._encode(section)
+        return condition[0].cpu(), attention.mean()[0]
+
+    def _remembered(self, section: Section) -> Tensor:
+        """`_encode`, which for text alone (the negative, the text-only twin) is computed once."""
+        if any(isinstance(entry, dict) for entry, *_ in section):
+            return self._encode(section)
+        key = tuple((entry, weight) for entry, weight, *_ in section)
+        if key not in self._texts:
+            self._texts[key] = self._encode(section).cpu()
+            if len(self._texts) > REMEMBERED_TEXTS:
+                self._texts.popitem(last=False)
+        self._texts.move_to_end(key)
+        return self._texts[key]
 
     def _encode(self, section: Section) -> Tensor:
         model, device = self.model, self.execution_device or self.device
@@ -130,7 +167,7 @@ class TextEncoder(torch.nn.Module):
         token_ids, image_mask, weights, features = [], [], [], []
         for entry, weight, *_ in section:
             if isinstance(entry, dict):
-                features.append(model.picture_tokens(entry["data"], device).to(device))
+                features.append(self.picture_tokens(entry["data"], device).to(device))
                 token_ids += [model.config.ids.image_start] * latents
                 image_mask += [True] * latents
                 weights += [weight] * latents
@@ -163,6 +200,7 @@ class TextEncoder(torch.nn.Module):
 
     def load_sd(self, sd: dict[str, Tensor]) -> Any:
         """Load a state dict of the model, as ComfyUI's own encoders do."""
+        self._texts.clear()
         return self.model.load_state_dict(sd, strict=False)
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from comfy_api.latest import io
-from torch import Tensor
 
-from ..kosmos_core import Prompt, preprocess_image
+from ..kosmos_core import Prompt
+from ..kosmos_core.blend import likeness as mix_likeness
 from .adapter import KEY, TextEncoder, encoder_of, progress
+from .pictures import BATCH_MODES, ONE_SUBJECT, PromptPictures, describe_source, picture_inputs
 from .schema import node_schema
 
-SLOTS = 8
 CONTEXT = 2048  # tokens of a training sequence
+Conditioning = list[list[Any]]
 
 
 class KosmosGTextEncode(io.ComfyNode):
@@ -49,14 +51,24 @@ class KosmosGTextEncode(io.ComfyNode):
                     tooltip="The negative prompt, text only. It has to be encoded by Kosmos-G as well: a negative from "
                     "the checkpoint's CLIP does not fit. Empty is what the model was trained with.",
                 ),
-                *(
-                    io.Image.Input(
-                        f"image_{slot}",
-                        optional=True,
-                        tooltip=f"The picture that <i{slot}> names, one picture and no batch. The model sees its "
-                        "central square: crop to the subject, a white background helps.",
-                    )
-                    for slot in range(1, SLOTS + 1)
+                *picture_inputs(),
+                io.Float.Input(
+                    "likeness",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="How far the pictures pull the prompt away from its text alone: 0 ignores them, 1 is what "
+                    "the model says, above 1 overdraws them. Lower it where the text is not followed.",
+                ),
+                io.Combo.Input(
+                    "batch",
+                    options=list(BATCH_MODES),
+                    default=ONE_SUBJECT,
+                    optional=True,
+                    tooltip="What a batch of pictures on one input means: several photos of one subject, which are "
+                    "averaged; or one conditioning for each, to be sampled with a latent batch of that size.",
                 ),
             ],
             outputs=[
@@ -78,43 +90,43 @@ class KosmosGTextEncode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip: Any, text: str, negative: str = "", **pictures: Tensor | None) -> io.NodeOutput:
+    def execute(
+        cls, clip: Any, text: str, negative: str = "", likeness: float = 1.0, batch: str = ONE_SUBJECT, **images: Any
+    ) -> io.NodeOutput:
         """Encode; pictures come as image_1 to image_8, those not connected are absent."""
         encoder = encoder_of(clip)
-        given = {
-            slot: _one_picture(pictures[f"image_{slot}"], slot)
-            for slot in range(1, SLOTS + 1)
-            if pictures.get(f"image_{slot}") is not None
-        }
-        prompt = Prompt.parse(text, slots=list(given))
+        pictures = PromptPictures.gather(images, batch)
+        prompts = pictures.parse(text)
         unwanted = _parse_negative(negative)
-        prepared = [_prepare(picture, slot, encoder) for slot, picture in given.items()]
 
-        sections = [clip.tokenize(prompt, images=prepared), clip.tokenize(unwanted)]
-        if given:
-            sections.append(clip.tokenize(prompt.text_only()))
-        with progress(encoder, prompts=len(sections), pictures=len(given)):
-            positive, null, *text_only = [clip.encode_from_tokens_scheduled(section) for section in sections]
-        report = _report(prompt, unwanted, given, [_length(section, encoder) for section in sections])
-        return io.NodeOutput(positive, null, text_only[0] if given else positive, report)
-
-
-def _one_picture(image: Tensor, slot: int) -> Tensor:
-    """(1, H, W, C) -> (H, W, C); ValueError for a batch."""
-    if len(image) != 1:
-        raise ValueError(
-            f"image_{slot} holds a batch of {len(image)} pictures, but a mark stands for one: pick one with Get Image "
-            "from Batch, or connect each to an input of its own."
-        )
-    return image[0]
+        size = encoder.model.config.vision.image_size
+        full = [clip.tokenize(prompt, images=pictures.sources(size, index)) for index, prompt in enumerate(prompts)]
+        null = clip.tokenize(unwanted)
+        # Nouns are the same for all of a batch, so all of it has one text.
+        alone = clip.tokenize(prompts[0].text_only()) if pictures else None
+        with progress(encoder, len(full) + 1 + bool(pictures), len(full) * len(pictures.slots)):
+            positive = _joined([clip.encode_from_tokens_scheduled(tokens) for tokens in full])
+            nothing = clip.encode_from_tokens_scheduled(null)
+            text_only = clip.encode_from_tokens_scheduled(alone) if pictures else positive
+        if pictures and likeness != 1:
+            positive = [
+                [mix_likeness(plain, condition, likeness), options]
+                for (condition, options), (plain, _) in zip(positive, text_only, strict=True)
+            ]
+        report = _report(prompts, unwanted, pictures, [_length(tokens, encoder) for tokens in (full[0], null)])
+        return io.NodeOutput(positive, nothing, text_only, report)
 
 
-def _prepare(picture: Tensor, slot: int, encoder: TextEncoder) -> Tensor:
-    """(H, W, C) -> (3, S, S); ValueError that names the input, for NaN and the like."""
-    try:
-        return preprocess_image(picture, size=encoder.model.config.vision.image_size)
-    except ValueError as error:
-        raise ValueError(f"image_{slot}: {error}") from error
+def _joined(conditionings: list[Conditioning]) -> Conditioning:
+    """Conditionings of a batch as one, (b, 77, 768)."""
+    if len(conditionings) == 1:
+        return conditionings[0]
+    joined = []
+    for entries in zip(*conditionings, strict=True):
+        options = dict(entries[0][1])
+        options["pooled_output"] = torch.cat([entry[1]["pooled_output"] for entry in entries])
+        joined.append([torch.cat([condition for condition, _ in entries]), options])
+    return joined
 
 
 def _parse_negative(negative: str) -> Prompt:
@@ -133,14 +145,17 @@ def _length(section: dict[str, Any], encoder: TextEncoder) -> int:
     return sum(latents if isinstance(entry, dict) else 1 for entry, *_ in section[KEY][0])
 
 
-def _report(prompt: Prompt, negative: Prompt, given: dict[int, Tensor], lengths: list[int]) -> str:
+def _report(prompts: list[Prompt], negative: Prompt, pictures: PromptPictures, lengths: list[int]) -> str:
     """The `parsed` text."""
+    prompt = prompts[0]
     lines = [prompt.normalised() or "(empty prompt)", f"{lengths[0]} of {CONTEXT} tokens"]
     if lengths[0] > CONTEXT:
         lines[-1] += ": longer than any sequence the model was trained on, expect little of its end"
     for picture in prompt.pictures:
-        height, width = given[picture.slot].shape[:2]
         weight = "" if picture.weight == 1 else f", weight {picture.weight:g}"
-        lines.append(f"<i{picture.slot}>: image_{picture.slot}, {width} x {height}{weight}")
+        source = describe_source(pictures.batches[0][picture.index])
+        lines.append(f"<i{picture.slot}>: image_{picture.slot}, {source}{weight}")
+    if len(prompts) > 1:
+        lines.append(f"{len(prompts)} conditionings, one for each picture of the batch")
     lines.append(f"negative: {negative.normalised() or '(empty)'}, {lengths[1]} tokens")
     return "\n".join(lines)

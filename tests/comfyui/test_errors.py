@@ -71,13 +71,21 @@ def test_a_mark_in_core_text_encode_is_refused_with_the_caret(client: Client) ->
 
 
 @pytest.mark.usefixtures("good")
-def test_a_batch_of_pictures_is_refused_by_the_name_of_its_input(client: Client) -> None:
+def test_batches_of_different_sizes_are_refused_by_the_names_of_their_inputs(client: Client) -> None:
     graph = SamplingGraph()
-    first, second = (link(graph.add("LoadImage", image=name)) for name in (DOG, HAT))
-    batch = graph.add("ImageBatch", image1=first, image2=second)
-    graph.encoder = graph.add("KosmosGTextEncode", clip=graph.clip, text="a dog <i>", image_1=link(batch))
+    one = link(graph.add("LoadImage", image=DOG))
+    two = link(graph.add("RepeatImageBatch", image=one, amount=2))
+    three = link(graph.add("RepeatImageBatch", image=one, amount=3))
+    graph.encoder = graph.add(
+        "KosmosGTextEncode",
+        clip=graph.clip,
+        text="a dog <i> and <i>",
+        image_1=two,
+        image_2=three,
+        batch="one conditioning per picture",
+    )
     graph.positive, graph.negative = link(graph.encoder, 0), link(graph.encoder, 1)
-    with pytest.raises(ExecutionFailed, match=r"image_1 holds a batch of 2 pictures"):
+    with pytest.raises(ExecutionFailed, match=r"image_1 has 2, image_2 has 3"):
         client.run(graph.sample().nodes)
 
 

@@ -152,9 +152,33 @@ class ProbeJoin(io.ComfyNode):
         return io.NodeOutput(clip.encode_from_tokens_scheduled(tokens))
 
 
+class ProbeMadeConditioning(io.ComfyNode):
+    """A conditioning of any shape with one value in all places."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ProbeMadeConditioning",
+            inputs=[io.Int.Input("slots"), io.Int.Input("width"), io.Float.Input("value")],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, slots: int, width: int, value: float) -> io.NodeOutput:
+        return io.NodeOutput([[torch.full((1, slots, width), value), {}]])
+
+
 class ProbeExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ProbeConditioning, ProbeModel, ProbeImage, ProbeBrokenImage, ProbeClip, ProbeJoin]
+        return [
+            ProbeConditioning,
+            ProbeModel,
+            ProbeImage,
+            ProbeBrokenImage,
+            ProbeClip,
+            ProbeJoin,
+            ProbeMadeConditioning,
+        ]
 
 
 async def comfy_entrypoint() -> ProbeExtension:

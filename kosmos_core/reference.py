@@ -1,0 +1,238 @@
+"""A reference picture of a subject, before and after encoding: what ComfyUI's KOSMOSG_IMAGE carries.
+
+A Reference is a source with a weight and a noun. Its source is a View (a cut-out picture, encoded when it is used), an
+Encoded (picture tokens from a file) or a Mean of such sources. Nothing here is changed in place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import safetensors
+import torch
+from torch import Tensor
+
+from .crops import Crop
+from .images import CLIP_MEAN, CLIP_STD, normalise, resize_and_crop, to_rgb
+from .prompt import Picture, Prompt, Segment, Text
+from .safetensors_file import WeightsError, read_header, write
+
+FORMAT = "kosmos-g-reference"
+FORMAT_VERSION = "1"
+TOKENS = "picture_tokens"
+MAX_WEIGHT = 2.0
+
+# What a view goes through before the vision tower: picture tokens made in another way are not comparable.
+PREPARATION = hashlib.blake2b(
+    json.dumps(["resize shorter side, bicubic, 8 bits", "centre crop", CLIP_MEAN, CLIP_STD]).encode(), digest_size=8
+).hexdigest()
+
+
+@dataclass(frozen=True)
+class View:
+    """A picture (h, w, channels) as `to_rgb` takes it; `squash` brings its sides to one length instead of cropping."""
+
+    pixels: Tensor
+    squash: bool = False
+
+    def seen(self, size: int = 224) -> Tensor:
+        """What a model with pictures of `size` sees, (size, size, 3) uint8."""
+        picture = self._resized(size)
+        return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(size, size, 3)
+
+    def prepared(self, size: int = 224) -> Tensor:
+        """Input of the vision tower, (3, size, size) float32, CLIP-normalised."""
+        return normalise(self._resized(size))
+
+    def _resized(self, size: int):
+        from PIL import Image
+
+        picture = to_rgb(self.pixels)
+        if self.squash:
+            return picture.resize((size, size), Image.Resampling.BICUBIC)
+        return resize_and_crop(picture, size)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Picture tokens (latents, width) float32, the fingerprint of the model that made them, and their file's name."""
+
+    tokens: Tensor
+    model: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of several pictures' tokens, `shares` (sum 1) each; `keep_norm` gives it the mean of their norms."""
+
+    sources: tuple[Source | Tensor, ...]
+    shares: tuple[float, ...]
+    keep_norm: bool = False
+
+
+Source = View | Encoded | Mean
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A subject for a mark in a prompt; `weight` multiplies with the prompt's, `noun` names the subject."""
+
+    source: Source
+    weight: float = 1.0
+    noun: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= MAX_WEIGHT:
+            raise ValueError(f"The weight of a reference is {self.weight}; expected 0 to {MAX_WEIGHT:g}.")
+
+    @classmethod
+    def of_crop(cls, crop: Crop, *, squash: bool = False, weight: float = 1.0, noun: str = "") -> Reference:
+        """Reference from a cut-out picture."""
+        return cls(View(crop.pixels, squash), weight, noun.strip())
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The pictures in it, in order; pictures from files are not known any more."""
+        return tuple(_views(self.source))
+
+
+def average(references: Sequence[Reference], keep_norm: bool = False) -> Reference:
+    """Several pictures of one subject as one reference of weight 1, each with a share in proportion to its weight.
+
+    The noun is the first one given. Raises ValueError for no reference, or where all weights are 0.
+    """
+    total = sum(reference.weight for reference in references)
+    if not references or not total:
+        what = "all references have the weight 0" if references else "there is no reference"
+        raise ValueError(f"Nothing to average: {what}; give at least one with a weight above 0.")
+    kept = [reference for reference in references if reference.weight]
+    noun = next((reference.noun for reference in references if reference.noun), "")
+    if len(kept) == 1:
+        return Reference(kept[0].source, noun=noun)
+    shares = tuple(reference.weight / total for reference in kept)
+    return Reference(Mean(tuple(reference.source for reference in kept), shares, keep_norm), noun=noun)
+
+
+def picture_tokens(
+    source: Source | Tensor, size: int, embed: Callable[[Tensor], Tensor], model: Callable[[], str]
+) -> Tensor:
+    """Picture tokens (latents, width) of a source, or of a picture (3, size, size) that is prepared already.
+
+    `embed` encodes a prepared picture, `model` gives the fingerprint of the model that does. Raises ValueError for a
+    reference from a file that another model made.
+    """
+    if isinstance(source, View):
+        source = source.prepared(size)
+    if isinstance(source, Tensor):
+        return embed(source)
+    if isinstance(source, Encoded):
+        if source.model != model():
+            raise ValueError(
+                f"The reference {source.name} was encoded by another Kosmos-G file ({source.model[:8]}, loaded is "
+                f"{model()[:8]}), whose picture tokens mean nothing to this one: load that file, or encode the "
+                "picture again and save it."
+            )
+        return source.tokens
+    parts = torch.stack([picture_tokens(part, size, embed, model) for part in source.sources])
+    shares = torch.tensor(source.shares)[:, None, None]
+    mean = (parts * shares).sum(0)
+    if not source.keep_norm:
+        return mean
+    norms = (parts.norm(dim=-1, keepdim=True) * shares).sum(0)
+    return mean * norms / mean.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+
+
+def with_references(prompt: Prompt, references: Sequence[Reference | None]) -> Prompt:
+    """The prompt with the references' weights and nouns; `references` is indexed like the prompt's pictures.
+
+    A noun is put before its mark unless the text since the previous mark already has it.
+    """
+    segments: list[Segment] = []
+    before: list[Text] = []  # texts since the previous mark
+    for segment in prompt.segments:
+        if isinstance(segment, Picture):
+            reference = references[segment.index]
+            if reference is not None:
+                words = "".join(text.text for text in before)
+                if reference.noun and not re.search(rf"(?<!\w){re.escape(reference.noun)}(?!\w)", words, re.IGNORECASE):
+                    gap = "" if not words or words[-1].isspace() else " "
+                    if not words and segments:
+                        gap = " "
+                    segments.append(Text(f"{gap}{reference.noun} ", before[-1].weight if before else 1.0))
+                segment = replace(segment, weight=segment.weight * reference.weight)
+            before = []
+        else:
+            before.append(segment)
+        segments.append(segment)
+    return Prompt(tuple(segments))
+
+
+def model_fingerprint(path: str | os.PathLike) -> str:
+    """Hash of the parts of a Kosmos-G file that turn a picture into tokens; equal files agree whatever their names.
+
+    It is taken from the file, so the type that the weights were loaded in does not matter. Remembered until the file
+    changes.
+    """
+    status = os.stat(path)
+    return _fingerprint(os.fspath(path), status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=16)
+def _fingerprint(path: str, modified: int, size: int) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with safetensors.safe_open(path, framework="pt") as file:
+        for name in sorted(file.keys()):
+            if name.startswith(("vision.", "resampler.")):
+                tensor = file.get_tensor(name).contiguous()
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def save_reference(path: str | os.PathLike, tokens: Tensor, reference: Reference, model: str) -> None:
+    """Write picture tokens (latents, width) with weight, noun and the hashes of model and preparation, atomically."""
+    metadata = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "model": model,
+        "preparation": PREPARATION,
+        "weight": repr(float(reference.weight)),
+        "noun": reference.noun,
+    }
+    write(path, [(TOKENS, tokens.float(), torch.float32)], metadata)
+
+
+def load_reference(path: str | os.PathLike) -> Reference:
+    """Read what `save_reference` wrote; WeightsError for anything else. The model is checked where it is used."""
+    name = os.path.basename(path)
+    header = read_header(path)
+    metadata: Mapping[str, str] = header.metadata
+    if metadata.get("format") != FORMAT or TOKENS not in header.shapes:
+        raise WeightsError(f"{name} is not a saved Kosmos-G reference; choose a file of Save Kosmos-G Reference")
+    for key, expected in (("format_version", FORMAT_VERSION), ("preparation", PREPARATION)):
+        if metadata.get(key) != expected:
+            raise WeightsError(
+                f"{name} was saved by a release that prepared pictures differently ({key} {metadata.get(key)}, "
+                f"expected {expected}); encode the picture again and save it"
+            )
+    with safetensors.safe_open(path, framework="pt") as file:
+        tokens = file.get_tensor(TOKENS)
+    try:
+        return Reference(Encoded(tokens, metadata["model"], name), float(metadata["weight"]), metadata["noun"])
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"{name} is damaged ({error}); encode the picture again and save it") from error
+
+
+def _views(source: Source):
+    if isinstance(source, View):
+        yield source
+    elif isinstance(source, Mean):
+        for part in source.sources:
+            yield from _views(part)

@@ -1,0 +1,167 @@
+"""Nodes that show what is in a conditioning and where its slots come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..kosmos_core import Prompt
+from ..kosmos_core.attention_maps import TokenGroup, slots_from_group, token_groups
+from ..kosmos_core.charts import bars, grid, tiles
+from .adapter import KEY, TextEncoder, encoder_of, progress
+from .pictures import PromptPictures, picture_inputs
+from .schema import node_schema
+
+CATEGORY = "Kosmos-G/analysis"
+WIDTH, SLOTS = 768, 77
+SHOWN = 5  # slots listed for a word
+
+
+class KosmosGInspect(io.ComfyNode):
+    """Show the strength of every slot of a conditioning, and compare it with another."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Declare inputs and outputs."""
+        return node_schema(
+            node_id="KosmosGInspect",
+            display_name="Kosmos-G Inspect",
+            category=CATEGORY,
+            description="Draws the norm of each slot of any conditioning, looks for NaN, compares it with a second one "
+            "and warns when Stable Diffusion 1.5 cannot use it.",
+            search_aliases=["kosmos", "debug conditioning", "norm", "cosine", "nan"],
+            inputs=[
+                io.Conditioning.Input(
+                    "conditioning", tooltip="Any conditioning. Of several entries the first is drawn."
+                ),
+                io.Conditioning.Input(
+                    "compared_with", optional=True, tooltip="A second conditioning, to be drawn beside the first."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="chart", tooltip="Norm of each slot; blue the first, orange the second."),
+                io.String.Output(display_name="report", tooltip="Shape, numbers, options, warnings, cosine per slot."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, conditioning: list[list[Any]], compared_with: list[list[Any]] | None = None) -> io.NodeOutput:
+        """Draw and describe."""
+        first = conditioning[0][0].float().cpu()
+        rows = [("conditioning", first[0].norm(dim=-1))]
+        lines = describe("conditioning", conditioning)
+        if compared_with is not None:
+            second = compared_with[0][0].float().cpu()
+            rows.append(("compared_with", second[0].norm(dim=-1)))
+            lines += describe("compared_with", compared_with) + compare(first[0], second[0])
+        return io.NodeOutput(tiles([bars(rows, "Norm of each slot")]), "\n".join(lines))
+
+
+def describe(name: str, conditioning: list[list[Any]]) -> list[str]:
+    """Lines on every entry of a conditioning, warnings included."""
+    lines = []
+    for number, (condition, options) in enumerate(conditioning, 1):
+        batch, slots, width = condition.shape
+        norms = condition.float().norm(dim=-1)
+        title = name if len(conditioning) == 1 else f"{name}, entry {number} of {len(conditioning)}"
+        lines.append(f"{title}: {batch} x {slots} x {width}, {str(condition.dtype).removeprefix('torch.')}")
+        lines.append(f"  norm of a slot: {norms.min():.4g} to {norms.max():.4g}, mean {norms.mean():.4g}")
+        if options:
+            lines.append(f"  options: {', '.join(sorted(options))}")
+        broken = int((~torch.isfinite(condition)).any(dim=-1).sum())
+        if broken:
+            lines.append(f"  WARNING: {broken} slot(s) hold NaN or infinity: the picture will be black or noise.")
+        if width != WIDTH:
+            lines.append(
+                f"  WARNING: {width} wide, Stable Diffusion 1.5 needs {WIDTH}: this conditioning is for another model."
+            )
+        elif slots % SLOTS:
+            lines.append(
+                f"  WARNING: {slots} slots are no multiple of {SLOTS}: it works, but the sampler runs positive and "
+                "negative apart, which is slower."
+            )
+        if not condition.any():
+            lines.append("  WARNING: all numbers are 0: this is Zero Out, not Kosmos-G's empty prompt.")
+    return lines
+
+
+def compare(first: Tensor, second: Tensor) -> list[str]:
+    """Cosine per slot of two conditions (slots, width)."""
+    if first.shape[-1] != second.shape[-1]:
+        return [f"cosine: none, one is {first.shape[-1]} wide and the other {second.shape[-1]}"]
+    slots = min(len(first), len(second))
+    if torch.equal(first, second):
+        return ["the two are equal, bit for bit"]
+    cosine = torch.nn.functional.cosine_similarity(first[:slots], second[:slots], dim=-1)
+    lines = [f"cosine per slot: mean {cosine.mean():.4f}, lowest {cosine.min():.4f} in slot {int(cosine.argmin())}"]
+    for start in range(0, slots, 11):
+        lines.append(f"  {start:3d}: " + " ".join(f"{value:6.3f}" for value in cosine[start : start + 11].tolist()))
+    return lines
+
+
+def prompt_attention(
+    clip: Any, text: str, pictures: PromptPictures
+) -> tuple[Prompt, list[TokenGroup], Tensor, Tensor]:
+    """Prompt, its words and pictures, its condition (77, 768) and slots x tokens, encoded by a Kosmos-G CLIP."""
+    encoder: TextEncoder = encoder_of(clip)
+    prompt = pictures.parse(text)[0]
+    tokens = clip.tokenize(prompt, images=pictures.sources(encoder.model.config.vision.image_size))
+    tokenizer = encoder.model.required_tokenizer()
+    groups = token_groups(tokenizer.layout(prompt), tokenizer)
+    clip.load_model()
+    encoder.reset_clip_options()
+    with progress(encoder, 1, len(pictures.slots)):
+        condition, slots_from_tokens = encoder.slot_attention(tokens[KEY][0])
+    return prompt, groups, condition, slots_from_tokens
+
+
+def text_input() -> io.Input:
+    """The `text` input of nodes that look at a prompt."""
+    return io.String.Input(
+        "text",
+        multiline=True,
+        dynamic_prompts=False,
+        default="",
+        tooltip="The same prompt as in Kosmos-G Prompt.",
+    )
+
+
+class KosmosGTokenMap(io.ComfyNode):
+    """Show which words and pictures fill which slots of the condition."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Declare inputs and outputs."""
+        return node_schema(
+            node_id="KosmosGTokenMap",
+            display_name="Kosmos-G Token Map",
+            category=CATEGORY,
+            description="Shows which words and pictures fill which of the 77 slots that the image model reads: one row "
+            "for each word and picture, one column for each slot.",
+            search_aliases=["kosmos", "attention", "slots", "tokens", "explain"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The CLIP of Load Kosmos-G."),
+                text_input(),
+                *picture_inputs(),
+            ],
+            outputs=[
+                io.Image.Output(display_name="map", tooltip="Rows: words and pictures. Columns: slots 0 to 76."),
+                io.String.Output(display_name="report", tooltip="Each word's and picture's share, and its main slots."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, text: str, **images: Any) -> io.NodeOutput:
+        """Encode and draw."""
+        _, groups, _, slots_from_tokens = prompt_attention(clip, text, PromptPictures.gather(images))
+        shares = slots_from_group(slots_from_tokens, groups)
+        lines = [f"{'':24} share   main slots"]
+        for index, group in enumerate(groups):
+            strongest = shares[:, index].argsort(descending=True)[:SHOWN].tolist()
+            slots = ", ".join(f"{slot} ({shares[slot, index]:.0%})" for slot in strongest)
+            lines.append(f"{group.label[:24]:24} {float(shares[:, index].mean()):5.1%}   {slots}")
+        drawn = grid(shares, [group.label for group in groups], "What fills each of the 77 slots")
+        return io.NodeOutput(tiles([drawn]), "\n".join(lines))

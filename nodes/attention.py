@@ -1,0 +1,210 @@
+"""Nodes that record the U-Net's attention and show where in the result each word and picture went."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import comfy.patcher_extension
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..kosmos_core.attention_maps import Trace, group_maps
+from ..kosmos_core.charts import overlay, tiles
+from .analysis import CATEGORY, prompt_attention, text_input
+from .pictures import PromptPictures, as_bytes, picture_inputs
+from .schema import node_schema
+
+KosmosGTrace = io.Custom("KOSMOSG_TRACE")
+BLOCKS = {"all": ("input", "middle", "output"), "down": ("input",), "middle": ("middle",), "up": ("output",)}
+LAST_STEP = 10000
+LARGEST_PICTURE = 512  # pixels of a side of an overlay
+MOST_WORDS = 48
+
+BlockName = tuple[str, int, int]
+
+
+def cross_attentions(unet: torch.nn.Module) -> Iterator[tuple[BlockName, torch.nn.Module]]:
+    """Every cross-attention of a U-Net under the name that ComfyUI gives it in transformer_options."""
+    stacks = [("input", unet.input_blocks), ("middle", [unet.middle_block]), ("output", unet.output_blocks)]
+    for kind, blocks in stacks:
+        for number, block in enumerate(blocks):
+            stacked = (getattr(module, "transformer_blocks", ()) for module in block.modules())
+            for index, transformer in enumerate(itertools.chain.from_iterable(stacked)):
+                if transformer.attn2 is not None:
+                    yield (kind, number, index), transformer.attn2
+
+
+def step_of(options: dict[str, Any]) -> int:
+    """Number of the sampler's step that a call of the U-Net belongs to, from 0."""
+    sigmas = options["sample_sigmas"]
+    return int((sigmas[:-1].to("cpu") >= options["sigmas"][0].to("cpu") * (1 - 1e-5)).sum()) - 1
+
+
+def recorder(trace: Trace, modules: dict[BlockName, torch.nn.Module], first: int, last: int) -> Callable:
+    """A patch of cross-attention that looks on and changes nothing.
+
+    Queries and keys are computed a second time from the same weights (LoRAs included), in the recorded blocks only, so
+    that other packs' replacements of the attention are left alone.
+    """
+
+    def look(n: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        name = (*options["block"], options.get("block_index", 0))
+        if name in modules and "cond_or_uncond" in options and first <= step_of(options) < last:
+            height, width = options["activations_shape"][-2:]
+            module = modules[name]
+            batch = len(n) // len(options["cond_or_uncond"])
+            for row in range(len(n)):  # one by one: a large picture's attention need not be held for a whole batch
+                query, key = module.to_q(n[row : row + 1]), module.to_k(context[row : row + 1])
+                trace.add(query, key, module.heads, context[row : row + 1], (height, width), row % batch)
+        return n, context, value
+
+    return look
+
+
+class KosmosGAttentionRecorder(io.ComfyNode):
+    """Let a model's cross-attention be recorded while it samples."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Declare inputs and outputs."""
+        return node_schema(
+            node_id="KosmosGAttentionRecorder",
+            display_name="Kosmos-G Attention Recorder",
+            category=CATEGORY,
+            description="Records where the image model looks while it samples, without changing the result. Put it "
+            "last before the sampler, and connect the trace to Kosmos-G Attention Map.",
+            search_aliases=["kosmos", "attention", "trace", "daam", "explain"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model, after LoRAs and other patches."),
+                io.Int.Input(
+                    "first_step",
+                    default=0,
+                    min=0,
+                    max=LAST_STEP,
+                    tooltip="First step to record, from 0. The layout is settled in the first steps, details later.",
+                ),
+                io.Int.Input(
+                    "end_step",
+                    default=LAST_STEP,
+                    min=1,
+                    max=LAST_STEP,
+                    tooltip="Recording stops before this step. Fewer steps cost less time.",
+                ),
+                io.Combo.Input(
+                    "blocks",
+                    options=list(BLOCKS),
+                    default="up",
+                    tooltip="Blocks of the U-Net to record: up is the sharpest, middle the coarsest.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    display_name="MODEL", tooltip="The same model for the sampler, which draws the same pictures."
+                ),
+                KosmosGTrace.Output(
+                    display_name="trace", tooltip="For Kosmos-G Attention Map. It holds the latest sampling."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, first_step: int, end_step: int, blocks: str) -> io.NodeOutput:
+        """Add the recorder to a copy of the model."""
+        if end_step <= first_step:
+            raise ValueError(f"end_step is {end_step}, but has to be above first_step, which is {first_step}.")
+        unet = model.model.diffusion_model
+        if not hasattr(unet, "input_blocks"):
+            raise ValueError(
+                f"The model is a {type(unet).__name__}, but Kosmos-G is for Stable Diffusion 1.5: connect its MODEL."
+            )
+        modules = {name: module for name, module in cross_attentions(unet) if name[0] in BLOCKS[blocks]}
+        if not modules:
+            raise ValueError(f"This model has no cross-attention in its {blocks} blocks: choose other blocks.")
+        trace = Trace()
+        patched = model.clone()
+        patched.set_model_attn2_patch(recorder(trace, modules, first_step, end_step))
+
+        def sample_anew(executor: Callable, *arguments: Any, **options: Any) -> Any:
+            trace.clear()
+            return executor(*arguments, **options)
+
+        kind = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
+        patched.add_wrapper_with_key(kind, "kosmos_g_attention_recorder", sample_anew)
+        return io.NodeOutput(patched, trace)
+
+
+class KosmosGAttentionMap(io.ComfyNode):
+    """Draw where in a sampled picture each reference picture and each word went."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Declare inputs and outputs."""
+        return node_schema(
+            node_id="KosmosGAttentionMap",
+            display_name="Kosmos-G Attention Map",
+            category=CATEGORY,
+            description="Shows where in the result each picture and each word of the prompt went: what the recorder "
+            "saw, times which words and pictures fill which slots.",
+            search_aliases=["kosmos", "attention", "heatmap", "daam", "explain"],
+            inputs=[
+                KosmosGTrace.Input("trace", tooltip="The trace of Kosmos-G Attention Recorder."),
+                io.Image.Input(
+                    "image", tooltip="The picture that was sampled with the recorder's model, one or a batch."
+                ),
+                io.Clip.Input("clip", tooltip="The CLIP of Load Kosmos-G."),
+                text_input(),
+                *picture_inputs(),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="pictures", tooltip="One overlay for each reference picture and sampled picture."
+                ),
+                io.Image.Output(display_name="words", tooltip="One overlay for each word and sampled picture."),
+                io.String.Output(
+                    display_name="report", tooltip="Each word's and picture's share of the whole sampled picture."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, trace: Trace, image: Tensor, clip: Any, text: str, **images: Any) -> io.NodeOutput:
+        """Encode the prompt again for its own attention and multiply."""
+        _, groups, condition, slots_from_tokens = prompt_attention(clip, text, PromptPictures.gather(images))
+        index = trace.nearest(condition)
+        if len(image) != trace.pictures:
+            raise ValueError(
+                f"image holds {len(image)} pictures, but the trace is of a sampling of {trace.pictures}: connect the "
+                "pictures of the sampler that uses the recorder's MODEL."
+            )
+        shown: dict[bool, list[Tensor]] = {True: [], False: []}
+        lines = []
+        for number, picture in enumerate(image):
+            small = shrunk(as_bytes(picture[..., :3].cpu()))
+            pixels_from_slots = trace.map(index, number, tuple(small.shape[:2]))
+            maps = group_maps(pixels_from_slots, slots_from_tokens, groups)
+            if len(image) > 1:
+                lines.append(f"picture {number + 1} of {len(image)}")
+            for group, amounts in list(zip(groups, maps, strict=True))[1 : MOST_WORDS + 1]:
+                share = float(amounts.mean())
+                lines.append(f"{group.label[:24]:24} {share:6.1%}")
+                shown[group.slot is not None].append(overlay(small, amounts, f"{group.label} {share:.1%}"))
+        if trace.full:
+            lines.append("The trace reached its memory limit: the last pictures of the batch are not in it.")
+        nothing = torch.zeros(1, 64, 64, 3)
+        return io.NodeOutput(
+            *(tiles(overlays) if overlays else nothing for overlays in (shown[True], shown[False])), "\n".join(lines)
+        )
+
+
+def shrunk(picture: Tensor) -> Tensor:
+    """The picture (h, w, 3) uint8, at most 512 pixels a side."""
+    height, width, _ = picture.shape
+    scale = LARGEST_PICTURE / max(height, width)
+    if scale >= 1:
+        return picture
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    moved = picture.permute(2, 0, 1)[None].float()
+    return torch.nn.functional.interpolate(moved, size=size, mode="area")[0].permute(1, 2, 0).round().to(torch.uint8)

@@ -1,0 +1,195 @@
+"""Blend, Inspect, Token Map and the attention recorder in a real ComfyUI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.comfyui.client import Client, ExecutionFailed
+from tests.comfyui.graph import Link, SamplingGraph, link
+
+Probed = Callable[[str], Any]
+TEXT = "a dog <i> at the beach <i>"
+MODES = ("lerp", "slerp per slot", "keep slot 0", "concat", "hand-off at percent")
+
+
+@pytest.fixture
+def graph() -> SamplingGraph:
+    return SamplingGraph().prompt(TEXT, "dog.png", "hat.png")
+
+
+def blended(graph: SamplingGraph, amount: float, mode: str) -> Link:
+    other = graph.add("CLIPTextEncode", clip=graph.clip, text="a red car")
+    return link(
+        graph.add("KosmosGBlend", kosmos=graph.positive, clip_conditioning=link(other), amount=amount, mode=mode)
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_blend_of_0_and_1_is_the_input_bit_for_bit_and_the_middle_can_be_sampled(
+    client: Client, probed: Probed, graph: SamplingGraph, mode: str
+) -> None:
+    graph.add("ProbeConditioning", conditioning=graph.positive, name="kosmos")
+    other = graph.add("CLIPTextEncode", clip=graph.clip, text="a red car")
+    graph.add("ProbeConditioning", conditioning=link(other), name="clip")
+    for amount in (0.0, 0.5, 1.0):
+        graph.add("ProbeConditioning", conditioning=blended(graph, amount, mode), name=f"blend {amount}")
+    graph.positive = blended(graph, 0.5, mode)
+    run = client.run(graph.sample().nodes)
+    for amount, name in ((0.0, "kosmos"), (1.0, "clip")):
+        seen, expected = probed(f"blend {amount}"), probed(name)
+        assert seen.tensors.keys() == expected.tensors.keys()
+        assert all(torch.equal(seen.tensors[key], expected.tensors[key]) for key in seen.tensors)
+        assert seen.scalars == expected.scalars
+    assert not torch.equal(probed("blend 0.5").condition, probed("kosmos").condition) or mode == MODES[-1]
+    assert client.pixels(run, graph.saved).std() > 0
+
+
+def test_a_hand_off_gives_each_its_part_of_the_steps(client: Client, probed: Probed, graph: SamplingGraph) -> None:
+    ranged = graph.add("ConditioningSetTimestepRange", conditioning=graph.positive, start=0.2, end=1.0)
+    graph.positive = link(ranged)
+    graph.add("ProbeConditioning", conditioning=blended(graph, 0.25, MODES[-1]), name="hand-off")
+    client.run(graph.nodes)
+    first, second = probed("hand-off").scalars
+    assert (first["start_percent"], first["end_percent"]) == (0.2, 0.75)
+    assert (second["start_percent"], second["end_percent"]) == (0.75, 1.0)
+
+
+def test_a_lora_and_a_blend_work_together(client: Client) -> None:
+    graph = SamplingGraph()
+    lora = graph.add(
+        "LoraLoader", model=graph.model, clip=graph.clip, lora_name="tiny.safetensors", strength_model=1.0,
+        strength_clip=1.0,
+    )  # fmt: skip
+    graph.model, graph.clip = link(lora, 0), link(lora, 1)
+    graph.prompt(TEXT, "dog.png", "hat.png")
+    graph.positive = blended(graph, 0.3, "slerp per slot")
+    assert client.pixels(client.run(graph.sample().nodes), graph.saved).std() > 0
+
+
+def inspect(client: Client, graph: SamplingGraph, conditioning: Link, **inputs: Any) -> str:
+    made = graph.add("KosmosGInspect", conditioning=conditioning, **inputs)
+    graph.add("ProbeImage", image=link(made, 0), name="chart")
+    shown = graph.add("PreviewAny", source=link(made, 1))
+    return client.run(graph.nodes).text(shown)
+
+
+def test_inspect_describes_and_compares(client: Client, probed: Probed, graph: SamplingGraph) -> None:
+    report = inspect(client, graph, graph.positive, compared_with=link(graph.encoder, 2))
+    assert "conditioning: 1 x 77 x 768, float32" in report
+    assert "cosine per slot: mean" in report
+    assert "WARNING" not in report
+    assert probed("chart").tensors["image"].std() > 0.05
+
+
+def test_inspect_says_that_equal_conditionings_are_equal(client: Client, graph: SamplingGraph) -> None:
+    assert "equal, bit for bit" in inspect(client, graph, graph.positive, compared_with=graph.positive)
+
+
+def test_inspect_warns_of_zeros_odd_lengths_nan_and_other_widths(client: Client, graph: SamplingGraph) -> None:
+    zero = graph.add("ConditioningZeroOut", conditioning=graph.positive)
+    assert "all numbers are 0" in inspect(client, graph, link(zero))
+    odd = graph.add("ProbeMadeConditioning", slots=80, width=768, value=1.0)
+    assert "80 slots are no multiple of 77" in inspect(client, graph, link(odd))
+    broken = graph.add("ProbeMadeConditioning", slots=77, width=2048, value=float("inf"))
+    report = inspect(client, graph, link(broken))
+    assert "77 slot(s) hold NaN or infinity" in report
+    assert "2048 wide, Stable Diffusion 1.5 needs 768" in report
+
+
+def test_the_token_map_has_a_row_for_each_word_and_picture(
+    client: Client, probed: Probed, graph: SamplingGraph
+) -> None:
+    images = {f"image_{n}": graph.nodes[graph.encoder]["inputs"][f"image_{n}"] for n in (1, 2)}
+    made = graph.add("KosmosGTokenMap", clip=graph.clip, text=TEXT, **images)
+    graph.add("ProbeImage", image=link(made, 0), name="map")
+    shown = graph.add("PreviewAny", source=link(made, 1))
+    lines = client.run(graph.nodes).text(shown).splitlines()[1:]
+    assert [line.split()[0] for line in lines] == ["(start)", "a", "dog", "<i1>", "at", "the", "beach", "<i2>"]
+    shares = [float(line.split("%")[0].split()[-1]) for line in lines]
+    assert sum(shares) == pytest.approx(100, abs=0.5)
+    assert probed("map").tensors["image"].std() > 0.05
+
+
+def recorded(graph: SamplingGraph, **settings: Any) -> tuple[str, str]:
+    """Add recorder, sampler and map; returns the ids of recorder and map."""
+    values = {"first_step": 0, "end_step": 10000, "blocks": "all"} | settings
+    batch = values.pop("batch", 1)
+    recorder = graph.add("KosmosGAttentionRecorder", model=graph.model, **values)
+    graph.model = link(recorder)
+    graph.sample(batch=batch)
+    decoded = graph.nodes[graph.saved]["inputs"]["images"]
+    images = {f"image_{n}": graph.nodes[graph.encoder]["inputs"][f"image_{n}"] for n in (1, 2)}
+    made = graph.add(
+        "KosmosGAttentionMap", trace=link(recorder, 1), image=decoded, clip=graph.clip, text=TEXT, **images
+    )
+    for output, name in enumerate(("pictures", "words")):
+        graph.add("ProbeImage", image=link(made, output), name=name)
+    return recorder, graph.add("PreviewAny", source=link(made, 2))
+
+
+@pytest.mark.parametrize("blocks", ["all", "down", "middle", "up"])
+def test_the_map_shows_each_picture_and_word_and_the_recorder_changes_no_pixel(
+    client: Client, probed: Probed, graph: SamplingGraph, blocks: str
+) -> None:
+    plain = SamplingGraph().prompt(TEXT, "dog.png", "hat.png").sample()
+    expected = client.pixels(client.run(plain.nodes), plain.saved)
+    _, shown = recorded(graph, blocks=blocks)
+    run = client.run(graph.nodes)
+    assert np.array_equal(client.pixels(run, graph.saved), expected)
+    lines = run.text(shown).splitlines()
+    assert [line.split()[0] for line in lines] == ["a", "dog", "<i1>", "at", "the", "beach", "<i2>"]
+    assert len(probed("pictures").tensors["image"]) == 2
+    assert len(probed("words").tensors["image"]) == 5
+    assert all(picture.std() > 0.02 for picture in probed("pictures").tensors["image"])
+
+
+def test_the_map_works_with_a_batch_a_controlnet_and_a_lora(
+    client: Client, probed: Probed, graph: SamplingGraph
+) -> None:
+    lora = graph.add("LoraLoaderModelOnly", model=graph.model, lora_name="tiny.safetensors", strength_model=1.0)
+    graph.model = link(lora)
+    net = graph.add("ControlNetLoader", control_net_name="tiny.safetensors")
+    applied = graph.add(
+        "ControlNetApplyAdvanced", positive=graph.positive, negative=graph.negative, control_net=link(net),
+        image=link(graph.add("LoadImage", image="tree.png")), strength=1.0, start_percent=0.0, end_percent=1.0,
+    )  # fmt: skip
+    graph.positive, graph.negative = link(applied, 0), link(applied, 1)
+    _, shown = recorded(graph, batch=2)
+    report = client.run(graph.nodes).text(shown)
+    assert "picture 2 of 2" in report
+    maps = probed("pictures").tensors["image"]
+    assert len(maps) == 4
+    assert not torch.equal(maps[0], maps[2])
+
+
+def test_a_new_sampling_replaces_the_trace(client: Client, probed: Probed, graph: SamplingGraph) -> None:
+    recorder, _ = recorded(graph)
+    client.run(graph.nodes)
+    first = probed("pictures").tensors["image"]
+    next(node for node in graph.nodes.values() if node["class_type"] == "KSampler")["inputs"]["seed"] = 2
+    assert recorder not in client.run(graph.nodes).executed_nodes
+    second = probed("pictures").tensors["image"]
+    assert not torch.equal(first, second)
+    graph.nodes[recorder]["inputs"]["end_step"] = 9999
+    assert recorder in client.run(graph.nodes).executed_nodes
+    assert torch.equal(probed("pictures").tensors["image"], second)
+
+
+def test_the_steps_that_are_recorded_make_a_difference_and_steps_beyond_the_sampling_are_explained(
+    client: Client, graph: SamplingGraph
+) -> None:
+    reports = []
+    for settings in ({"end_step": 1}, {"first_step": 1, "end_step": 2}):
+        graph = SamplingGraph().prompt(TEXT, "dog.png", "hat.png")
+        _, shown = recorded(graph, **settings)
+        reports.append(client.run(graph.nodes).text(shown))
+    assert reports[0] != reports[1]
+    graph = SamplingGraph().prompt(TEXT, "dog.png", "hat.png")
+    recorded(graph, first_step=50, end_step=60)
+    with pytest.raises(ExecutionFailed, match="The trace is empty"):
+        client.run(graph.nodes)

@@ -1,0 +1,106 @@
+"""Attention maps: what is recorded is what the model computes, and shares add up."""
+
+import pytest
+import torch
+
+from kosmos_core import KosmosG, KosmosGConfig, Prompt
+from kosmos_core.attention_maps import TokenGroup, Trace, group_maps, recorded, slots_from_group, token_groups
+
+
+@pytest.fixture(scope="module")
+def model(tiny_tokenizer) -> KosmosG:
+    config = KosmosGConfig.tiny(vocabulary=tiny_tokenizer.vocabulary)
+    return KosmosG(config, tokenizer=tiny_tokenizer).initialize(3).eval().requires_grad_(False)
+
+
+def test_recording_changes_nothing_and_leaves_nothing_behind(model):
+    layer = model.aligner.query_decoder.blocks[0].cross_attention
+    ids = torch.tensor([[0, 20, 30, 25]])
+    with recorded(model.aligner.query_decoder) as attention:
+        condition = model.encode_tokens(ids)
+    assert torch.equal(condition, model.encode_tokens(ids))
+    assert attention.mean().shape == (1, 77, 4)
+    assert torch.allclose(attention.mean().sum(-1), torch.ones(1, 77), atol=1e-5)
+    assert not layer._forward_pre_hooks
+
+
+def test_the_product_of_one_heads_attention_and_values_is_the_layers_output(model):
+    layer = model.aligner.query_decoder.blocks[0].cross_attention
+    heads, layer.heads = layer.heads, 1
+    seen = {}
+    hook = layer.register_forward_hook(lambda module, inputs, output: seen.update(memory=inputs[1], output=output))
+    try:
+        with recorded(model.aligner.query_decoder) as attention:
+            model.encode_tokens(torch.tensor([[0, 20, 30, 25]]))
+    finally:
+        hook.remove()
+        layer.heads = heads
+    expected = layer.out_proj(attention.mean() @ layer.v_proj(seen["memory"]))
+    assert torch.allclose(expected, seen["output"], atol=1e-5)
+
+
+def test_hidden_tokens_get_no_attention(model):
+    with recorded(model.aligner.query_decoder) as attention:
+        model.encode_tokens(torch.tensor([[0, 20, 30, 25]]), key_weights=torch.tensor([[1.0, 1, 0, 1]]))
+    assert not attention.mean()[..., 2].any()
+
+
+def test_groups_hold_every_token_once_and_are_the_words_and_pictures(tiny_tokenizer):
+    layout = tiny_tokenizer.layout(Prompt.parse("a dog <i> wearing (a hat <i>:1.2)", images=2))
+    groups = token_groups(layout, tiny_tokenizer)
+    assert sorted(token for group in groups for token in group.tokens) == list(range(len(layout.token_ids)))
+    assert [group.label for group in groups] == ["(start)", "a", "dog", "<i1>", "wearing", "a", "hat", "<i2>"]
+    assert [group.slot for group in groups if group.slot] == [1, 2]
+
+
+def test_shares_of_groups_add_up():
+    attention = torch.rand(5, 6).softmax(-1)
+    groups = [TokenGroup("(start)", (0,)), TokenGroup("dog", (1, 2)), TokenGroup("<i1>", (3, 4, 5), 1)]
+    shares = slots_from_group(attention, groups)
+    assert torch.allclose(shares[:, 1], attention[:, 1:3].sum(1))
+    assert torch.allclose(shares.sum(1), torch.ones(5))
+    pixels = torch.rand(5, 8, 8).softmax(0)
+    maps = group_maps(pixels, attention, groups)
+    assert torch.allclose(maps.sum(0), torch.ones(8, 8), atol=1e-5)
+    assert torch.allclose(maps[2, 3, 4], pixels[:, 3, 4] @ attention[:, 3:].sum(1), atol=1e-5)
+
+
+def recorded_trace(size: int, calls: int = 1, pictures: int = 1) -> Trace:
+    trace = Trace()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(calls):
+        for picture in range(pictures):
+            query = torch.randn(1, size * size, 8, generator=generator)
+            key = torch.randn(1, 77, 8, generator=generator)
+            trace.add(query, key, 2, torch.ones(1, 77, 16), (size, size), picture)
+    return trace
+
+
+def test_a_trace_takes_the_same_memory_however_many_steps_and_however_large_the_picture():
+    small = recorded_trace(64).bytes_kept
+    assert recorded_trace(64, calls=4).bytes_kept == small
+    assert recorded_trace(96).bytes_kept == small
+    assert small < 1.7e6
+
+
+def test_a_full_trace_says_so_and_keeps_what_it_has(monkeypatch):
+    monkeypatch.setattr("kosmos_core.attention_maps.TRACE_BYTES", 150_000)
+    trace = recorded_trace(16, pictures=3)
+    assert trace.full
+    assert trace.bytes_kept <= 150_000
+    assert trace.map(0, 0, (16, 16)).shape == (77, 16, 16)
+    with pytest.raises(ValueError, match="nothing of picture 3"):
+        trace.map(0, 2, (16, 16))
+
+
+def test_maps_add_up_over_the_slots_and_the_nearest_condition_is_found():
+    trace = recorded_trace(8, calls=2)
+    assert torch.allclose(trace.map(0, 0, (20, 20)).sum(0), torch.ones(20, 20), atol=1e-5)
+    trace.add(torch.randn(1, 64, 8), torch.randn(1, 77, 8), 2, torch.zeros(1, 77, 16), (8, 8), 0)
+    assert trace.nearest(torch.full((77, 16), 0.1)) == 1
+    assert trace.nearest(torch.full((77, 16), 0.9)) == 0
+
+
+def test_an_empty_trace_says_what_to_connect():
+    with pytest.raises(ValueError, match="The trace is empty"):
+        Trace().nearest(torch.zeros(77, 16))
