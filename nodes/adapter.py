@@ -135,9 +135,7 @@ class TextEncoder(torch.nn.Module):
         """Picture tokens (latents, width) on the CPU, of a prepared picture (3, S, S) or of a reference's source."""
         device = device or self.execution_device or self.device
         size = self.model.config.vision.image_size
-        return picture_tokens(
-            source, size, lambda pixels: self.model.picture_tokens(pixels, device), self.fingerprint
-        )
+        return picture_tokens(source, size, lambda pixels: self.model.picture_tokens(pixels, device), self.fingerprint)
 
     def fingerprint(self) -> str:
         """Hash of the parts of the loaded file that turn pictures into tokens."""

@@ -102,9 +102,7 @@ def compare(first: Tensor, second: Tensor) -> list[str]:
     return lines
 
 
-def prompt_attention(
-    clip: Any, text: str, pictures: PromptPictures
-) -> tuple[Prompt, list[TokenGroup], Tensor, Tensor]:
+def prompt_attention(clip: Any, text: str, pictures: PromptPictures) -> tuple[Prompt, list[TokenGroup], Tensor, Tensor]:
     """Prompt, its words and pictures, its condition (77, 768) and slots x tokens, encoded by a Kosmos-G CLIP."""
     encoder: TextEncoder = encoder_of(clip)
     prompt = pictures.parse(text)[0]

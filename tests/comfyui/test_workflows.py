@@ -79,8 +79,21 @@ def test_the_template_browser_lists_and_serves_it(path: Path, workflow: dict[str
     assert client.get(f"/api/workflow_templates/{PACK_NAME}/{path.name}") == workflow
 
 
+def schema_for(prompt: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
+    """What the server declares; comfy-lint knows no inputs of several types, so they get the type that is linked."""
+    for node in prompt.values():
+        for group in object_info[node["class_type"]]["input"].values():
+            for name, declared in group.items():
+                value = node["inputs"].get(name)
+                if isinstance(declared[0], str) and "," in declared[0] and isinstance(value, list):
+                    linked = object_info[prompt[value[0]]["class_type"]]["output"][value[1]]
+                    if linked in declared[0].split(","):
+                        declared[0] = linked
+    return object_info
+
+
 def lint(prompt: dict[str, Any], client: Client, folder: Path) -> subprocess.CompletedProcess[str]:
-    (folder / "schema.json").write_text(json.dumps(client.get("/object_info")))
+    (folder / "schema.json").write_text(json.dumps(schema_for(prompt, client.get("/object_info"))))
     (folder / "prompt.json").write_text(json.dumps(prompt))
     program = Path(sys.executable).with_name("comfy-lint")
     command = [program, "--strict", "--schema-cache", folder / "schema.json", folder / "prompt.json"]
