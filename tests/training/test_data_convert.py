@@ -360,6 +360,13 @@ def test_broken_lines_of_a_tsv_are_counted(tmp_path, out):
     }  # fmt: skip
 
 
+def test_a_shard_depends_on_its_samples_alone(tmp_path):
+    parts = [("jpg", b"x"), ("txt", b"y"), ("json", b"z")]
+    for name, order in (("a", parts), ("b", parts[::-1])):
+        write_shard(tmp_path / f"{name}.tar", [("0", dict(order))])
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+
+
 def test_the_same_input_gives_the_same_bytes_on_any_number_of_workers(tmp_path):
     source = instruct_folder(tmp_path / "ip2p", 23)
     trees = []

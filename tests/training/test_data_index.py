@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import random
 import subprocess
@@ -209,14 +210,14 @@ def test_the_index_folder_of_the_configuration_is_used(pairs, tmp_path):
 
 
 def test_several_processes_index_one_folder_without_harm(pairs):
-    script = "import sys; from training.data.index import index_dataset; print(len(index_dataset(sys.argv[1])))"
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, pairs], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=-1
-        )
-        for _ in range(2)
-    ]
-    assert [process.communicate()[0].decode().strip() for process in running] == ["25"] * 2
+    context = multiprocessing.get_context("fork")
+    counts = context.Queue()
+    running = [context.Process(target=lambda: counts.put(len(index_dataset(pairs)))) for _ in range(4)]
+    for process in running:
+        process.start()
+    assert [counts.get(timeout=60) for _ in running] == [25] * 4
+    for process in running:
+        process.join()
     assert not list(pairs.rglob("*.tmp"))
 
 

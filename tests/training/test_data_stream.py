@@ -113,6 +113,23 @@ def test_a_state_of_another_layout_is_refused_with_the_way_out(open_):
         open_("align").load_state_dict(state)
 
 
+def test_a_source_that_has_changed_since_the_state_was_taken_is_named(tmp_path, open_, caplog):
+    path = _with_bad(tmp_path / "pairs", {})
+    stream = open_("instruct", sources={"web": SourceConfig(path)})
+    next(stream)
+    state = stream.state_dict()
+    (tmp_path / "pairs" / "00003.tar").unlink()
+    open_("instruct", sources={"web": SourceConfig(path)}).load_state_dict(state)
+    assert "Source web had 100 samples and has 90 now" in caplog.text
+
+
+def test_captions_without_pictures_are_enough_for_align(tmp_path, open_):
+    (tmp_path / "c.jsonl").write_text('{"caption": "a dog"}\n{"caption": ""}\n{"caption": "a cat"}\n')
+    stream = open_("align", one_stream(2), sources={"web": SourceConfig(str(tmp_path / "c.jsonl"))}, max_bad=90)
+    assert {key for _ in range(6) for key in next(stream)["keys"]} == {"c.jsonl/0", "c.jsonl/2"}
+    assert stream.report()["web/bad/empty caption"] > 0
+
+
 def test_every_sample_is_read_once_per_epoch(open_, folder):
     stream = open_("instruct", sources={"pairs": SourceConfig(str(folder / "pairs"))}, lanes=4)
     keys = [key for _ in range(20) for key in next(stream)["keys"]]  # ten of 40 samples per lane, twice

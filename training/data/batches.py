@@ -50,12 +50,12 @@ def lm_batch(rows: list[Packed], tokenizer: Tokenizer, length: int, document_mas
     """Packed sequences, padded to `length`."""
     token_ids = padded([row.token_ids for row in rows], PAD, torch.int64, length)
     image_mask = padded([row.image_mask for row in rows], False, torch.bool, length)
-    # Special ids are never targets, but for the end of a document: after </s> comes <s>, after <image> its features.
+    # No target: padding, the <s> that follows a </s>, and pictures, whose positions all hold the begin-of-image id.
     special = (token_ids < EOS) | (token_ids == tokenizer.boi) | (token_ids == tokenizer.eoi)
     batch = {
         "token_ids": token_ids,
         "image_mask": image_mask,
-        "loss_mask": ~(special | image_mask),
+        "loss_mask": ~special,
         "pixels": _pictures([row.pixels for row in rows]),
     }
     if document_mask:

@@ -67,24 +67,30 @@ class Findings:
         return sum(map(len, self.bad.values()))
 
 
-def check(dataset: Dataset, kind: str, start: int, stop: int) -> Findings:
-    """Check samples start ... stop - 1 as training would read them."""
-    reader, cook, found = Reader(dataset, kind), (COOKS | ORIGINAL_COOKS)[kind], Findings()
-    for index in range(start, stop):
-        found.samples += 1
-        try:
-            sample = cook(reader[index])
-            text, pictures, oddities = _contents(sample)
-        except Filtered as bad:
-            found.left_out[bad.reason] += 1
-        except BadSample as bad:
-            found.bad.setdefault(bad.reason, []).append(reader.key(index))
-        else:
-            found.pictures += pictures
-            found.characters += len(text)
-            for oddity in oddities:
-                found.odd.setdefault(oddity, []).append(reader.key(index))
-    return found
+class Checker:
+    """Checks samples of a data set as training would read them; built once per process."""
+
+    def __init__(self, dataset: Dataset, kind: str):
+        self.reader, self.cook = Reader(dataset, kind), (COOKS | ORIGINAL_COOKS)[kind]
+
+    def check(self, start: int, stop: int) -> Findings:
+        """What is found in samples start ... stop - 1."""
+        found = Findings()
+        for index in range(start, stop):
+            found.samples += 1
+            try:
+                sample = self.cook(self.reader[index])
+                text, pictures, oddities = _contents(sample)
+            except Filtered as bad:
+                found.left_out[bad.reason] += 1
+            except BadSample as bad:
+                found.bad.setdefault(bad.reason, []).append(self.reader.key(index))
+            else:
+                found.pictures += pictures
+                found.characters += len(text)
+                for oddity in oddities:
+                    found.odd.setdefault(oddity, []).append(self.reader.key(index))
+        return found
 
 
 def _contents(sample) -> tuple[str, int, list[str]]:
@@ -118,21 +124,30 @@ def _contents(sample) -> tuple[str, int, list[str]]:
 def check_all(dataset: Dataset, kind: str, limit: int, workers: int, console: Console) -> Findings:
     """Check the first `limit` samples of a data set with several processes."""
     stop = min(limit or len(dataset), len(dataset))
-    starts = range(0, stop, CHUNK)
-    ranges = [(dataset, kind, start, min(start + CHUNK, stop)) for start in starts]
+    ranges = [(start, min(start + CHUNK, stop)) for start in range(0, stop, CHUNK)]
     workers = min(workers, len(ranges))
     found = Findings()
 
     def results() -> Iterator[Findings]:
         if workers < 2:
-            yield from (check(*given) for given in ranges)
+            checker = Checker(dataset, kind)
+            yield from (checker.check(*given) for given in ranges)
             return
-        with ProcessPoolExecutor(workers) as pool:
-            yield from pool.map(check, *zip(*ranges, strict=True))
+        with ProcessPoolExecutor(workers, initializer=_receive, initargs=(dataset, kind)) as pool:
+            yield from pool.map(_check_received, ranges)
 
     for result in track(results(), "Reading", total=len(ranges), console=console, transient=True):
         found += result
     return found
+
+
+def _receive(dataset: Dataset, kind: str) -> None:
+    global _checker
+    _checker = Checker(dataset, kind)
+
+
+def _check_received(given: tuple[int, int]) -> Findings:
+    return _checker.check(*given)
 
 
 def show(path: str, dataset: Dataset, kind: str, found: Findings, console: Console) -> None:

@@ -144,7 +144,7 @@ def _kind_of(crude: dict) -> str | None:
         return "compositional"
     if "edit" in described and pictures:
         return "edit"
-    if pictures and ("txt" in crude or "caption" in described):
+    if (pictures and "txt" in crude) or "caption" in described:
         return "captions"
     if "txt" in crude or "text" in described:
         return "text"

@@ -166,6 +166,7 @@ class DataStream:
             "mixture": self._mixture.state_dict(),
             "counts": self.counts.state_dict(),
             "layout": [self.stream.streams, self.config.lanes],
+            "sizes": self._sizes(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -176,6 +177,12 @@ class DataStream:
                 f"The saved data position is for {state['layout'][0]} streams of {state['layout'][1]} lanes, this run "
                 f"has {layout[0]} of {layout[1]}. Set both as they were, or start the data anew."
             )
+        for name, size in self._sizes().items():
+            if (before := state["sizes"].get(name, size)) != size:
+                log.warning(
+                    "Source %s had %d samples and has %d now: it is read in a new order, some samples of this epoch "
+                    "again and some not.", name, before, size,
+                )  # fmt: skip
         self.close()
         self._number = int(state["number"])
         self._lanes = {name: (int(place), int(unit)) for name, (place, unit) in state["lanes"].items()}
@@ -211,6 +218,9 @@ class DataStream:
             prefetch_factor=self.config.prefetch,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _sizes(self) -> dict[str, int]:
+        return {name: len(dataset) for name, (dataset, _) in self.datasets.items()}
 
     def _epoch(self, source: str) -> int:
         """How often this stream has read its share of a source."""
