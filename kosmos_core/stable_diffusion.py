@@ -34,18 +34,14 @@ def load_stable_diffusion(
 ) -> StableDiffusionPipeline:
     """SD1.5 from a diffusers folder, a `.safetensors` or `.ckpt` file, or a name in the local hub cache.
 
-    Never downloads. Kosmos-G takes the text encoder's place, so it is read only with `text_encoder=True` (folders).
+    Never downloads. Kosmos-G takes the text encoder's place, so it is read only with `text_encoder=True`, and never
+    from a single file, which lacks the tokenizer that belongs to it.
     Raises WeightsError, in one sentence, where the path holds no Stable Diffusion 1.5.
     """
     from diffusers import StableDiffusionPipeline
 
     path = Path(path).expanduser()
     if path.is_file():
-        if text_encoder:
-            raise WeightsError(
-                f"{path} is a single file, and its text encoder needs a tokenizer that no such file holds; "
-                "give Stable Diffusion 1.5 as a diffusers folder to use its own text encoder"
-            )
         parts: dict[str, Any] = dict(_read_single_file(path, dtype), text_encoder=None, tokenizer=None)
         return StableDiffusionPipeline(
             **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False

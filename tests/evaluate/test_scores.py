@@ -10,7 +10,15 @@ from torchvision import transforms
 
 from tests.evaluate import tiny
 from training.errors import ConfigError
-from training.evaluate.features import IMAGENET, FeatureNets, Features, foreground_mask, prefetched, prepare
+from training.evaluate.features import (
+    IMAGENET,
+    ClassAttention,
+    FeatureNets,
+    Features,
+    foreground_mask,
+    prefetched,
+    prepare,
+)
 from training.evaluate.jobs import dreambench_jobs
 from training.evaluate.output import OutputFolder
 from training.evaluate.protocols import PROTOCOLS
@@ -153,10 +161,18 @@ def test_clip_sees_pictures_as_its_own_processor_shows_them(nets, clip):
 
 
 def test_the_foreground_is_where_the_class_token_looks():
-    attention = torch.zeros(1, 2, 5, 5)
-    attention[0, :, 0, 1:] = torch.tensor([0.5, 0.2, 0.2, 0.1])
-    mask = foreground_mask(attention, 4)
+    mask = foreground_mask(torch.tensor([[[0.5, 0.2, 0.2, 0.1]] * 2]), 4)
     assert mask[0, 0].tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_the_class_tokens_attention_is_that_of_the_slow_way(dino):
+    from transformers import ViTModel
+
+    model = ViTModel.from_pretrained(dino, add_pooling_layer=False, attn_implementation="eager").eval()
+    attention = ClassAttention(model)
+    with torch.no_grad():
+        slow = model(pixel_values=torch.randn(2, 3, 224, 224), output_attentions=True).attentions[-1]
+    assert torch.allclose(attention.weights(), slow[:, :, 0, 1:], atol=1e-6)
 
 
 def test_features_do_not_depend_on_the_batch(nets, data):

@@ -15,8 +15,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from kosmos_core import WeightsError
-
 from ..errors import ConfigError, TrainingStopped
 from ..processes import world_of
 
@@ -86,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(options, name)} must be at least 1")
         with world_of(options.device, timeout=PATIENCE) as world:
             _command(options.command)(options, world)
-    except (ConfigError, WeightsError) as error:
+    except ValueError as error:  # a wrong option, file or folder; the message is the sentence to read
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (TrainingStopped, OSError) as error:

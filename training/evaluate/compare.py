@@ -15,13 +15,14 @@ import yaml
 from kosmos_core import Prompt, PromptError
 
 from ..errors import ConfigError
+from ..precision import DTYPES
 from ..processes import World
 from .features import FeatureNets
 from .generate import generate
 from .jobs import Job
 from .output import OutputFolder
 from .page import PAGE, figure
-from .painter import DTYPES, SD_ROW, Painter, Sampling
+from .painter import SD_ROW, Painter, Sampling
 from .subjects import check_pictures, open_picture
 
 
@@ -178,8 +179,9 @@ def _page(
 
 
 def _caption(record: dict[str, Any]) -> str:
-    parts = [f"seed {record['seed']}"]
-    for label, metric in (("DINO", "dino"), ("CLIP-T", "clip_t")):
-        if record.get(metric) is not None:
-            parts.append(f"{label} {record[metric]:.3f}")
-    return " · ".join(parts)
+    scores = [
+        f"{label} {record[metric]:.3f}"
+        for label, metric in (("DINO", "dino"), ("CLIP-T", "clip_t"))
+        if record.get(metric) is not None
+    ]
+    return "\n".join([f"seed {record['seed']}", *filter(None, ["  ".join(scores)])])

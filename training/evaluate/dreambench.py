@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..precision import DTYPES
 from ..processes import World
 from .features import FeatureNets
 from .generate import generate
 from .jobs import Job, dreambench_jobs, pair_jobs
 from .output import OutputFolder
-from .painter import DTYPES, Painter, Sampling, as_painted
+from .painter import Painter, Sampling, as_painted
 from .protocols import PROTOCOLS, PUBLISHED, Protocol
 from .score import METRICS, References, copy_threshold, echo, oracle, require_painted, score
 from .sheets import contact_sheet

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from einops import rearrange
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import ConfigError
@@ -67,9 +69,8 @@ class FeatureNets:
     def __init__(self, dino: str | Path, clip: str | Path, device: torch.device, dtype: torch.dtype = torch.float32):
         from transformers import CLIPModel, CLIPTokenizer, ViTModel
 
-        # Eager attention is the one kind that returns its weights, which the foreground is made of.
-        vit = {"attn_implementation": "eager", "add_pooling_layer": False}
-        self.dino = _local("--dino", ViTModel, dino, **vit).to(device, dtype).eval()
+        self.dino = _local("--dino", ViTModel, dino, add_pooling_layer=False).to(device, dtype).eval()
+        self._attention = ClassAttention(self.dino)
         self.clip = _local("--clip", CLIPModel, clip).to(device, dtype).eval()
         self.tokenizer = _local("--clip", CLIPTokenizer, clip)
         self.device, self.dtype = device, dtype
@@ -85,10 +86,9 @@ class FeatureNets:
     def of_prepared(self, prepared: Sequence[tuple[Tensor, Tensor]]) -> Features:
         """Features of one batch of prepared pictures."""
         for_dino, for_clip = (torch.stack(part).to(self.device, self.dtype) for part in zip(*prepared, strict=True))
-        whole = self.dino(pixel_values=for_dino, output_attentions=True, interpolate_pos_encoding=True)
-        mask = foreground_mask(whole.attentions[-1], for_dino.shape[-1]).to(self.dtype)
-        cut_out = for_dino * mask + self._white * (1 - mask)
-        masked = self.dino(pixel_values=cut_out, interpolate_pos_encoding=True)
+        whole = self.dino(pixel_values=for_dino)
+        mask = foreground_mask(self._attention.weights(), for_dino.shape[-1]).to(self.dtype)
+        masked = self.dino(pixel_values=for_dino * mask + self._white * (1 - mask))
         clip = self.clip.get_image_features(pixel_values=for_clip)
         return Features(
             _unit(whole.last_hidden_state[:, 0]),
@@ -115,12 +115,35 @@ class FeatureNets:
         return torch.cat(found)
 
 
+class ClassAttention:
+    """What the class token of a vision transformer attends to in its last layer.
+
+    Fast attention never forms these weights, and asking transformers for them makes every layer slow. So the last
+    layer's queries and keys are noted as they pass, whatever that version of the library calls its modules.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.heads, self._seen = model.config.num_attention_heads, {}
+        for kind, names in (("query", ("query", "q_proj")), ("key", ("key", "k_proj"))):
+            last = [module for name, module in model.named_modules() if name.rpartition(".")[2] in names][-1]
+            last.register_forward_hook(partial(self._note, kind))
+
+    def _note(self, kind: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self._seen[kind] = output
+
+    def weights(self) -> Tensor:
+        """Attention (n, heads, patches) of the batch that passed last, without the class token's to itself."""
+        query, key = (rearrange(self._seen[x], "n t (h d) -> n h t d", h=self.heads).float() for x in ("query", "key"))
+        scores = (query[:, :, :1] @ key.transpose(-1, -2)).squeeze(2) / query.shape[-1] ** 0.5
+        return scores.softmax(-1)[..., 1:]
+
+
 def foreground_mask(attention: Tensor, side: int) -> Tensor:
-    """The last layer's attention (n, heads, 1 + p, 1 + p) -> mask (n, 1, side, side): 1 where the class token looks.
+    """The class token's attention (n, heads, patches) -> mask (n, 1, side, side): 1 where it looks.
 
     The patches with the largest weights that together hold `FOREGROUND` of them (arXiv 2104.14294, section 4.2.2).
     """
-    weights = attention[:, :, 0, 1:].float().mean(1)
+    weights = attention.float().mean(1)
     weights = weights / weights.sum(1, keepdim=True)
     ordered, places = weights.sort(dim=1, descending=True)
     before = ordered.cumsum(1) - ordered

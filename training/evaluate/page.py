@@ -26,9 +26,10 @@ h3 {{ margin: 0 0 .5rem; font-size: .8rem; font-weight: 600; color: var(--faint)
 .column {{ flex: none }}
 .shown {{ padding-right: 1.5rem; border-right: 1px solid var(--line) }}
 .grid {{ display: flex; gap: .5rem }}
-figure {{ margin: 0; width: 176px }}
-img {{ display: block; width: 176px; height: 176px; object-fit: cover; border-radius: 8px; background: var(--line) }}
-figcaption {{ padding-top: .3rem; font-size: .72rem; color: var(--faint); font-variant-numeric: tabular-nums }}
+figure {{ margin: 0; width: 160px }}
+img {{ display: block; width: 160px; height: 160px; object-fit: cover; border-radius: 8px; background: var(--line) }}
+figcaption {{ padding-top: .3rem; font-size: .7rem; white-space: pre-line; color: var(--faint);
+  font-variant-numeric: tabular-nums }}
 </style>
 <h1>{title}</h1>
 <p>{note}</p>

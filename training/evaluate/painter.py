@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
@@ -15,11 +16,12 @@ from kosmos_core.pipeline import KosmosGPipeline, named_scheduler
 from kosmos_core.stable_diffusion import load_stable_diffusion
 
 from ..errors import ConfigError
+from ..precision import DTYPES, Precision
+from ..stable_diffusion import StableDiffusion
 from .jobs import Job
 from .subjects import open_picture
 
 SD_ROW = "sd15"  # in place of a weight file: Stable Diffusion with its own text encoder
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,12 @@ class Painter:
     """
 
     def __init__(
-        self, weights: str, sd: str | Path, sampling: Sampling, *, device: torch.device, dtype: str = "fp32"
+        self, weights: str, sd: str | Path, sampling: Sampling, *, device: torch.device, dtype: Precision = "fp32"
     ) -> None:
         self.sampling = sampling
         if weights == SD_ROW:
             self.pipe = None
-            self.diffusion = load_stable_diffusion(sd, DTYPES[dtype], text_encoder=True)
-            if self.diffusion.text_encoder is None:
-                raise ConfigError(f"{sd} has no text encoder, so it cannot paint the row '{SD_ROW}'")
+            self.diffusion = _with_own_text_encoder(sd, dtype)
             self.diffusion.scheduler = named_scheduler(sampling.scheduler, self.diffusion.scheduler)
         else:
             self.pipe = KosmosGPipeline.from_files(weights, sd, scheduler=sampling.scheduler, dtype=DTYPES[dtype])
@@ -102,3 +102,15 @@ class Painter:
         channels = self.diffusion.unet.config.in_channels
         generator = torch.Generator().manual_seed(job.seed)
         return torch.randn((job.rows, channels, side, side), generator=generator)[job.row]
+
+
+def _with_own_text_encoder(sd: str | Path, dtype: Precision) -> StableDiffusionPipeline:
+    """Stable Diffusion complete with CLIP's text encoder, from a folder or a single file."""
+    single = Path(sd).expanduser().is_file()
+    diffusion = load_stable_diffusion(sd, DTYPES[dtype], text_encoder=not single)
+    if single:
+        clip = StableDiffusion(str(sd), precision=dtype)
+        diffusion.register_modules(text_encoder=clip.text_encoder(), tokenizer=clip.tokenizer())
+    if diffusion.text_encoder is None:
+        raise ConfigError(f"{sd} has no text encoder, so it cannot paint the row '{SD_ROW}'")
+    return diffusion
