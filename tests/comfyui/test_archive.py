@@ -1,0 +1,115 @@
+"""The registry's archive: what is in it, that nothing in it is flagged, and that ComfyUI runs from it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.comfyui.archive import archived_files, build_archive, scan
+from tests.comfyui.client import Client
+from tests.comfyui.install import COMFYUI_TREE, COMFYUI_VERSION, ROOT, project_requirements
+from tests.comfyui.server import prepare_folder, running_server
+from tests.comfyui.workflow import to_api
+
+
+def test_it_holds_the_pack_and_neither_tests_nor_training_nor_weights() -> None:
+    names = archived_files()
+    tops = {name.split("/")[0] for name in names}
+    assert tops >= {"__init__.py", "nodes", "kosmos_core", "web", "locales", "workflows", "LICENSE", "pyproject.toml"}
+    assert not tops & {"tests", "training", "assets", ".ci", ".github", ".comfyui", "Makefile"}
+    assert sum((ROOT / name).stat().st_size for name in names) < 10e6
+
+
+def test_the_scanner_finds_what_it_looks_for() -> None:
+    planted = "import os, pickle\nfrom urllib.request import urlopen\nos.environ.get('A'); eval('1'); os.system('x')"
+    assert len(scan(planted)) == 5
+    assert scan("import re\npattern = re.compile('eval')\nfrom .pickle import x") == []
+
+
+def test_nothing_in_it_is_flagged() -> None:
+    flagged = {
+        name: scan((ROOT / name).read_text(encoding="utf-8")) for name in archived_files() if name.endswith(".py")
+    }
+    assert {name: found for name, found in flagged.items() if found} == {}
+
+
+def test_the_metadata_is_what_the_registry_asks_for() -> None:
+    try:
+        import tomllib
+    except ImportError:
+        from pip._vendor import tomli as tomllib
+    content = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project, comfy = content["project"], content["tool"]["comfy"]
+    assert re.fullmatch(r"[a-z][a-z0-9-]*", project["name"])
+    assert "comfyui" not in project["name"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", project["version"])
+    assert comfy["DisplayName"] == "Kosmos-G"
+    assert comfy["requires-comfyui"] == f">={COMFYUI_VERSION}"
+    assert {"PublisherId", "Icon"} <= comfy.keys()
+    assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert project_requirements(())
+
+
+def test_comfyui_runs_a_workflow_from_it(comfyui_folder: Path, tmp_path: Path) -> None:
+    pack = tmp_path / "pack"
+    with zipfile.ZipFile(build_archive(tmp_path / "pack.zip")) as archive:
+        archive.extractall(pack)
+    folder = prepare_folder(tmp_path / "comfyui", pack)
+    stand_ins = {
+        "models/checkpoints/v1-5-pruned-emaonly-fp16.safetensors": "models/checkpoints/tiny.safetensors",
+        "models/kosmos_g/kosmos-g.safetensors": "models/kosmos_g/kosmos.safetensors",
+        "input/cat.jpg": "input/dog.png",
+        "input/coffee.jpg": "input/hat.png",
+    }
+    for name, stand_in in stand_ins.items():
+        (folder / name).symlink_to(comfyui_folder / stand_in)
+    workflow = json.loads((pack / "workflows/two_subjects.json").read_text(encoding="utf-8"))
+    with running_server(folder) as server:
+        client = Client(server.address)
+        prompt = to_api(workflow, client.get("/object_info"))
+        for node in prompt.values():
+            if node["class_type"] == "EmptyLatentImage":
+                node["inputs"] |= {"width": 64, "height": 64}
+            if "steps" in node["inputs"]:
+                node["inputs"]["steps"] = 2
+        run = client.run(prompt)
+        saved = next(name for name, node in prompt.items() if node["class_type"] == "SaveImage")
+        assert client.pixels(run, saved).std() > 0
+        client.close()
+
+
+def guard(cache: Path, install: Path) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).with_name("comfy-import-guard")
+    command = [
+        program, "--offline", "--cache-dir", cache, "check", "--comfy-dir", install, "--target", "HEAD", "--no-update",
+        "--strict",
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.usefixtures("comfyui_folder")
+def test_every_name_that_is_used_of_comfyui_exists_in_it(tmp_path: Path) -> None:
+    history = tmp_path / "cache/ComfyUI"
+    history.mkdir(parents=True)
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.invalid"]
+    git = ["git", "--git-dir", history / ".git", "--work-tree", COMFYUI_TREE, *identity]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "add", "-f", "comfy", "comfy_api", "nodes.py", "folder_paths.py"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "as installed"], check=True)
+    install = tmp_path / "install"
+    packed = install / "custom_nodes/kosmos-g"
+    with zipfile.ZipFile(build_archive(tmp_path / "pack.zip")) as archive:
+        archive.extractall(packed)
+    found = guard(tmp_path / "cache", install)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "kosmos-g" in found.stdout
+    adapter = packed / "nodes/adapter.py"
+    planted = "\nfrom comfy.model_management import a_name_that_is_gone\n"
+    adapter.write_text(adapter.read_text(encoding="utf-8") + planted, encoding="utf-8")
+    assert guard(tmp_path / "cache", install).returncode != 0

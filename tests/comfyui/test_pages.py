@@ -1,0 +1,112 @@
+"""Every node explains itself: tooltips, a help page, and both languages."""
+
+from __future__ import annotations
+
+import ast
+import re
+import urllib.request
+from typing import Any
+
+import pytest
+
+from tests.comfyui.client import Client
+from tests.comfyui.install import ROOT
+from tests.comfyui.server import PACK_NAME
+
+CATEGORIES = {"Kosmos-G", "Kosmos-G/reference", "Kosmos-G/conditioning", "Kosmos-G/analysis"}
+NODES = sorted(page.stem for page in (ROOT / "web/docs").glob("*.md"))
+NUMBERED = re.compile(r"(image|reference)_[1-8]")
+CHINESE = re.compile(r"[一-鿿]")
+
+
+@pytest.fixture
+def declared(client: Client) -> dict[str, Any]:
+    """The pack's nodes as the server declares them."""
+    return {name: node for name, node in client.get("/object_info").items() if name.startswith("KosmosG")}
+
+
+def inputs(node: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Options of every input by name."""
+    return {
+        name: (declared[1] if len(declared) > 1 else {})
+        for group in ("required", "optional")
+        for name, declared in node["input"].get(group, {}).items()
+    }
+
+
+def test_there_is_one_page_for_each_node(declared: dict[str, Any]) -> None:
+    assert sorted(declared) == NODES
+
+
+def test_no_node_input_or_output_lacks_its_words(declared: dict[str, Any]) -> None:
+    for name, node in declared.items():
+        assert node["display_name"] != name
+        assert len(node["description"]) > 30
+        assert node["category"] in CATEGORIES
+        for entry, options in inputs(node).items():
+            assert options.get("tooltip"), f"{name}.{entry}"
+        assert len(node["output_tooltips"]) == len(node["output"])
+        assert all(node["output_tooltips"]), name
+
+
+def test_every_node_can_be_searched_by_other_words() -> None:
+    found = {}
+    for path in (ROOT / "nodes").glob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "node_schema":
+                fields = {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
+                if "node_id" in fields:
+                    found[fields["node_id"].value] = ast.literal_eval(fields["search_aliases"])
+    assert sorted(found) == NODES
+    assert all(len(aliases) >= 3 for aliases in found.values())
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_the_page_is_served_and_names_every_input_and_output(
+    client: Client, declared: dict[str, Any], name: str
+) -> None:
+    with urllib.request.urlopen(f"http://{client.address}/extensions/{PACK_NAME}/docs/{name}.md") as answer:
+        page = answer.read().decode()
+    node = declared[name]
+    assert page.startswith(f"# {node['display_name']}\n\n{node['description']}\n")
+    for section in ("Inputs", "Outputs", "A small graph", "Pitfalls"):
+        assert f"\n## {section}\n" in page
+    for entry, options in inputs(node).items():
+        if NUMBERED.fullmatch(entry):
+            stem = entry[:-2]
+            assert f"| `{stem}_1` … `{stem}_8` |" in page
+        else:
+            assert f"| `{entry}` |" in page
+            assert options["tooltip"].replace("<", "&lt;") in page
+    for output, tooltip in zip(node["output_name"], node["output_tooltips"], strict=True):
+        assert f"| `{output}` |" in page
+        assert tooltip in page
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_language_has_every_key(client: Client, declared: dict[str, Any], language: str) -> None:
+    words = client.get("/i18n")[language]
+    assert sorted(words["nodeDefs"]) == sorted(declared)
+    parts = {part for category in CATEGORIES for part in category.split("/")}
+    assert set(words["nodeCategories"]) == parts
+    assert set(words["dataTypes"]) == {"KOSMOSG_IMAGE", "KOSMOSG_TRACE"}
+    for name, node in declared.items():
+        entry = words["nodeDefs"][name]
+        assert list(entry["inputs"]) == list(inputs(node))
+        assert list(entry["outputs"]) == [str(number) for number in range(len(node["output"]))]
+        texts = [entry["description"]]
+        for part in (*entry["inputs"].values(), *entry["outputs"].values()):
+            assert part["name"]
+            texts.append(part["tooltip"])
+        assert all(texts)
+        assert all(CHINESE.search(text) for text in texts) == (language == "zh")
+
+
+def test_the_english_words_are_those_of_the_nodes(client: Client, declared: dict[str, Any]) -> None:
+    words = client.get("/i18n")["en"]["nodeDefs"]
+    for name, node in declared.items():
+        assert (words[name]["display_name"], words[name]["description"]) == (node["display_name"], node["description"])
+        assert {key: part["tooltip"] for key, part in words[name]["inputs"].items()} == {
+            key: options["tooltip"] for key, options in inputs(node).items()
+        }
+        assert [part["tooltip"] for part in words[name]["outputs"].values()] == node["output_tooltips"]
