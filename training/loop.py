@@ -20,6 +20,7 @@ from torch import Tensor
 from . import flops
 from .checkpoint import Checkpoints, gather_state, read_progress, restore_state
 from .config import RunConfig
+from .data_reports import DataReports
 from .draws import Draws, seed_of
 from .errors import ConfigError, TrainingStopped
 from .meter import Meter
@@ -60,6 +61,7 @@ class Trainer:
         self.micro_batches = config.batch.size // config.batch.micro
         self.streams: dict[int, BatchStream] = {}
         self.bad_batches: list[dict[str, Any]] = []
+        self.data = DataReports()
         self.stop = StopSignal()
         self.stopping = self.failing = 0.0
 
@@ -102,7 +104,7 @@ class Trainer:
     def _micro_batch(self, micro: int, last: bool, meter: Meter) -> tuple[Tensor, Tensor | float, list[str]]:
         config, counters, device = self.config, self.counters, self.world.device
         waited = time.perf_counter()
-        batch = next(self.streams[micro % counters.streams])
+        batch = self._read(self.streams[micro % counters.streams])
         waited = time.perf_counter() - waited
         batch = to_device(batch, device)
         torch.manual_seed(seed_of(config.seed, counters.step, micro, "dropout"))
@@ -117,6 +119,24 @@ class Trainer:
         operations = flops.of_batch(config.stage, config.model, self.engine.stage.frozen, batch)
         meter.add_batch(len(batch["keys"]), batch["token_ids"].numel(), operations, waited)
         return losses.total.detach(), losses.count, batch["keys"]
+
+    def _read(self, stream: BatchStream) -> Batch:
+        """The next micro-batch; where the data ends the run, the samples that did it are listed in the run folder."""
+        try:
+            return next(stream)
+        except TrainingStopped as stopped:
+            if listing := getattr(stopped, "listing", ()):
+                path = Path(self.config.run_folder) / f"unusable-samples-{self.world.rank}.txt"
+                path.write_text("".join(f"{line}\n" for line in listing))
+                raise TrainingStopped(f"{stopped}\nThe list is in {path}.") from stopped
+            raise
+
+    def _report_data(self) -> dict[str, int]:
+        """Samples read and left out, for the record; says it when a source was read to its end. Collective."""
+        mine = [stream.report() for stream in self.streams.values() if hasattr(stream, "report")]
+        for sentence in self.data.update(report for reports in self.world.gather(mine) for report in reports):
+            self.progress.say(sentence)
+        return {f"data/{name}": count for name, count in self.data.counts.items() if not name.endswith("/size")}
 
     def _step(self, meter: Meter) -> dict[str, float]:
         """One global batch; returns what `Progress.line` shows beside the rates."""
@@ -189,6 +209,7 @@ class Trainer:
         config, counters = self.config, self.counters
         if not self.streams:
             self._open_streams()
+        self._report_data()
         peak = peak_flops(self.world.device, DTYPES[config.precision])
         sampled = hasattr(self.engine.stage, "sample") and config.log.sample_every
         meter, rates = Meter(), {}
@@ -200,7 +221,7 @@ class Trainer:
             if last or counters.step % config.log.every == 0:
                 rates = meter.summary(self.world, peak)
                 rates["eta_seconds"] = rates["seconds_per_step"] * (config.steps - counters.step)
-                self.progress.record({**state, **rates, "skipped": counters.skipped})
+                self.progress.record({**state, **rates, "skipped": counters.skipped, **self._report_data()})
                 meter = Meter()
             else:
                 self.progress.line({**rates, **state})
@@ -209,6 +230,8 @@ class Trainer:
             if last or counters.step % config.checkpoint.every == 0:
                 self._save()
         self.checkpoints.wait()
+        for source in self.data.sources():
+            self.progress.say(f"data: {self.data.summary(source)}")
         if self.stopping:
             self.progress.say(f"Stopped by a signal after step {counters.step}, saved; go on with --resume auto.")
 

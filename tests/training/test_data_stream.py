@@ -230,20 +230,18 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_unusable_samples_are_passed_over_and_counted_by_reason(tmp_path, open_, workers, caplog):
+def test_unusable_samples_are_passed_over_and_counted_by_reason(tmp_path, open_, workers):
     path = _with_bad(tmp_path / "pairs", {number: spoil for number, (spoil, _) in SPOILT.items()})
     stream = open_("instruct", one_stream(10), sources={"web": SourceConfig(path)}, workers=workers, max_bad=10)
-    with caplog.at_level(logging.INFO):
-        keys = [key for _ in range(14) for key in next(stream)["keys"]]
+    keys = [key for _ in range(14) for key in next(stream)["keys"]]
     bad = {f"{number:09d}" for number in SPOILT}
     assert not bad & {key.rpartition("/")[2] for key in keys}
     assert len(set(keys)) == 93
     reasons = Counter(reason for _, reason in SPOILT.values())
     counted = {name.rpartition("/")[2]: count for name, count in stream.report().items() if "/bad/" in name}
     assert all(counted[reason] >= count for reason, count in reasons.items())
-    assert stream.report()["web/seen"] >= 100
-    assert "end of epoch 1" in caplog.text
-    assert "corrupt picture: " in caplog.text
+    assert stream.report()["web/seen"] >= 140
+    assert stream.report()["web/size"] == 100
 
 
 def test_too_many_unusable_samples_stop_the_run_with_their_list(tmp_path, open_):

@@ -64,15 +64,6 @@ class SkipCounts:
                 counts |= {f"{source}/{label}/{reason}": count for reason, count in sorted(reasons.items())}
         return counts
 
-    def summary(self, source: str) -> str:
-        """One line for a person."""
-        parts = [f"{self.seen[source]} samples read"]
-        for label, table in (("unusable", self.bad), ("left out", self.filtered)):
-            if table[source]:
-                reasons = ", ".join(f"{reason}: {count}" for reason, count in table[source].most_common())
-                parts.append(f"{table[source].total()} {label} ({reasons})")
-        return ", ".join(parts)
-
     def state_dict(self) -> dict:
         """Plain numbers and strings."""
         return {"report": self.report(), "listing": {source: list(lines) for source, lines in self.listing.items()}}

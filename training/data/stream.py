@@ -149,7 +149,7 @@ class DataStream:
             self._mixture.advance()
         self._lanes.update(read.lanes)
         self.counts.add(read.seen, read.skips)
-        self._report_epochs(read.seen)
+        self._judge_epochs(read.seen)
         return read.batch
 
     @property
@@ -192,8 +192,9 @@ class DataStream:
         self._epochs = Counter({name: self._epoch(name) for name in self.datasets})
 
     def report(self) -> dict[str, int]:
-        """Samples read and left out so far, by source and reason."""
-        return self.counts.report()
+        """Counts so far, by "source/size" (samples of its data set), "source/seen", "source/bad/reason" and
+        "source/filtered/reason"."""
+        return {f"{name}/size": size for name, size in self._sizes().items()} | self.counts.report()
 
     def close(self) -> None:
         """End the reading processes."""
@@ -226,12 +227,12 @@ class DataStream:
         """How often this stream has read its share of a source."""
         return self.counts.seen[source] * self.stream.streams // len(self.datasets[source][0])
 
-    def _report_epochs(self, seen: Mapping[str, int]) -> None:
+    def _judge_epochs(self, seen: Mapping[str, int]) -> None:
+        """At the end of an epoch even a source too small to be judged before is."""
         for source in seen:
             if (epoch := self._epoch(source)) > self._epochs[source]:
                 self._epochs[source] = epoch
                 self.counts.judge(source, at_least=1)
-                log.info("Source %s, end of epoch %d: %s", source, epoch, self.counts.summary(source))
 
 
 def open_mixture(config: DataConfig, stream: Stream, state: Mapping[str, Any] | None = None) -> Mixture:

@@ -73,7 +73,8 @@ class BatchStream(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
-    # Optional: report() -> dict[str, int | float], counts per reason of skipped samples, added to the log.
+    # Optional: report() -> dict[str, int], counts so far for the log and the end of each epoch: "source/size" (samples
+    # of the data set), "source/seen", "source/bad/reason", "source/filtered/reason".
 
 
 @dataclass
