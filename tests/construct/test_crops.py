@@ -5,7 +5,15 @@ import pytest
 import torch
 from scipy import ndimage
 
-from training.construct.crops import Region, binary_mask, dilate, find_crop, largest_box, square_around
+from training.construct.crops import (
+    Region,
+    _component_boxes,
+    binary_mask,
+    dilate,
+    find_crop,
+    largest_box,
+    square_around,
+)
 
 
 def drawn(size: tuple[int, int], *boxes: tuple[int, int, int, int]) -> np.ndarray:
@@ -78,6 +86,27 @@ def test_logits_are_resized_first_and_then_cut_at_the_probability():
     mask = binary_mask(Region(logits[0, 0].numpy(), 0.5), (97, 97), 0.3)
     assert np.array_equal(mask, expected)
     assert 0.1 < mask.mean() < 0.9
+
+
+@pytest.mark.parametrize("size", [(97, 97), (20, 20), (300, 411)])
+def test_small_regions_anywhere_are_resized_as_torch_does(size):
+    rng = np.random.default_rng(0)
+    for top, left in ((0, 0), (9, 30), (33, 3), (36, 36)):
+        logits = np.full((40, 40), -4, dtype=np.float32)
+        logits[top : top + 4, left : left + 4] = rng.normal(1, 2, (4, 4))
+        resized = torch.nn.functional.interpolate(torch.from_numpy(logits)[None, None], size=size, mode="bilinear")
+        expected = (torch.sigmoid(resized) > 0.3)[0, 0].numpy()
+        assert expected.any()
+        assert np.array_equal(binary_mask(Region(logits, 0.5), size, 0.3), expected)
+
+
+def test_components_are_those_of_scipys_labels_in_the_same_order():
+    rng = np.random.default_rng(0)
+    for density in (0.05, 0.3, 0.5, 0.6, 0.95):
+        mask = rng.random((50, 70)) < density
+        labels, _ = ndimage.label(mask)
+        boxes = [[x.start, y.start, x.stop, y.stop] for y, x in ndimage.find_objects(labels)]
+        assert _component_boxes(mask).tolist() == boxes
 
 
 def test_mask_of_other_components_stays_inside_the_crop():

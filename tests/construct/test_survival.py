@@ -1,6 +1,7 @@
 """Kills, crashes, a full disk: the set of samples stays the same, each exactly once, byte for byte."""
 
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -82,15 +83,20 @@ def test_run_that_is_killed_ten_times_writes_every_sample_exactly_once(pictures,
         f"--segment.kind={CRASHING}:SlowOracle", f"--ray-address={address}",
     ]  # fmt: skip
     moments, done, written = random.Random(0), [], {}
-    for attempt in range(10):
+    while len(done) < 10:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         # Some die while they start, most while parts and shards are written.
-        sign = ".work/parts-*" if attempt % 4 == 0 else ".work/parts-*/*.tar"
+        sign = ".work/parts-*" if len(done) % 4 == 0 else ".work/parts-*/*.tar"
         started = time.monotonic()
         while not list(target.glob(sign)) and process.poll() is None and time.monotonic() < started + 100:
             time.sleep(0.01)
         time.sleep(moments.uniform(0.2, 2.6))
-        assert process.poll() is None, "the run ended before it could be killed"
+        if process.poll() is not None:  # it was faster: the next kills meet a run from the beginning
+            assert process.returncode == 0
+            assert shards_of(target) == shards_of(expected)
+            shutil.rmtree(target)
+            written = {}
+            continue
         process.kill()
         process.wait()
         for path in target.glob("*.tar"):
@@ -99,7 +105,7 @@ def test_run_that_is_killed_ten_times_writes_every_sample_exactly_once(pictures,
         assert written.items() <= finished.items(), "a finished shard was made again"
         written = finished
         done.append(len(finished))
-    assert 0 < done[-1] < 7, f"the kills came too early or too late: {done} of 7 shards"
+    assert any(0 < count < 7 for count in done), f"no kill met a run half done: {done} of 7 shards"
     last = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert last.returncode == 0, last.stderr
     assert shards_of(target) == shards_of(expected)

@@ -148,7 +148,7 @@ class ConstructConfig:
     """Pictures per shard where the input is a folder of pictures; a tar stays one shard."""
     chunk: int = 32
     """Pictures that travel through the stages together; batches never reach beyond, so it is part of the result."""
-    model_side: int = 512
+    model_side: int = 384
     """Side of the picture that the models see, in pixels."""
     salvage: bool = False
     """Use what can be read of a damaged tar, instead of leaving the shard to a later run."""

@@ -17,8 +17,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,46 @@ def binary_mask(region: Region, size: tuple[int, int], threshold: float) -> np.n
             return region.map
         rows, columns = (np.arange(new) * old // new for new, old in zip(size, region.map.shape, strict=True))
         return region.map[np.ix_(rows, columns)]
-    logits = torch.from_numpy(np.ascontiguousarray(region.map, dtype=np.float32))
-    resized = torch.nn.functional.interpolate(logits[None, None], size=size, mode="bilinear")[0, 0]
     # sigmoid(x) > t and x > log(t / (1 - t)) are the same, the second without an exponential per pixel.
-    return (resized > math.log(threshold / (1 - threshold))).numpy()
+    level = math.log(threshold / (1 - threshold))
+    mask = np.zeros(size, dtype=bool)
+    inside = _extent(region.map > level)
+    if inside is not None:  # interpolated values exceed the level next to such pixels only
+        rows, columns = (_Taps.of(*each) for each in zip(size, region.map.shape, inside, strict=True))
+        logits = region.map[rows.source, columns.source].astype(np.float32, copy=False)
+        logits = logits[rows.first] * (1 - rows.weight[:, None]) + logits[rows.second] * rows.weight[:, None]
+        left, right = (np.take(logits, taps, axis=1, mode="clip") for taps in (columns.first, columns.second))
+        left *= 1 - columns.weight
+        right *= columns.weight
+        left += right
+        np.greater(left, level, out=mask[rows.target, columns.target])
+    return mask
+
+
+@dataclass(frozen=True)
+class _Taps:
+    """Bilinear interpolation along one axis, for the part of the target that some part of the source reaches.
+
+    Pixel centres are aligned (half-pixel rule) and borders repeat, as in torch.nn.functional.interpolate.
+    """
+
+    source: slice
+    target: slice
+    first: np.ndarray
+    second: np.ndarray
+    weight: np.ndarray
+
+    @staticmethod
+    def of(new: int, old: int, inside: slice) -> _Taps:
+        scale = old / new
+        place = np.maximum((np.arange(new) + 0.5) * scale - 0.5, 0).astype(np.float32)
+        first = np.minimum(place.astype(np.int64), old - 1)
+        second = np.minimum(first + 1, old - 1)
+        reached = np.flatnonzero((second >= inside.start) & (first < inside.stop))
+        target = slice(int(reached[0]), int(reached[-1]) + 1)
+        first, second, place = first[target], second[target], place[target]
+        source = slice(int(first[0]), int(second[-1]) + 1)
+        return _Taps(source, target, first - source.start, second - source.start, place - first)
 
 
 def dilate(mask: np.ndarray, window: int) -> np.ndarray:
@@ -72,23 +108,18 @@ def dilate(mask: np.ndarray, window: int) -> np.ndarray:
     """
     if window < 2:
         return mask
-    before, after = (window - 1) // 2, window // 2
-    for _ in range(2):
-        mask = _dilate_rows(mask, before, after).T
-    return mask
-
-
-def _dilate_rows(mask: np.ndarray, before: int, after: int) -> np.ndarray:
-    """OR of the mask moved by -before ... +after rows, in about log2(window) steps of doubling reach."""
-    height = len(mask)
-    padded = np.zeros((height + before + after, mask.shape[1]), dtype=bool)
-    padded[before : before + height] = mask
-    reach, window = 1, before + after + 1
+    before = (window - 1) // 2
+    height, width = mask.shape
+    padded = np.zeros((height + window - 1, width + window - 1), dtype=bool)
+    padded[before : before + height, before : before + width] = mask
+    # OR with itself moved by 1, 2, 4, ... reaches the whole window in about log2(window) steps per axis.
+    reach = 1
     while reach < window:
         step = min(reach, window - reach)
-        padded[:-step] |= padded[step:].copy()
+        padded[:-step] |= padded[step:]
+        padded[:, :-step] |= padded[:, step:]
         reach += step
-    return np.ascontiguousarray(padded[:height])
+    return padded[:height, :width]
 
 
 def largest_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
@@ -100,16 +131,44 @@ def largest_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
     if inside is None:
         return None
     rows, columns = inside
-    labels, _ = ndimage.label(mask[inside])
-    boxes = ndimage.find_objects(labels)
-    held = [np.count_nonzero(labels[box]) for box in boxes]
-    down, across = boxes[int(np.argmax(held))]
-    return (
-        columns.start + across.start,
-        rows.start + down.start,
-        columns.start + across.stop,
-        rows.start + down.stop,
-    )
+    mask = mask[inside]
+    boxes = _component_boxes(mask)
+    if len(boxes) > 1:
+        held = [np.count_nonzero(mask[top:bottom, left:right]) for left, top, right, bottom in boxes]
+        boxes = boxes[int(np.argmax(held)) :]
+    left, top, right, bottom = map(int, boxes[0])
+    return columns.start + left, rows.start + top, columns.start + right, rows.start + bottom
+
+
+def _component_boxes(mask: np.ndarray) -> np.ndarray:
+    """Boxes (n, 4) of the 4-connected components in the order of their first pixels.
+
+    Works on the runs of each row, of which there are hundreds where there are hundred thousands of pixels.
+    """
+    height, width = mask.shape
+    stride = width + 2
+    padded = np.zeros((height, stride), dtype=np.int8)
+    padded[:, 1:-1] = mask
+    change = np.diff(padded.ravel())
+    starts, ends = np.flatnonzero(change == 1), np.flatnonzero(change == -1)  # ends are exclusive
+    # A run touches those of the next row that begin before its end and end after its begin: neighbours in the list.
+    low = np.searchsorted(ends, starts + stride, side="right")
+    high = np.searchsorted(starts, ends + stride, side="left")
+    touching = np.maximum(high - low, 0)
+    upper = np.repeat(np.arange(len(starts)), touching)
+    lower = np.arange(len(upper)) - np.repeat(np.cumsum(touching) - touching, touching) + np.repeat(low, touching)
+    links = coo_array((np.ones(len(upper), dtype=bool), (upper, lower)), shape=(len(starts), len(starts)))
+    count, component = connected_components(links, directed=False)
+    top, left = np.divmod(starts, stride)
+    right = ends - top * stride
+    boxes = np.empty((count, 4), dtype=np.int64)
+    boxes[:, :2], boxes[:, 2:] = mask.size, 0
+    np.minimum.at(boxes[:, 0], component, left)
+    np.minimum.at(boxes[:, 1], component, top)
+    np.maximum.at(boxes[:, 2], component, right)
+    np.maximum.at(boxes[:, 3], component, top + 1)
+    _, first = np.unique(component, return_index=True)
+    return boxes[np.argsort(first)]
 
 
 def _extent(mask: np.ndarray) -> tuple[slice, slice] | None:

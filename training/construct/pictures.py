@@ -16,6 +16,8 @@ from .config import FilterConfig
 from .records import Unusable
 
 HASH_SIDE = 32
+# `resize` only reads what torch calls not writable.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
 def decode_square(
@@ -41,7 +43,8 @@ def decode_square(
             picture.load()
             if rotation is not None:
                 picture.getexif().clear()
-            picture = to_rgb(picture)
+            plain = picture.mode == "RGB" and picture.format == "JPEG" and not picture.getexif()
+            picture = picture if plain else to_rgb(picture)  # it copies, which shows among so few milliseconds
     except Unusable:
         raise
     except Image.DecompressionBombError:
@@ -53,7 +56,7 @@ def decode_square(
         picture = picture.rotate(rotation, expand=True)  # Pillow transposes at multiples of 90 degrees
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    return np.asarray(picture.crop((left, top, left + side, top + side)))
+    return np.asarray(picture)[top : top + side, left : left + side]
 
 
 def _check(picture: Image.Image, filters: FilterConfig) -> None:
@@ -77,11 +80,10 @@ def resize(pixels: np.ndarray, side: int) -> np.ndarray:
     """
     if len(pixels) == side:
         return pixels
-    # torch wants a writable array and warns otherwise; it is only read.
-    pixels = pixels if pixels.flags.writeable else pixels.copy()
-    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    # The batch axis comes before the permutation: only then torch takes the layout for channels-last, and keeps it.
+    planes = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(planes, size=(side, side), mode="bicubic", antialias=True)
-    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+    return np.ascontiguousarray(resized.permute(0, 2, 3, 1)[0].numpy())
 
 
 def perceptual_hash(pixels: np.ndarray) -> int:

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import tarfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -85,11 +87,20 @@ def _jpeg(pixels: np.ndarray, crops: CropConfig) -> bytes:
 
 
 def _mask(mask: np.ndarray, side: int) -> bytes:
-    nearest = ((np.arange(side) + 0.5) * len(mask) / side).astype(int)
-    buffer = io.BytesIO()
-    # Masks are large even areas: the fastest level is hardly larger than the best one.
-    Image.fromarray(mask[np.ix_(nearest, nearest)]).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+    """A PNG of 1 bit per pixel at another side, by nearest neighbours.
+
+    The format is simple for such a picture, and writing it here takes a tenth of a general encoder's time.
+    """
+    if len(mask) != side:
+        nearest = ((np.arange(side) + 0.5) * len(mask) / side).astype(int)
+        mask = mask[nearest][:, nearest]
+    rows = np.pad(np.packbits(mask, axis=1), ((0, 0), (1, 0)))  # each row begins with its filter: none
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    blocks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 1)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in blocks
+    )
 
 
 def tar_members(samples: Iterable[Sample]) -> tuple[bytes, list[int]]:
