@@ -161,12 +161,21 @@ def test_statistics_of_the_reals_are_kept_and_renewed(pictures, tmp_path):
     assert name_of_reals(pictures[1], "kosmosg", None) != name
 
 
-def test_both_treatments_leave_256_pixels_of_the_middle(pictures, tmp_path):
-    wide = tmp_path / "wide.png"
-    tiny.drawing(1, 640).resize((640, 480)).save(wide)
-    for treatment in ("tensor", "pillow"):
-        assert PictureFiles([wide], treatment)[0].shape == (3, 256, 256)
-    assert PictureFiles([wide], None)[0].shape == (3, 480, 640)
+def test_pictures_are_treated_as_each_protocol_says(tmp_path):
+    """The original's torchvision (0.14) resized tensors without antialiasing; the clean protocol is Pillow's."""
+    from torchvision.transforms import functional as theirs
+
+    assert treatments("kosmosg") == (None, "tensor")
+    assert treatments("clean") == ("pillow", "pillow")
+    picture = tiny.drawing(1, 640).resize((640, 480)).effect_spread(4)
+    picture.save(tmp_path / "wide.png")
+    pixels = theirs.pil_to_tensor(picture)
+    by_tensor = theirs.center_crop(theirs.resize(pixels / 255, 256, antialias=False), 256)
+    ours = PictureFiles([tmp_path / "wide.png"], "tensor")[0]
+    assert (ours.int() - (by_tensor * 255).int()).abs().max() <= 1
+    by_pillow = theirs.center_crop(theirs.resize(picture, 256, theirs.InterpolationMode.BICUBIC), 256)
+    assert torch.equal(PictureFiles([tmp_path / "wide.png"], "pillow")[0], theirs.pil_to_tensor(by_pillow))
+    assert torch.equal(PictureFiles([tmp_path / "wide.png"], None)[0], pixels)
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,13 @@ from collections import Counter
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from tests.evaluate import tiny
 from training.errors import ConfigError
 from training.evaluate.jobs import dreambench_jobs, pair_jobs
 from training.evaluate.protocols import PROTOCOLS, mark_nouns, prompt_of, words_of
-from training.evaluate.subjects import DREAMBENCH, check_pictures, read_subjects
+from training.evaluate.subjects import DREAMBENCH, check_pictures, open_picture, read_subjects
 
 KOSMOSG, DREAMBOOTH = PROTOCOLS["kosmosg"], PROTOCOLS["dreambooth"]
 
@@ -139,6 +140,16 @@ def test_missing_and_broken_data_is_named(tmp_path):
     whole.write_bytes(whole.read_bytes()[:700])
     with pytest.raises(ConfigError, match=r"the picture .*03\.jpg cannot be read"):
         check_pictures([whole])
+
+
+def test_pictures_are_read_as_stored(tmp_path):
+    """The original does not turn pictures by EXIF; without the tag nothing later turns them either."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    tiny.drawing(1, 64).resize((64, 32)).save(tmp_path / "turned.jpg", exif=turned)
+    picture = open_picture(tmp_path / "turned.jpg")
+    assert picture.size == (64, 32)
+    assert not picture.getexif()
 
 
 def test_subjects_of_ones_own_are_checked(tmp_path):

@@ -272,11 +272,14 @@ def test_offloading_takes_the_encoder_along(weights, sd):
     assert numpy.array_equal(pipe("a <i>", [picture(1)], generator=seeded(), **SMALL).images, expected)
 
 
-def test_half_precision_and_slicing_are_diffusers_own(weights, sd):
-    pipe = KosmosGPipeline.from_files(weights, sd, dtype=torch.bfloat16)
-    assert pipe.unet.dtype == pipe.encode_prompt("a dog")["prompt_embeds"].dtype == torch.bfloat16
-    latents = torch.randn(1, 4, 8, 8, generator=seeded()).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_and_slicing_are_diffusers_own(weights, sd, dtype):
+    pipe = KosmosGPipeline.from_files(weights, sd, dtype=dtype)
+    assert pipe.unet.dtype == pipe.encode_prompt("a dog")["prompt_embeds"].dtype == dtype
+    latents = torch.randn(1, 4, 8, 8, generator=seeded()).to(dtype)
     plain = pipe("a <i>", [picture(1)], latents=latents, **SMALL).images
+    exact = KosmosGPipeline.from_files(weights, sd)("a <i>", [picture(1)], latents=latents.float(), **SMALL).images
+    assert numpy.abs(plain - exact).max() < 0.1
     pipe.enable_attention_slicing()
     assert numpy.abs(pipe("a <i>", [picture(1)], latents=latents, **SMALL).images - plain).max() < 0.05
     pipe.to(torch.float32)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
@@ -39,10 +40,8 @@ class PictureFiles(Dataset):
     def __getitem__(self, index: int) -> Tensor:
         picture = open_picture(self.paths[index])
         if self.treatment == "pillow":
-            from PIL import Image
-
             short = min(picture.size)
-            size = tuple(round(length * SIDE / short) for length in picture.size)
+            size = [int(SIDE * length / short) for length in picture.size]
             picture = picture.resize(size, Image.Resampling.BICUBIC)
         height, width = picture.height, picture.width
         pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(height, width, 3)
