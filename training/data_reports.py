@@ -43,4 +43,4 @@ class DataReports:
                     f"{reason} {n:,}" for reason, n in sorted(reasons.items(), key=lambda item: -item[1])
                 )
                 parts.append(f"{sum(reasons.values()):,} {told} ({listed})")
-        return ", ".join(parts)
+        return ", ".join(parts if len(parts) > 1 else [*parts, "all usable"])

@@ -42,7 +42,7 @@ def test_corrupt_pictures_are_named_and_more_than_max_bad_of_them_is_unfit(tmp_p
     sheet = str(tmp_path / "s.png")
     assert main([path, "--sheet", sheet, "--json", str(tmp_path / "found.json"), "--workers", "2"]) == code
     found = json.loads((tmp_path / "found.json").read_text())["unusable"]
-    assert found == {"corrupt picture": [f"0.tar:{number}" for number in range(0, 60, every)]}
+    assert found == {"corrupt picture": [f"0.tar/{number:05d}" for number in range(0, 60, every)]}
     assert ("Not fit" in capsys.readouterr().out) == bool(code)
 
 

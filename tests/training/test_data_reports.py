@@ -24,4 +24,4 @@ def test_a_resumed_run_does_not_tell_of_epochs_before_it():
     told = DataReports()
     assert told.update([_report(250)]) == []
     assert told.update([_report(299)]) == []
-    assert told.update([_report(300)]) == ["data: end of epoch 3 of web: 300 samples read"]
+    assert told.update([_report(300)]) == ["data: end of epoch 3 of web: 300 samples read, all usable"]

@@ -241,7 +241,11 @@ class _Documents:
         self.documents = documents
 
     def read(self, position):
-        return self.documents[position % len(self.documents)], random.Random(0)
+        sample = self.documents[position % len(self.documents)]
+        return {"__key__": sample.__key__, "sample": sample}, random.Random(0)
+
+    def cook(self, crude):
+        return crude["sample"]
 
 
 PICTURE = io.BytesIO()

@@ -57,14 +57,14 @@ class Source:
         self.order = Order(seed_of("order", seed, name), len(self.reader), block, window)
         self.cook = (COOKS | ORIGINAL_COOKS)[kind]
 
-    def read(self, position: int) -> tuple[Any, random.Random]:
-        """The sample at a position and its random numbers, a function of (seed, epoch, key) alone."""
+    def read(self, position: int) -> tuple[dict[str, Any], random.Random]:
+        """The crude sample at a position and its random numbers, a function of (seed, epoch, key) alone."""
         crude = self.reader[self.order[position]]
         epoch = self.order.epoch(position)
-        return self.cook(crude), random.Random(seed_of(self.seed, epoch, self.name, crude["__key__"]))
+        return crude, random.Random(seed_of(self.seed, epoch, self.name, crude["__key__"]))
 
     def key(self, position: int) -> str:
-        """The name of the sample at a position."""
+        """Where the sample at a position stands, for one that cannot be read."""
         return self.reader.key(self.order[position])
 
 
@@ -86,12 +86,14 @@ class Lane:
             place = self.position * self.lanes + self.number
             self.position += 1
             self.seen += 1
+            key = None
             try:
-                sample, rng = self.source.read(place)
-                return sample.__key__, encode(sample, rng)
+                crude, rng = self.source.read(place)
+                key = crude["__key__"]
+                return key, encode(self.source.cook(crude), rng)
             except BadSample as bad:
-                skip = Skip(self.source.name, self.source.key(place), bad.reason, isinstance(bad, Filtered))
-                self.skips.append(skip)
+                key = key or self.source.key(place)
+                self.skips.append(Skip(self.source.name, key, bad.reason, isinstance(bad, Filtered)))
                 self.unit = 0
                 self._stop_if_hopeless()
         raise DataError(

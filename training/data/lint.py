@@ -78,18 +78,20 @@ class Checker:
         found = Findings()
         for index in range(start, stop):
             found.samples += 1
+            key = None
             try:
-                sample = self.cook(self.reader[index])
-                text, pictures, oddities = _contents(sample)
+                crude = self.reader[index]
+                key = crude["__key__"]
+                text, pictures, oddities = _contents(self.cook(crude))
             except Filtered as bad:
                 found.left_out[bad.reason] += 1
             except BadSample as bad:
-                found.bad.setdefault(bad.reason, []).append(self.reader.key(index))
+                found.bad.setdefault(bad.reason, []).append(key or self.reader.key(index))
             else:
                 found.pictures += pictures
                 found.characters += len(text)
                 for oddity in oddities:
-                    found.odd.setdefault(oddity, []).append(self.reader.key(index))
+                    found.odd.setdefault(oddity, []).append(key)
         return found
 
 

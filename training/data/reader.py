@@ -47,7 +47,7 @@ class Reader:
         return self._starts[-1]
 
     def key(self, index: int) -> str:
-        """A name for sample `index` that is unique in the data set and known before it is read."""
+        """Where sample `index` stands, shard:number; the name of a sample that cannot be read."""
         shard, number = self._locate(index)
         return f"{self.dataset.shards[shard].name}:{number}"
 
