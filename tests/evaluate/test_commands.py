@@ -132,6 +132,26 @@ def test_painting_and_scoring_can_run_apart_and_under_torchrun(bench, whole, tmp
     assert ours["rows"]["this model"]["dino"]["mean"] == pytest.approx(theirs["rows"]["this model"]["dino"]["mean"])
 
 
+def test_two_subjects_share_a_picture(bench, tmp_path):
+    pairs, data = tmp_path / "pairs.json", Path(bench[bench.index("--data") + 1])
+    entries = [
+        {"prompt": f"a mug and a hat in the {place}", "image_paths": ["mug/02.jpg", "hat/01.jpg"]}
+        for place in ("snow", "jungle")
+    ]
+    pairs.write_text(json.dumps(entries))
+    output = tmp_path / "out"
+    assert main([*bench, "--pairs", str(pairs), "--output", str(output), "--threads", "2"]) == 0
+    records = [json.loads(line) for line in (output / "scores.jsonl").open()]
+    assert len(records) == 2 * 4
+    assert {record["prompt"] for record in records} == {"<i> and <i> in the snow", "<i> and <i> in the jungle"}
+    assert records[0]["conditions"][0] == str((data / "dataset" / "mug" / "02.jpg").resolve())
+    assert len(records[0]["dino_per_subject"]) == 2
+    assert (output / "sheets" / "mug+hat.png").is_file()
+    rows = json.loads((output / "results.json").read_text())["rows"]
+    assert rows["this model"]["dino"]["subjects"] == 1
+    assert rows["input echoed"]["dino"]["mean"] < 1  # each picture shows one of the two
+
+
 def test_pictures_of_other_programs_can_be_scored(bench, whole, tmp_path):
     shutil.copytree(whole / "pictures", tmp_path / "out" / "pictures")
     assert main([*bench, "--output", str(tmp_path / "out"), "--only", "score"]) == 0

@@ -12,6 +12,7 @@ torchrun --nproc-per-node 8 -m training.evaluate dreambench ...     splits the p
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -59,6 +60,8 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--batch-size", type=int, default=16 if command is coco else 4, help="pictures at once")
         command.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the painting models")
         command.add_argument("--device", default="auto")
+    for command in (coco, pages):
+        command.add_argument("--clip-tokenizer", help="folder with vocab.json, merges.txt: for sd15 from a single file")
     for command in (bench, coco):
         command.add_argument("--only", choices=("generate", "score"), help="one of the two steps alone")
     for command, dino, clip in (
@@ -105,4 +108,5 @@ def _command(name: str):
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here downloads; without it a missing file means long retries
     sys.exit(main())

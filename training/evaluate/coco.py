@@ -6,6 +6,7 @@ import json
 import random
 from argparse import Namespace
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from ..errors import ConfigError
@@ -45,10 +46,10 @@ def run(options: Namespace, world: World) -> None:
     jobs = {name: caption_jobs(captions, name) for name in rows}
     if options.only != "score":
         for name, weights in rows.items():
-
-            def painter(weights: str = weights) -> Painter:
-                return Painter(weights, options.sd, sampling, device=world.device, dtype=options.dtype)
-
+            painter = partial(
+                Painter, weights, options.sd, sampling, device=world.device, dtype=options.dtype,
+                clip_tokenizer=options.clip_tokenizer,
+            )  # fmt: skip
             generate(jobs[name], painter, folder, world, options.batch_size)
     if options.only == "generate" or world.rank:
         return

@@ -6,6 +6,7 @@ import json
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,10 @@ def run(options: Namespace, world: World) -> None:
     folder.start(settings, options.resume, world)
     jobs = {name: _jobs(name, wanted, options.seeds) for name in models}
     for name, weights in models.items():
-
-        def painter(weights: str = weights) -> Painter:
-            return Painter(weights, options.sd, sampling, device=world.device, dtype=options.dtype)
-
+        painter = partial(
+            Painter, weights, options.sd, sampling, device=world.device, dtype=options.dtype,
+            clip_tokenizer=options.clip_tokenizer,
+        )  # fmt: skip
         generate(jobs[name], painter, folder, world, options.batch_size)
     if world.rank:
         return

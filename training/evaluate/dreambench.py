@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def run(options: Namespace, world: World) -> None:
     jobs = _jobs(options, subjects, protocol)
     pictures = {name: _real(name, subjects, options.data) for name in sorted({x for job in jobs for x in job.subjects})}
     check_pictures([path for paths in pictures.values() for path in paths])
+    _check_conditions(jobs, pictures)
     folder = OutputFolder(options.output, world.rank)
     settings = {
         "command": "dreambench", "protocol": protocol.name, "subjects": subjects.name, "weights": str(options.weights),
@@ -46,15 +48,15 @@ def run(options: Namespace, world: World) -> None:
         settings, sampling = as_painted(settings, folder.settings())
     folder.start(settings, options.resume or options.only == "score", world)
     if options.only != "score":
-        generate(
-            jobs, lambda: Painter(options.weights, options.sd, sampling, device=world.device, dtype=options.dtype),
-            folder, world, options.batch_size,
-        )  # fmt: skip
+        painter = partial(Painter, options.weights, options.sd, sampling, device=world.device, dtype=options.dtype)
+        generate(jobs, painter, folder, world, options.batch_size)
     if options.only == "generate":
         return
     require_painted(jobs, folder)
     nets = FeatureNets(options.dino, options.clip, world.device, DTYPES[options.scoring_dtype])
-    references = References.read(pictures, {s.name: s.picked for s in subjects.subjects}, nets)
+    picked = {subject.name: subject.picked for subject in subjects.subjects}
+    picked |= {name: path.name for job in jobs for name, path in zip(job.subjects, job.conditions, strict=True)}
+    references = References.read(pictures, picked, nets)
     score(
         jobs, references, nets, folder, world, all_references=protocol.all_references, threads=options.threads
     )  # fmt: skip
@@ -77,6 +79,14 @@ def _jobs(options: Namespace, subjects: SubjectSet, protocol: Protocol) -> list[
             )
         jobs = [job for job in jobs if job.group in options.only_subjects]
     return jobs
+
+
+def _check_conditions(jobs: list[Job], pictures: dict[str, list[Path]]) -> None:
+    """A shown picture is one of its subject's real pictures, or scores would compare with another one."""
+    for job in jobs:
+        for name, path in zip(job.subjects, job.conditions, strict=True):
+            if path.name not in [known.name for known in pictures[name]]:
+                raise ConfigError(f"--pairs: {path} is not among the pictures of '{name}' in --data")
 
 
 def _real(name: str, subjects: SubjectSet, data: str | Path) -> list[Path]:

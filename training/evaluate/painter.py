@@ -45,16 +45,18 @@ class Painter:
     """Paints jobs with one model. Each picture's noise is fixed by its job, on the CPU, so that it depends neither on
     the device nor on which jobs share a batch.
 
-    `weights` is a Kosmos-G file, or `sd15` for Stable Diffusion's own text encoder, which reads a job's plain words.
+    `weights` is a Kosmos-G file, or `sd15` for Stable Diffusion's own text encoder, which reads a job's plain words;
+    from a single file that one needs `clip_tokenizer`, a folder with vocab.json and merges.txt.
     """
 
     def __init__(
-        self, weights: str, sd: str | Path, sampling: Sampling, *, device: torch.device, dtype: Precision = "fp32"
-    ) -> None:
+        self, weights: str, sd: str | Path, sampling: Sampling, *, device: torch.device, dtype: Precision = "fp32",
+        clip_tokenizer: str | None = None,
+    ) -> None:  # fmt: skip
         self.sampling = sampling
         if weights == SD_ROW:
             self.pipe = None
-            self.diffusion = _with_own_text_encoder(sd, dtype)
+            self.diffusion = _with_own_text_encoder(sd, dtype, clip_tokenizer)
             self.diffusion.scheduler = named_scheduler(sampling.scheduler, self.diffusion.scheduler)
         else:
             self.pipe = KosmosGPipeline.from_files(weights, sd, scheduler=sampling.scheduler, dtype=DTYPES[dtype])
@@ -104,12 +106,12 @@ class Painter:
         return torch.randn((job.rows, channels, side, side), generator=generator)[job.row]
 
 
-def _with_own_text_encoder(sd: str | Path, dtype: Precision) -> StableDiffusionPipeline:
-    """Stable Diffusion complete with CLIP's text encoder, from a folder or a single file."""
+def _with_own_text_encoder(sd: str | Path, dtype: Precision, clip_tokenizer: str | None) -> StableDiffusionPipeline:
+    """Stable Diffusion complete with CLIP's text encoder, from a folder, or a single file and a tokenizer folder."""
     single = Path(sd).expanduser().is_file()
     diffusion = load_stable_diffusion(sd, DTYPES[dtype], text_encoder=not single)
     if single:
-        clip = StableDiffusion(str(sd), precision=dtype)
+        clip = StableDiffusion(str(sd), precision=dtype, clip_tokenizer=clip_tokenizer)
         diffusion.register_modules(text_encoder=clip.text_encoder(), tokenizer=clip.tokenizer())
     if diffusion.text_encoder is None:
         raise ConfigError(f"{sd} has no text encoder, so it cannot paint the row '{SD_ROW}'")
