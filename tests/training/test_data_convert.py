@@ -4,13 +4,10 @@ import base64
 import csv
 import io
 import json
+import multiprocessing
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +16,7 @@ import pytest
 from PIL import Image
 
 from kosmos_core.tokenizer import Tokenizer
+from training.data.convert import conversion
 from training.data.convert.__main__ import main
 from training.data.convert.subjects import mentions
 from training.data.cookers import COOKS
@@ -29,8 +27,6 @@ from training.data.reader import Reader, detect_kind
 from training.data.samples import BadSample
 from training.data.sequences import compositional_sequence, edit_sequence
 from training.data.shards import write_shard
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def picture(number, size=(40, 30), kind="JPEG", mode="RGB"):
@@ -385,30 +381,27 @@ def test_a_killed_conversion_goes_on_to_the_same_bytes(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options = ["--shard-size", "2", "--workers", "1"]
     assert main(["instructpix2pix", str(source), str(whole), *options]) == 0
-    script = (
-        "import sys, time, training.data.convert.conversion as c\n"
-        "from training.data.convert.__main__ import main\n"
-        "for name in ('write_whole', 'convert_shard'):\n"
-        "    def slow(*a, original=getattr(c, name), **k):\n"
-        "        time.sleep(0.02); result = original(*a, **k); time.sleep(0.02); return result\n"
-        "    setattr(c, name, slow)\n"
-        "print('ready', flush=True); sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", script, "instructpix2pix", str(source), str(killed), *options]
+    command = ["instructpix2pix", str(source), str(killed), *options]
+
+    def convert_slowly():
+        for name in ("write_whole", "convert_shard"):
+            function = getattr(conversion, name)
+
+            def slow(*given, function=function):
+                time.sleep(0.02)
+                function(*given)
+                time.sleep(0.02)
+
+            setattr(conversion, name, slow)
+        main(command)
+
     rng = random.Random(0)
-    for _ in range(5):
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        process.stdout.readline()
-        time.sleep(rng.uniform(0.05, 0.4))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+    for _ in range(6):
+        process = multiprocessing.get_context("fork").Process(target=convert_slowly)
+        process.start()
+        time.sleep(rng.uniform(0.1, 0.4))
+        process.kill()
+        process.join()
     done = sorted((killed / ".conversion").glob("0*.json"))
     assert 0 < len(done) < 15
     times = {path: path.stat().st_mtime_ns for path in done}
