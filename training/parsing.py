@@ -35,11 +35,10 @@ def fill(
     parser = ArgumentParser(prog=program, exit_on_error=False, description=description)
     parser.add_argument("--config", action="config", help="A YAML file; may be given more than once.")
     parser.add_class_arguments(kind, default=default)
-    known = _all_keys(kind)
     for word in arguments:
         key = word[2:].split("=")[0]
-        if word.startswith("--") and key not in (*known, "config", "help", "print_config"):
-            raise ConfigError(_unknown(key, known, "command line"))
+        if word.startswith("--") and key not in ("config", "help", "print_config"):
+            _check_path(key, kind)
     try:
         built = parser.instantiate(parser.parse_args(arguments))
         built.pop("config")
@@ -95,6 +94,16 @@ def _check_keys(values: Any, kind: Any, prefix: str, source: str) -> None:
         if key not in known:
             raise ConfigError(_unknown(f"{prefix}{key}", [f"{prefix}{name}" for name in known], source))
         _check_keys(value, known[key], f"{prefix}{key}.", source)
+
+
+def _check_path(key: str, kind: type) -> None:
+    nested: Any = None
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    try:
+        _check_keys(nested, kind, "", "command line")
+    except ConfigError:
+        raise ConfigError(_unknown(key, _all_keys(kind), "command line")) from None
 
 
 def _unknown(key: str, known: list[str], source: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from .errors import ConfigError
 from .processes import World
 
 if TYPE_CHECKING:
@@ -120,6 +122,9 @@ class Progress:
             writer = SummaryWriter(folder / "tensorboard")
             self.trackers.append(lambda values, step: [writer.add_scalar(k, v, step) for k, v in values.items()])
         self.trackers += [_accelerate_tracker(name, folder, config) for name in config.log.trackers]
+        notes = logging.getLogger("training")
+        notes.setLevel(logging.INFO)
+        notes.addHandler(_Said(self))
         if self.console.is_terminal:
             self.live.start()
 
@@ -163,6 +168,17 @@ class Progress:
             self.jsonl.close()
 
 
+class _Said(logging.Handler):
+    """What the data readers log (ends of epochs, damaged shards) goes to the person too."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self.progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.progress.say(record.getMessage())
+
+
 def progress_line(record: Mapping[str, Any], steps: int) -> str:
     """One line of a step's record."""
     parts = [f"step {record['step']}/{steps}", f"loss {record['loss']:.4f}"]
@@ -188,7 +204,7 @@ def _accelerate_tracker(name: str, folder: Path, config: RunConfig) -> Callable[
 
     if name not in LOGGER_TYPE_TO_CLASS or name not in get_available_trackers():
         known = ", ".join(sorted(str(tracker.value) for tracker in get_available_trackers())) or "none"
-        raise ValueError(f"log.trackers: '{name}' is not available; installed trackers are {known}.")
+        raise ConfigError(f"log.trackers: '{name}' is not available; installed trackers are {known}.")
     PartialState()  # its trackers ask it which process is the first
     kind = LOGGER_TYPE_TO_CLASS[name]
     tracker = kind(folder.name, logging_dir=folder) if kind.requires_logging_directory else kind(folder.name)

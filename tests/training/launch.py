@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ class Training:
     def signal(self, number: int, rank: int = 0) -> None:
         os.kill(self.processes[rank].pid, number)
 
-    def wait_for(self, text: str, timeout: float = 60) -> None:
+    def wait_for(self, text: str, timeout: float = 200) -> None:
         """Wait until the output holds `text`."""
         end = time.monotonic() + timeout
         while text not in self.output():
@@ -82,7 +83,7 @@ class Training:
     def output(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
-    def wait(self, timeout: float = 120) -> Result:
+    def wait(self, timeout: float = 400) -> Result:
         """The end of all processes; when one dies, the others are ended as torchrun would."""
         end = time.monotonic() + timeout
         while any(p.is_alive() for p in self.processes):
@@ -124,12 +125,34 @@ class KillAtSync:
         os.fsync = fsync
 
 
+@dataclass
+class SpoilLoss:
+    """The loss of stage lm becomes NaN in the steps from `first` up to, not including, `last`."""
+
+    first: int
+    last: int
+
+    def __call__(self) -> None:
+        from training.stages.lm import LmStage
+
+        original = LmStage.training_step
+
+        def training_step(stage, model, batch, draws):
+            losses = original(stage, model, batch, draws)
+            if self.first <= draws.step < self.last:
+                losses.total = losses.total * float("nan")
+            return losses
+
+        LmStage.training_step = training_step
+
+
 def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint."""
     metadata = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     sizes = {name: m for name, m in metadata.items() if hasattr(m, "size")}
     state = {name: torch.empty(m.size, dtype=m.properties.dtype) for name, m in sizes.items()}
-    dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
+    with warnings.catch_warnings(action="ignore"):
+        dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
     return state
 
 

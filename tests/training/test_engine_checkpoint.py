@@ -1,0 +1,226 @@
+"""Checkpoints: killed at any moment, moved between numbers of processes, without room, without permission."""
+
+import functools
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+
+from tests.training.launch import KillAtSync, Training, differences, tensors, train
+
+SYNCS_PER_SAVE = 6  # data, metadata, step-N.tmp, renamed folder, latest.tmp, renamed latest
+
+
+@pytest.fixture(scope="module")
+def whole(smoke_stages, tmp_path_factory):
+    """The checkpoints of a stage trained without a disturbance, for each set of options."""
+    folder = tmp_path_factory.mktemp("whole")
+
+    @functools.cache
+    def run(stage, steps, every):
+        run_folder = folder / f"{stage}-{steps}-{every}"
+        options = "--steps", str(steps), "--checkpoint.every", str(every), "--optim.ema", "0.9"
+        result = train(smoke_stages.arguments(stage, run_folder, *options), folder / "log")
+        assert result.ok, result.output
+        return run_folder / "checkpoints"
+
+    return run
+
+
+def names(checkpoints):
+    return sorted(path.name for path in checkpoints.iterdir())
+
+
+@pytest.mark.parametrize("stage", ["lm", "align", "instruct"])
+def test_40_steps_equal_20_steps_kill_and_20_steps_bit_for_bit(smoke_stages, whole, tmp_path, stage):
+    options = "--steps", "40", "--checkpoint.every", "20", "--optim.ema", "0.9"
+    arguments = smoke_stages.arguments(stage, tmp_path / "run", *options)
+    killed = Training(arguments, tmp_path / "log")
+    killed.wait_for("step 21/40")
+    killed.signal(signal.SIGKILL)
+    assert killed.wait().codes == [-signal.SIGKILL]
+    assert names(tmp_path / "run" / "checkpoints") == ["latest", "step-00000020"]
+    result = train([*arguments, "--resume", "auto"], tmp_path / "log")
+    assert "Going on from" in result.output
+    last = "step-00000040"
+    assert not differences(tmp_path / "run" / "checkpoints" / last, whole(stage, 40, 20) / last)
+
+
+@pytest.mark.parametrize("number", [*range(1, SYNCS_PER_SAVE + 1), SYNCS_PER_SAVE + 2, SYNCS_PER_SAVE + 4])
+def test_killed_at_any_moment_of_a_save_the_last_complete_checkpoint_goes_on(smoke_stages, whole, tmp_path, number):
+    options = "--steps", "6", "--checkpoint.every", "2", "--optim.ema", "0.9"
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", *options)
+    result = train(arguments, tmp_path / "log", faults={0: KillAtSync(number)})
+    assert result.codes == [-signal.SIGKILL]
+    checkpoints = tmp_path / "run" / "checkpoints"
+    left = names(checkpoints)
+    if number == 4:  # between rename and latest
+        assert "step-00000002" in left
+        assert "latest" not in left
+    if number < 4:
+        assert left == ["step-00000002.tmp"]
+    if number > SYNCS_PER_SAVE:
+        assert (checkpoints / "latest").read_text() == "step-00000002\n"
+    result = train([*arguments, "--resume", "auto"], tmp_path / "log")
+    assert result.ok, result.output
+    assert names(checkpoints) == ["latest", "step-00000002", "step-00000004", "step-00000006"]
+    for step in (4, 6):
+        assert not differences(checkpoints / f"step-{step:08d}", whole("lm", 6, 2) / f"step-{step:08d}")
+
+
+def test_killed_at_random_moments_until_it_ends(smoke_stages, whole, tmp_path):
+    options = "--steps", "40", "--checkpoint.every", "4", "--optim.ema", "0.9", "--resume", "auto"
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", *options)
+    chance = random.Random(4)
+    for kill in range(4):
+        training = Training(arguments, tmp_path / "log")
+        training.wait_for("step ")
+        time.sleep(chance.uniform(0, 1.0))
+        training.signal(signal.SIGKILL)
+        training.wait()
+        assert not list((tmp_path / "run" / "checkpoints").glob("step-*[0-9]/*.tmp")), kill
+    result = train(arguments, tmp_path / "log")
+    assert result.ok, result.output
+    last = "step-00000040"
+    assert not differences(tmp_path / "run" / "checkpoints" / last, whole("lm", 40, 20) / last)
+
+
+@pytest.mark.parametrize(
+    ("stage", "saved_on", "first", "resumed_on", "second"),
+    [
+        ("lm", 2, "fsdp2", 1, "single"),
+        ("lm", 1, "single", 2, "fsdp2"),
+        ("align", 2, "fsdp2", 1, "single"),
+        ("align", 1, "single", 2, "fsdp2"),
+        ("instruct", 2, "fsdp2", 1, "single"),
+        ("instruct", 1, "single", 2, "fsdp2"),
+        ("lm", 2, "fairscale", 2, "fsdp2"),
+        ("lm", 2, "ddp", 2, "fairscale"),
+    ],
+)
+def test_saved_by_one_engine_and_resumed_by_another(
+    smoke_stages, whole, tmp_path, stage, saved_on, first, resumed_on, second
+):
+    options = "--steps", "40", "--checkpoint.every", "20", "--optim.ema", "0.9", "--resume", "auto"
+    arguments = smoke_stages.arguments(stage, tmp_path / "run", *options)
+    training = Training([*arguments, "--parallel.sharding", first], tmp_path / "log", saved_on)
+    training.wait_for("step 21/40")
+    for rank in range(saved_on):
+        training.signal(signal.SIGKILL, rank)
+    training.wait()
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert names(checkpoints) == ["latest", "step-00000020"]
+    result = train([*arguments, "--parallel.sharding", second], tmp_path / "log", resumed_on)
+    assert result.ok, result.output
+    found, expected = tensors(checkpoints / "step-00000040"), tensors(whole(stage, 40, 20) / "step-00000040")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        if not name.startswith("optimizer."):
+            scale = max(1.0, float(tensor.abs().max()))
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5 * scale, msg=name)
+
+
+def test_two_ranks_resumed_on_two_are_bit_equal(smoke_stages, tmp_path):
+    options = "--steps", "8", "--checkpoint.every", "4", "--parallel.sharding", "fsdp2"
+    arguments = smoke_stages.arguments("lm", tmp_path / "whole", *options)
+    assert train(arguments, tmp_path / "log", 2).ok
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", *options)
+    # the other rank dies in the middle of its second save
+    result = train(arguments, tmp_path / "log", 2, faults={1: KillAtSync(2)})
+    assert -signal.SIGKILL in result.codes
+    assert names(tmp_path / "run" / "checkpoints")[:2] == ["latest", "step-00000004"]
+    result = train([*arguments, "--resume", "auto"], tmp_path / "log", 2)
+    assert result.ok, result.output
+    last = "checkpoints/step-00000008"
+    assert not differences(tmp_path / "run" / last, tmp_path / "whole" / last)
+
+
+def test_only_the_last_k_checkpoints_are_kept(smoke_stages, tmp_path):
+    options = "--steps", "10", "--checkpoint.every", "2", "--checkpoint.keep", "2"
+    assert train(smoke_stages.arguments("lm", tmp_path / "run", *options), tmp_path / "log").ok
+    assert names(tmp_path / "run" / "checkpoints") == ["latest", "step-00000008", "step-00000010"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 12 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small file system cannot be mounted here (needs root)")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def fill(folder, leave):
+    """Take room until `leave` bytes are free."""
+    free = os.statvfs(folder)
+    (folder / "ballast").write_bytes(bytes(free.f_bavail * free.f_frsize - leave))
+
+
+@pytest.mark.parametrize("asynchronous", ["true", "false"])
+def test_a_full_disk_is_a_sentence_and_the_last_good_checkpoint_stays(smoke_stages, small_disk, tmp_path, asynchronous):
+    options = "--steps", "6", "--checkpoint.every", "2", "--checkpoint.asynchronous", asynchronous
+    arguments = smoke_stages.arguments("lm", small_disk / "run", *options)
+    assert train([*arguments[: arguments.index("6")], "2", *arguments[arguments.index("6") + 1 :]], tmp_path / "log").ok
+    checkpoints = small_disk / "run" / "checkpoints"
+    good = tensors(checkpoints / "step-00000002")
+    fill(small_disk, 200_000)
+    result = train([*arguments, "--resume", "auto"], tmp_path / "log")
+    assert result.codes == [1]
+    assert "No space left on device" in result.output
+    assert f"the last good checkpoint is {checkpoints / 'step-00000002'}" in result.output
+    assert "Traceback" not in result.output
+    assert names(checkpoints) == ["latest", "step-00000002"]
+    assert all(torch.equal(tensor, good[name]) for name, tensor in tensors(checkpoints / "step-00000002").items())
+    (small_disk / "ballast").unlink()
+    assert train([*arguments, "--resume", "auto"], tmp_path / "log").ok
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(smoke_stages, tmp_path):
+    (tmp_path / "file").touch()
+    result = train(smoke_stages.arguments("lm", tmp_path / "file" / "run"), tmp_path / "log")
+    assert result.codes == [1]
+    assert "cannot be written" in result.output
+    assert "choose another --run_folder" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_disk_that_turns_read_only_keeps_the_last_good_checkpoint(smoke_stages, small_disk, tmp_path):
+    options = "--steps", "1000", "--checkpoint.every", "10"
+    training = Training(smoke_stages.arguments("lm", small_disk / "run", *options), tmp_path / "log")
+    training.wait_for("step 12/1000")
+    # Open files keep a file system from being made read-only; a read-only bind mount over the folder does not mind.
+    checkpoints = small_disk / "run" / "checkpoints"
+    subprocess.run(["mount", "--bind", checkpoints, checkpoints], check=True)
+    subprocess.run(["mount", "-o", "remount,ro,bind", checkpoints], check=True)
+    try:
+        result = training.wait()
+        assert result.codes == [1]
+        assert "Read-only file system" in result.output
+        assert "the last good checkpoint is" in result.output
+        assert [name for name in names(checkpoints) if not name.endswith(".tmp")][0] == "latest"
+    finally:
+        subprocess.run(["umount", checkpoints], check=True)
+
+
+def test_an_existing_run_is_not_touched_without_resume(smoke_stages, tmp_path):
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", "--steps", "2")
+    assert train(arguments, tmp_path / "log").ok
+    result = train(arguments, tmp_path / "log")
+    assert result.codes == [2]
+    assert "already holds a run (at step-00000002); add --resume auto" in result.output
+    assert train([*arguments, "--resume", "auto"], tmp_path / "log").ok
+
+
+def test_a_checkpoint_of_another_model_is_a_sentence(smoke_stages, tmp_path):
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", "--steps", "2")
+    assert train(arguments, tmp_path / "log").ok
+    result = train([*arguments, "--resume", "auto", "--steps", "4", "--model.decoder.layers", "1"], tmp_path / "log")
+    assert result.codes == [1], result.output
+    assert "does not fit this configuration" in result.output

@@ -1,0 +1,91 @@
+"""The configuration: what is wrong is said in one sentence that names the key and the nearest valid one."""
+
+import pytest
+import yaml
+
+from training.config import parse
+from training.errors import ConfigError
+
+
+@pytest.fixture
+def arguments(smoke_stages, tmp_path):
+    def make(stage, *more):
+        return smoke_stages.arguments(stage, tmp_path / "run", *more)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "sentence"),
+    [
+        ("--optim.lrr", "1", "there is no key 'optim.lrr'; the nearest is 'optim.lr'"),
+        ("--optim.warmup", "1", "there is no key 'optim.warmup'; the nearest is 'optim.warmup_steps'"),
+        ("--model.decoder.witdh", "64", "there is no key 'model.decoder.witdh'; the nearest is 'model.decoder.width'"),
+        ("--task.recc", "paper", "there is no key 'task.recc'; the nearest is 'task.rec'"),
+        ("--stpes", "3", "there is no key 'stpes'; the nearest is 'steps'"),
+        ("--optim.lr", "fast", "optim.lr: 'fast' is not valid, expected float"),
+        ("--steps", "1.5", "steps: '1.5' is not valid, expected int"),
+        ("--precision", "bf17", "precision: 'bf17' is not valid, expected one of bf16, fp16, fp32"),
+        ("--optim.name", "sgd", "optim.name: 'sgd' is not valid, expected one of adamw, original"),
+        ("--optim.betas", "[0.9]", "optim.betas: '[0.9]' is not valid"),
+        ("--optim.lr", "-1", "optim.lr: -1.0 must be above 0"),
+        ("--batch.micro", "3", "batch.size: 4 must be a multiple of batch.micro (3)"),
+        ("--checkpoint.keep", "0", "checkpoint.keep: 0 must be at least 1"),
+        ("--stage", "pretrain", "stage: 'pretrain' is none of lm, align, instruct"),
+        ("--preset", "huge", "preset: 'huge' is none of official, medium, tiny"),
+        ("--config", "missing.yaml", "--config missing.yaml: cannot be read (No such file or directory)"),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_value_and_the_way_out(arguments, option, value, sentence):
+    with pytest.raises(ConfigError) as error:
+        parse(arguments("align", option, value))
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("optim: {lrr: 1}", "there is no key 'optim.lrr'; the nearest is 'optim.lr'"),
+        (
+            "data: {sources: {a: {pth: x}}}",
+            "there is no key 'data.sources.a.pth'; the nearest is 'data.sources.a.path'",
+        ),
+        ("optim: {lr: fast}", "optim.lr: 'fast' is not valid, expected float"),
+        ("- 1", "expected `key: value` lines, found list"),
+        ("a: [", "is not valid YAML"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_key(arguments, tmp_path, text, sentence):
+    file = tmp_path / "own.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        parse(arguments("align", "--config", str(file)))
+    assert sentence in str(error.value)
+
+
+def test_later_files_and_options_win(arguments, tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("optim: {lr: 1e-4, eps: 1e-7}\nmodel: {decoder: {layers: 3}}")
+    config = parse(arguments("align", "--config", str(file), "--optim.eps", "1e-9"))
+    assert (config.optim.lr, config.optim.eps, config.optim.warmup_steps) == (1e-4, 1e-9, 5)
+    assert (config.model.decoder.layers, config.model.decoder.width) == (3, 32)
+
+
+def test_an_option_of_one_source_can_be_given_on_the_command_line(arguments):
+    config = parse(arguments("align", "--data.sources.captions.path", "elsewhere"))
+    assert config.data.sources["captions"].path == "elsewhere"
+
+
+def test_the_stored_configuration_gives_the_same_run_again(arguments, tmp_path):
+    config = parse(arguments("instruct", "--optim.lr", "3e-4"))
+    file = tmp_path / "config.yaml"
+    file.write_text(config.to_yaml())
+    assert parse(["--config", str(file)]).to_yaml() == config.to_yaml()
+    assert yaml.safe_load(config.to_yaml())["optim"]["lr"] == 3e-4
+
+
+def test_the_model_fits_the_stage(arguments):
+    assert parse(arguments("lm")).model.aligner is None
+    assert parse(arguments("align")).model.aligner.reconstruction
+    assert not parse(arguments("instruct")).model.aligner.reconstruction

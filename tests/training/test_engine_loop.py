@@ -1,0 +1,144 @@
+"""The training loop: signals, steps that are not finite, exact means over uneven micro-batches, what it reports."""
+
+import json
+import signal
+
+import pytest
+import torch
+
+from tests.training.launch import SpoilLoss, Training, differences, tensors, train
+
+
+def records(run_folder):
+    return [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_finishes_the_step_saves_and_exits_with_0(smoke_stages, tmp_path, number):
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", "--steps", "1000")
+    training = Training(arguments, tmp_path / "log")
+    training.wait_for("step 3/1000")
+    training.signal(number)
+    result = training.wait()
+    assert result.codes == [0], result.output
+    assert "Traceback" not in result.output
+    step = records(tmp_path / "run")[-1]["step"]
+    assert f"after step {step}" in result.output
+    assert (tmp_path / "run/checkpoints/latest").read_text() == f"step-{step:08d}\n"
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_with_0(smoke_stages, tmp_path):
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", "--steps", "1000", "--parallel.sharding", "fsdp2")
+    training = Training(arguments, tmp_path / "log", 2)
+    training.wait_for("step 3/1000")
+    training.signal(signal.SIGTERM, rank=1)
+    assert training.wait().codes == [0, 0]
+    step = records(tmp_path / "run")[-1]["step"]
+    assert (tmp_path / "run/checkpoints/latest").read_text() == f"step-{step:08d}\n"
+
+
+def test_a_run_stopped_by_a_signal_goes_on_bit_equal(smoke_stages, tmp_path):
+    options = "--steps", "30", "--checkpoint.every", "30"
+    assert train(smoke_stages.arguments("lm", tmp_path / "whole", *options), tmp_path / "log").ok
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", *options, "--resume", "auto")
+    training = Training(arguments, tmp_path / "log")
+    training.wait_for("step 5/30")
+    training.signal(signal.SIGUSR1)
+    assert training.wait().ok
+    assert train(arguments, tmp_path / "log").ok
+    last = "checkpoints/step-00000030"
+    assert not differences(tmp_path / "run" / last, tmp_path / "whole" / last)
+    assert [r["step"] for r in records(tmp_path / "run")] == list(range(1, 31))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_steps_that_are_not_finite_are_skipped_and_counted(smoke_stages, tmp_path, ranks):
+    """On two processes only the first sees the NaN; both must skip."""
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", "--steps", "5", "--checkpoint.every", "1",
+                                       "--checkpoint.keep", "9", "--checkpoint.asynchronous", "false")  # fmt: skip
+    result = train(arguments, tmp_path / "log", ranks, faults={0: SpoilLoss(2, 4)})
+    assert result.ok, result.output
+    assert [r["skipped"] for r in records(tmp_path / "run")] == [0, 0, 1, 2, 2]
+    states = [tensors(tmp_path / "run/checkpoints" / f"step-{step:08d}") for step in (2, 4, 5)]
+    for name, before in states[0].items():
+        assert torch.equal(before, states[1][name]), name
+        assert before.isfinite().all()
+    assert any(not torch.equal(states[1][name], states[2][name]) for name in states[1])
+
+
+def test_ten_bad_steps_in_a_row_stop_the_run_and_name_their_samples(smoke_stages, tmp_path):
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", "--steps", "40")
+    result = train(arguments, tmp_path / "log", 2, faults={0: SpoilLoss(3, 40), 1: SpoilLoss(3, 40)})
+    assert result.codes == [1, 1], result.output
+    path = tmp_path / "run" / "nonfinite-step-00000013.json"
+    assert (
+        f"10 steps in a row had a loss or gradient that is not finite; their sample keys are in {path}" in result.output
+    )
+    bad = json.loads(path.read_text())
+    assert [entry["step"] for entry in bad] == list(range(4, 14))
+    assert all(len(entry["keys"]) == 4 for entry in bad)
+    assert len({key for entry in bad for key in entry["keys"]}) > 4
+
+
+def test_the_keys_of_a_bad_batch_are_those_of_the_data(smoke_stages, tmp_path):
+    from training.config import parse
+    from training.stages import Stream, stage_module
+
+    arguments = smoke_stages.arguments("align", tmp_path / "run", "--optim.nonfinite_limit", "1")
+    arguments += ["--optim.lr", "1e30", "--optim.clip_norm", "0", "--optim.warmup_steps", "0"]
+    result = train(arguments, tmp_path / "log")
+    assert result.codes == [1], result.output
+    (path,) = (tmp_path / "run").glob("nonfinite-step-*.json")
+    entry = json.loads(path.read_text())[0]
+    config = parse(arguments)
+    stage = stage_module("align").build(config, torch.device("cpu"), torch.device("cpu"))
+    expected = []
+    streams = [stage.stream(Stream(config.seed, i, 2, 1, 4)) for i in range(2)]
+    for _ in range(entry["step"]):
+        batches = [next(streams[micro % 2]) for micro in range(4)]
+        expected = [key for batch in batches for key in batch["keys"]]
+    assert entry["keys"] == expected
+
+
+def test_a_record_holds_what_a_person_wants_to_see(smoke_stages, tmp_path):
+    arguments = smoke_stages.arguments("instruct", tmp_path / "run", "--steps", "2", "--log.tensorboard", "true")
+    arguments += ["--log.sample_every", "2"]
+    result = train(arguments, tmp_path / "log")
+    assert result.ok, result.output
+    record = records(tmp_path / "run")[-1]
+    wanted = {"step", "loss", "lr", "gradient_norm", "samples_per_second", "tokens_per_second", "data_wait_percent"}
+    wanted |= {"mfu_percent", "memory_bytes", "eta_seconds", "skipped"}
+    assert wanted <= record.keys()
+    assert {"loss/constructed", "loss/edits", "loss/captions"} & record.keys()
+    assert 0 < record["mfu_percent"] < 120
+    assert 1e8 < record["memory_bytes"] < 4e9
+    for word in ("step 2/2", "loss ", "lr ", "norm ", "samples/s", "tokens/s", "wait ", "MFU ", "mem ", "ETA "):
+        assert word in result.output
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    from PIL import Image
+
+    assert Image.open(tmp_path / "run/samples/step-00000002.png").size > (100, 50)
+    stored = (tmp_path / "run/config.yaml").read_text()
+    assert "sample_every: 2" in stored
+    start = json.loads((tmp_path / "run/starts.jsonl").read_text())
+    assert set(start["git"]) >= {"commit", "changed"}
+    assert start["versions"]["torch"] == torch.__version__
+
+
+def test_an_unknown_tracker_is_a_sentence(smoke_stages, tmp_path):
+    result = train(smoke_stages.arguments("lm", tmp_path / "run", "--log.trackers", "[wandbb]"), tmp_path / "log")
+    assert result.codes == [2], result.output
+    assert "log.trackers: 'wandbb' is not available; installed trackers are" in result.output
+
+
+def test_a_batch_that_does_not_divide_is_a_sentence(smoke_stages, tmp_path):
+    result = train(smoke_stages.arguments("lm", tmp_path / "run", "--batch.streams", "3"), tmp_path / "log")
+    assert result.codes == [2]
+    assert "must be a multiple of the 3 data streams" in result.output
+
+
+def test_other_trackers_come_through_accelerate(smoke_stages, tmp_path):
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", "--steps", "2", "--log.trackers", "[tensorboard]")
+    result = train(arguments, tmp_path / "log", 2)
+    assert result.ok, result.output
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))

@@ -1,0 +1,108 @@
+"""Every engine computes what one process computes."""
+
+import functools
+import json
+
+import pytest
+import torch
+
+from tests.training.launch import differences, tensors, train
+from training.errors import ConfigError
+from training.parallel import ParallelConfig, choose_sharding
+from training.processes import World
+
+STEPS = 20
+
+
+def curve(run_folder):
+    """Loss and gradient norm of every step."""
+    records = map(json.loads, (run_folder / "log.jsonl").read_text().splitlines())
+    return torch.tensor([(r["loss"], r["gradient_norm"]) for r in records], dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def trained(smoke_stages, tmp_path_factory):
+    """Trains a stage once per set of options; gives its run folder."""
+    folder = tmp_path_factory.mktemp("parallel")
+
+    @functools.cache
+    def run(stage, ranks, *options):
+        run_folder = folder / "-".join((stage, str(ranks), *options)).replace(".", "-")
+        arguments = smoke_stages.arguments(stage, run_folder, "--steps", str(STEPS), *options)
+        result = train(arguments, folder / f"{run_folder.name}.log", ranks)
+        assert result.ok, result.output
+        return run_folder
+
+    return run
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp2", "fairscale"])
+@pytest.mark.parametrize("stage", ["lm", "align", "instruct"])
+def test_two_ranks_equal_one_process_on_the_same_global_batch(trained, stage, sharding):
+    """20 steps with dropout, ragged counts and accumulation: 4 micro-batches on one process, 2 on each of two."""
+    alone = trained(stage, 1)
+    together = trained(stage, 2, "--parallel.sharding", sharding)
+    torch.testing.assert_close(curve(together), curve(alone), rtol=1e-5, atol=0)
+    weights, expected = (tensors(f / "checkpoints" / f"step-{STEPS:08d}") for f in (together, alone))
+    rate = max(json.loads(line)["lr"] for line in (alone / "log.jsonl").read_text().splitlines())
+    for name, tensor in expected.items():
+        if name.startswith("model."):
+            # Adam divides by the root of a squared gradient, which multiplies rounding where gradients vanish; a
+            # hundredth of a single update is what 20 of them may differ by.
+            torch.testing.assert_close(weights[name], tensor, rtol=0, atol=0.01 * rate, msg=name)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--parallel.units", "size", "--parallel.unit_parameters", "5000"),
+        ("--parallel.shard_processes", "1"),
+        ("--parallel.sync_every_micro_batch", "false"),
+        ("--parallel.reshard_after_forward", "false"),
+        ("--parallel.activation_checkpointing", "true"),
+    ],
+    ids=["units by size through fairscale", "replicated groups", "late sync", "no reshard", "recomputation"],
+)
+def test_no_option_of_fsdp2_changes_the_numbers(trained, options):
+    together = trained("lm", 2, "--parallel.sharding", "fsdp2", *options)
+    torch.testing.assert_close(curve(together), curve(trained("lm", 1)), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("stage", ["lm", "instruct"])
+def test_activation_checkpointing_is_bit_equal(trained, stage):
+    recomputed = trained(stage, 1, "--parallel.activation_checkpointing", "true")
+    step = f"checkpoints/step-{STEPS:08d}"
+    assert not differences(recomputed / step, trained(stage, 1) / step)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_stays_near_float32(trained, precision):
+    alone = curve(trained("align", 1, "--precision", precision))[:, 0]
+    sharded = curve(trained("align", 2, "--parallel.sharding", "fsdp2", "--precision", precision))[:, 0]
+    exact = curve(trained("align", 1))[:, 0]
+    assert ((alone / exact - 1).abs() < 0.02).all()
+    assert ((sharded / exact - 1).abs() < 0.02).all()
+    assert not torch.equal(alone, exact)
+
+
+def test_trained_weights_stay_float32_in_half_precision(trained):
+    run_folder = trained("align", 2, "--parallel.sharding", "fsdp2", "--precision", "bf16")
+    state = tensors(run_folder / f"checkpoints/step-{STEPS:08d}")
+    assert {t.dtype for name, t in state.items() if "aligner" in name} == {torch.float32}
+
+
+def world(size, distributed=True):
+    return World(0, size, torch.device("cpu"), object() if distributed else None)
+
+
+def test_auto_is_single_alone_and_ddp_on_cpus():
+    assert choose_sharding(ParallelConfig(), world(1, False)) == "single"
+    assert choose_sharding(ParallelConfig(), world(2)) == "ddp"
+    assert choose_sharding(ParallelConfig(), World(0, 2, torch.device("cuda"), object())) == "fsdp2"
+
+
+def test_an_engine_that_cannot_run_names_the_alternative():
+    with pytest.raises(ConfigError, match=r"single cannot use 2 processes; use ddp, fsdp2 or auto"):
+        choose_sharding(ParallelConfig(sharding="single"), world(2))
+    with pytest.raises(ConfigError, match=r"fairscale needs a process group; launch with `torchrun"):
+        choose_sharding(ParallelConfig(sharding="fairscale"), world(1, False))
