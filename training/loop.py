@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -220,7 +219,7 @@ class Trainer:
                 self.checkpoints.wait()
             last = counters.step == config.steps or self.stopping
             if last or counters.step % config.log.every == 0:
-                rates = meter.summary(self.world, peak, self._left_out())
+                rates = meter.summary(self.world, peak)
                 rates["eta_seconds"] = rates["seconds_per_step"] * (config.steps - counters.step)
                 self.progress.record({**state, **rates, "skipped": counters.skipped, **self._report_data()})
                 meter = Meter()
@@ -235,11 +234,6 @@ class Trainer:
             self.progress.say(f"data: {self.data.summary(source)}")
         if self.stopping:
             self.progress.say(f"Stopped by a signal after step {counters.step}, saved; go on with --resume auto.")
-
-    def _left_out(self) -> Counter[str]:
-        reports = (stream.report() for stream in self.streams.values())
-        counts = sum((Counter(report) for report in reports), Counter())
-        return Counter({name: count for name, count in counts.items() if not name.endswith("/seen")})
 
     def _sample(self) -> None:
         with torch.no_grad(), autocast(self.config.precision, self.world.device):

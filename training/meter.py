@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections import defaultdict
 from typing import Any
 
 from torch import Tensor
@@ -33,12 +32,11 @@ class Meter:
         self.samples, self.tokens = self.samples + samples, self.tokens + tokens
         self.flops, self.waiting = self.flops + operations, self.waiting + waiting
 
-    def summary(self, world: World, peak: float | None, left_out: Mapping[str, int] | None = None) -> dict[str, Any]:
+    def summary(self, world: World, peak: float | None) -> dict[str, Any]:
         """Losses and rates of all processes since this meter was made; call on all of them.
 
         Args:
             peak: FLOP/s of one device at best, for the utilisation (MFU); None leaves it out.
-            left_out: samples that this process's data streams have passed over so far, by source and reason.
         """
         elapsed = time.perf_counter() - self.started
         mine = {
@@ -48,7 +46,6 @@ class Meter:
             "flops": self.flops,
             "waiting": self.waiting,
             "memory": memory_used(world.device),
-            "left_out": Counter(left_out or {}),
         }
         every = world.gather(mine)
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
@@ -56,7 +53,6 @@ class Meter:
             for name, (total, count) in one["sums"].items():
                 sums[name][0] += total
                 sums[name][1] += count
-        left_out = sum((one["left_out"] for one in every), Counter())
         flops = sum(one["flops"] for one in every) / elapsed
         return {
             **{
@@ -71,5 +67,4 @@ class Meter:
             "mfu_percent": 100 * flops / (peak * world.size) if peak and flops else None,
             "memory_bytes": max(one["memory"] for one in every),
             "seconds_per_step": elapsed / max(1, self.steps),
-            **{f"data/{name}": count for name, count in sorted(left_out.items())},
         }

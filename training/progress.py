@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -122,9 +121,6 @@ class Progress:
             writer = SummaryWriter(folder / "tensorboard")
             self.trackers.append(lambda values, step: [writer.add_scalar(k, v, step) for k, v in values.items()])
         self.trackers += [_accelerate_tracker(name, folder, config) for name in config.log.trackers]
-        notes = logging.getLogger("training")
-        notes.setLevel(logging.INFO)
-        notes.addHandler(_Said(self))
         if self.console.is_terminal:
             self.live.start()
 
@@ -166,17 +162,6 @@ class Progress:
             self.jsonl.flush()
             os.fsync(self.jsonl.fileno())
             self.jsonl.close()
-
-
-class _Said(logging.Handler):
-    """What the data readers log (ends of epochs, damaged shards) goes to the person too."""
-
-    def __init__(self, progress: Progress) -> None:
-        super().__init__()
-        self.progress = progress
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.progress.say(record.getMessage())
 
 
 def progress_line(record: Mapping[str, Any], steps: int) -> str:

@@ -15,7 +15,6 @@ import torch
 
 from .checkpoint import Checkpoints, latest_checkpoint
 from .config import RunConfig, parse
-from .data.skips import TooManyBad
 from .errors import CheckpointError, ConfigError, TrainingStopped
 from .loop import Trainer
 from .parallel import choose_sharding, parallelize
@@ -75,10 +74,6 @@ def train(config: RunConfig, world: World) -> None:
             for note in getattr(stage, "notes", ()):
                 progress.say(note)
         trainer.run()
-    except TooManyBad as error:
-        listing = Path(config.run_folder) / "unusable-samples.txt"
-        listing.write_text("\n".join(error.listing) + "\n")
-        raise TrainingStopped(f"{error}\nAll of them are listed in {listing}.") from error
     finally:
         progress.close()
 

@@ -204,7 +204,7 @@ def test_a_disk_that_turns_read_only_keeps_the_last_good_checkpoint(smoke_stages
         assert result.codes == [1]
         assert "Read-only file system" in result.output
         assert "the last good checkpoint is" in result.output
-        assert [name for name in names(checkpoints) if not name.endswith(".tmp")][0] == "latest"
+        assert "latest" in names(checkpoints)
     finally:
         subprocess.run(["umount", checkpoints], check=True)
 

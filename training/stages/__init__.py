@@ -73,13 +73,8 @@ class BatchStream(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
-<<<<<<< HEAD
     # Optional: report() -> dict[str, int], counts so far for the log and the end of each epoch: "source/size" (samples
     # of the data set), "source/seen", "source/bad/reason", "source/filtered/reason".
-=======
-    def report(self) -> dict[str, int]:
-        """Samples so far: "source/seen", and "source/bad/reason" and "source/filtered/reason" for what was left out."""
->>>>>>> 9b13902 (Test the engine with real trainings: killed, moved between engines, out of room, wrongly configured)
 
 
 @dataclass
