@@ -98,7 +98,9 @@ def instruct_step(
 ) -> int:
     """A micro-batch of stage `instruct`; `vae` is the configuration of the VAE where it encodes the targets."""
     trained = decoder(config, rows + 1, length) + align(config, rows + 1, length)  # one row more: the null condition
-    frozen = vae_encoder(vae, rows, latent_side * 2 ** (len(vae.block_out_channels) - 1)) if vae else 0
+    side = latent_side * 2 ** (len(vae.block_out_channels) - 1) if vae else 0
+    tiny = vae is not None and "encoder_block_out_channels" in vae
+    frozen = (tiny_vae_encoder if tiny else vae_encoder)(vae, rows, side) if vae else 0
     through = unet(unet_config, rows, latent_side, config.aligner.queries)
     return TRAINED * trained + PASSES_GRADIENT * through + frozen + pictures(config, images)
 
@@ -149,6 +151,18 @@ def vae_encoder(config: Any, rows: int, side: int) -> int:
             total += _convolution(rows * side**2, width, width)
     total += 2 * _resnet(rows, side**2, before, before) + attention(rows, side**2, side**2, before)
     return total + _convolution(rows * side**2, before, latents) + _convolution(rows * side**2, latents, latents, 1)
+
+
+def tiny_vae_encoder(config: Any, rows: int, side: int) -> int:
+    """The encoder of diffusers' AutoencoderTiny on pictures of `side` pixels, forward."""
+    widths = config.encoder_block_out_channels
+    total = _convolution(rows * side**2, config.in_channels, widths[0])
+    for i, (width, blocks) in enumerate(zip(widths, config.num_encoder_blocks, strict=True)):
+        if i > 0:
+            side //= 2
+            total += _convolution(rows * side**2, width, width)
+        total += 3 * blocks * _convolution(rows * side**2, width, width)
+    return total + _convolution(rows * side**2, widths[-1], config.latent_channels)
 
 
 def _spatial_transformer(rows: int, pixels: int, width: int, context: int, context_width: int, layers: int) -> int:

@@ -54,7 +54,7 @@ def test_training_step_of_the_alignment_equals_torch_s_count(config, model):
 
 
 def test_unet_vae_and_clip_equal_torch_s_count():
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     with torch.device("meta"):
@@ -69,6 +69,8 @@ def test_unet_vae_and_clip_equal_torch_s_count():
             block_out_channels=(32, 64, 64), down_block_types=("DownEncoderBlock2D",) * 3, layers_per_block=2
         )
         assert counted(lambda: vae.encode(torch.randn(2, 3, 64, 64))) == flops.vae_encoder(vae.config, 2, 64)
+        tiny = AutoencoderTiny()
+        assert counted(lambda: tiny.encode(torch.randn(2, 3, 64, 64))) == flops.tiny_vae_encoder(tiny.config, 2, 64)
         clip = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
         token_ids = torch.zeros(2, 77, dtype=torch.long)
         assert counted(lambda: clip(token_ids)) == flops.clip_text(clip.config, 2)

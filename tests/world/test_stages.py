@@ -1,0 +1,56 @@
+"""Twenty steps of each stage in a world of five nouns, by the configurations that the project ships."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from training.world.evaluate import portrait
+from training.world.scenes import Identity
+
+
+def losses(chain, run: str) -> list[float]:
+    records = map(json.loads, (chain.folder / run / "log.jsonl").read_text().splitlines())
+    return [record["loss"] for record in records if "loss" in record]
+
+
+@pytest.mark.parametrize("stage", ["lm", "align"])
+def test_twenty_steps_lower_the_loss(chain, stage):
+    found = losses(chain, stage)
+    assert len(found) == 20
+    assert sum(found[-5:]) < 0.9 * sum(found[:5])
+
+
+def test_stage_three_changes_every_part_that_it_trains_and_no_other(chain):
+    before, after = chain.model("align").state_dict(), chain.model("instruct").state_dict()
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert {name.split(".")[0] for name in changed} == {"vision", "resampler", "decoder", "aligner"}
+    assert not any(name.startswith(("vision.blocks.0.", "vision.patch_embedding")) for name in changed)
+    assert all(torch.isfinite(tensor).all() for tensor in after.values())
+    assert len(losses(chain, "instruct")) == 20
+
+
+@torch.no_grad()
+def test_the_exported_model_reads_words_and_pictures(chain):
+    model = chain.model("instruct")
+    apple, car = (Image.fromarray(portrait(chain.world, Identity(noun, "noto"), "white")) for noun in ("apple", "car"))
+    prompt = "<i> on a blue background"
+    assert model.encode(prompt, [apple]).shape == (1, 77, 768)
+    assert torch.equal(model.encode(prompt, [apple]), model.encode(prompt, [apple]))
+    assert (model.encode(prompt, [apple]) - model.encode(prompt, [car])).abs().max() > 1e-5  # 20 steps: not more
+    assert 3 not in model.tokenizer.layout("a glossy green apple on an orange background").token_ids  # nothing unknown
+
+
+def test_a_stopped_run_that_goes_on_ends_with_the_same_weights(chain):
+    from training.checkpoint import latest_checkpoint
+    from training.export import export
+
+    assert chain.train("align", "again", "--steps", "6", "--checkpoint.every", "3") == 0
+    latest = latest_checkpoint(chain.folder / "again" / "checkpoints")
+    middle = latest.parent / "step-00000003"
+    assert chain.train("align", "resumed", "--steps", "6", "--resume", str(middle)) == 0
+    for run in ("again", "resumed"):
+        export(chain.folder / run, chain.folder / f"{run}.safetensors")
+    one, other = chain.model("again").state_dict(), chain.model("resumed").state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
