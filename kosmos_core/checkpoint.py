@@ -99,7 +99,11 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], d
             f"{path} holds no model (expected a dictionary with the key 'model'); give checkpoint_final.pt, "
             "checkpoint_stage2.pt or checkpoint_stage1.pt of the original"
         )
-    return model, _plain(content.get("cfg")) or _plain(content.get("args")) or {}
+    for name, value in model.items():
+        if not isinstance(value, torch.Tensor):
+            raise WeightsError(f"{path} is damaged: its '{name}' is a {type(value).__name__}, expected a tensor")
+    descriptions = (_plain(content.get("cfg")), _plain(content.get("args")))
+    return model, next((found for found in descriptions if found and isinstance(found, dict)), {})
 
 
 def _read_with_allow_list(path: Path, mapped: bool) -> Any:
@@ -123,7 +127,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _damaged(path: Path, error: Exception) -> str:
-    reason = str(error).split("\n")[0]
+    reason = str(error).split("\n")[0].split(". ")[0] or "it ends too early"
     return f"{path} cannot be read ({reason}); it is damaged or no PyTorch checkpoint: give the original's .pt file"
 
 

@@ -58,6 +58,8 @@ class AlignerConfig:
     reconstruction: bool = False  # half N is present
 
 
+# The special tokens need ten ids, the sinusoidal positions two frequencies.
+SMALLEST = {"decoder.vocabulary": 10, "decoder.width": 4}
 PARTS = (VisionConfig, ResamplerConfig, DecoderConfig, AlignerConfig)
 
 
@@ -84,7 +86,10 @@ class SpecialTokens:
 
 @dataclass(frozen=True)
 class KosmosGConfig:
-    """Sizes of the whole model. `aligner` is None for a file of the first training stage."""
+    """Sizes of the whole model. `aligner` is None for a file of the first training stage.
+
+    Raises ValueError that names the size: not a whole number from 1, a share outside 0..1, heads that do not divide.
+    """
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     resampler: ResamplerConfig = field(default_factory=ResamplerConfig)
@@ -92,13 +97,15 @@ class KosmosGConfig:
     aligner: AlignerConfig | None = field(default_factory=AlignerConfig)
 
     def __post_init__(self) -> None:
+        for part in fields(self):
+            _check_sizes(part.name, getattr(self, part.name))
         for part, width, heads in (
             ("vision", self.vision.width, self.vision.heads),
             ("resampler", self.decoder.width, self.resampler.heads),
             ("decoder", self.decoder.width, self.decoder.heads),
             *([("aligner", self.aligner.width, self.aligner.heads)] if self.aligner else []),
         ):
-            if heads < 1 or width % heads:
+            if width % heads:
                 raise ValueError(
                     f"{part}.heads is {heads}, but the width {width} must be a multiple of it; "
                     f"set {part}.heads to a divisor of {width}"
@@ -145,7 +152,7 @@ class KosmosGConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> KosmosGConfig:
-        """Config from `to_dict`'s form; raises ValueError that names an unknown part or size."""
+        """Config from `to_dict`'s form; ValueError names an unknown part or size, or a wrong value."""
         parts = {f.name: kind for f, kind in zip(fields(cls), PARTS, strict=True)}
         if not isinstance(values, dict):
             raise ValueError(f"the config is {values!r}, expected a dictionary of {', '.join(parts)}")
@@ -156,8 +163,23 @@ class KosmosGConfig:
             if sizes is None and part == "aligner":
                 built[part] = None
                 continue
+            if not isinstance(sizes, dict):
+                raise ValueError(f"the config's part '{part}' is {sizes!r}, expected a dictionary of sizes")
             known = {f.name for f in fields(parts[part])}
             if unknown := sorted(set(sizes) - known):
                 raise ValueError(f"the config has an unknown size '{part}.{unknown[0]}'; known are {sorted(known)}")
             built[part] = parts[part](**sizes)
         return cls(**built)
+
+
+def _check_sizes(part: str, sizes: Any) -> None:
+    for size in fields(sizes) if sizes is not None else ():
+        value, name = getattr(sizes, size.name), f"{part}.{size.name}"
+        if size.type == "bool":
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} is {value!r}, expected true or false")
+        elif size.type == "float":
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+                raise ValueError(f"{name} is {value!r}, expected a number from 0 to below 1")
+        elif isinstance(value, bool) or not isinstance(value, int) or value < SMALLEST.get(name, 1):
+            raise ValueError(f"{name} is {value!r}, expected a whole number of at least {SMALLEST.get(name, 1)}")

@@ -22,7 +22,7 @@ from torch import Tensor
 from .checkpoint import read_checkpoint
 from .config import KosmosGConfig
 from .model import KosmosG
-from .original_layout import deduce_config, ignored_reason, new_name
+from .original_layout import deduce_config, ignored_reason, new_name, told_heads
 from .safetensors_file import WeightsError
 from .tokenizer import Tokenizer
 from .weights import save_weights
@@ -38,13 +38,17 @@ class Conversion:
     config: KosmosGConfig
     stage: str
     ignored: Counter[str]
+    assumed: tuple[str, ...] = ()  # head counts that neither the checkpoint nor an override told
 
     def report(self) -> str:
         """What was read, what was left out and why, for people."""
         total = sum(tensor.numel() for tensor in self.weights.values())
         lines = [f"read      {len(self.weights):>5} tensors, {total / 1e6:,.1f} M parameters, stage {self.stage}"]
         lines += [f"ignored   {count:>5} tensors: {reason}" for reason, count in self.ignored.most_common()]
-        return "\n".join([*lines, "missing       0 tensors"])
+        lines.append("missing       0 tensors")
+        if self.assumed:
+            lines.append(f"assumed   {', '.join(self.assumed)}; if built otherwise: --override PART.heads=N")
+        return "\n".join(lines)
 
 
 def read_original(
@@ -75,10 +79,17 @@ def read_original(
     if unknown:
         shown = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
         ignored[f"not part of the original: {shown}"] = len(unknown)
-    config = _override(deduce_config(state, description, training_half=training_half), overrides or {})
+    deduced = deduce_config(state, description, training_half=training_half)
+    config = _override(deduced, overrides or {})
     _check(path, weights, config)
+    assumed = tuple(
+        f"{part}.heads {getattr(config, part).heads}"
+        for part in ("vision", "decoder", "aligner")
+        if getattr(config, part) and f"{part}.heads" not in (overrides or {})
+        and not (part == "decoder" and told_heads(description))
+    )  # fmt: skip
     stage = "lm" if config.aligner is None else "align" if has_training_half else "instruct"
-    return Conversion(weights, config, stage, ignored)
+    return Conversion(weights, config, stage, ignored, assumed)
 
 
 def _override(config: KosmosGConfig, overrides: dict[str, int]) -> KosmosGConfig:
@@ -109,15 +120,19 @@ def _check(path: Any, weights: dict[str, Tensor], config: KosmosGConfig) -> None
 def convert(
     source: str | os.PathLike, target: str | os.PathLike, *, spm: str | None = None, dictionary: str | None = None,
     half: str | None = None, dtype: torch.dtype | None = None, overrides: dict[str, int] | None = None,
+    dry_run: bool = False,
 ) -> Conversion:  # fmt: skip
     """Write `source` as a one-file model to `target`, atomically; raises WeightsError or OSError.
 
-    Without `spm` and `dictionary` the file loads, but cannot encode strings.
+    Without `spm` and `dictionary` the file loads, but cannot encode strings. `dry_run` checks all and writes nothing.
     """
     if (spm is None) != (dictionary is None):
         raise WeightsError("give both --spm and --dict (they belong together), or neither")
     if Path(target).resolve() == Path(source).resolve():
         raise WeightsError(f"{target} is the source itself; give another name for the converted file")
+    for option, path in (("--spm", spm), ("--dict", dictionary)):
+        if path is not None and not Path(path).is_file():
+            raise WeightsError(f"{option} {path}: there is no such file; it lies in the original's data folder")
     conversion = read_original(source, half=half, overrides=overrides)
     config = conversion.config
     tokenizer = Tokenizer.from_files(spm, dictionary, latents=config.resampler.latents) if spm else None
@@ -126,10 +141,11 @@ def convert(
             f"{dictionary} makes a vocabulary of {tokenizer.vocabulary}, the checkpoint has "
             f"{config.decoder.vocabulary}; give the dict.txt that it was trained with"
         )
-    provenance = {"converted_from": Path(source).name}
-    save_weights(
-        target, conversion.weights, config, tokenizer, stage=conversion.stage, provenance=provenance, dtype=dtype
-    )
+    if not dry_run:
+        provenance = {"converted_from": Path(source).name}
+        save_weights(
+            target, conversion.weights, config, tokenizer, stage=conversion.stage, provenance=provenance, dtype=dtype
+        )
     return conversion
 
 
@@ -148,13 +164,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         overrides = dict(_parse_override(entry) for entry in options.override)
-        if options.dry_run:
-            conversion = read_original(options.source, half=options.half, overrides=overrides)
-        else:
-            conversion = convert(
-                options.source, options.target, spm=options.spm, dictionary=options.dictionary,
-                half=options.half, dtype=DTYPES.get(options.dtype), overrides=overrides,
-            )  # fmt: skip
+        conversion = convert(
+            options.source, options.target, spm=options.spm, dictionary=options.dictionary, half=options.half,
+            dtype=DTYPES.get(options.dtype), overrides=overrides, dry_run=options.dry_run,
+        )  # fmt: skip
     except (ValueError, OSError) as error:
         print(f"not converted: {error}", file=sys.stderr)
         return 1
@@ -167,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse_override(entry: str) -> tuple[str, int]:
     key, _, value = entry.partition("=")
-    if not value.isdigit():
+    if not value.isdecimal():
         raise WeightsError(f"--override {entry}: expected PART.SIZE=NUMBER, such as vision.heads=2")
     return key, int(value)
 

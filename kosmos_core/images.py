@@ -6,6 +6,7 @@ Resizing is Pillow's, so that every pixel equals the original's (arXiv 2310.0299
 from __future__ import annotations
 
 import math
+import os
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # keeps is resized, and rounding may move a value by 1 of 255.
 LARGEST_RESIZED = 2**24  # pixels, 64 MB
 _ORIENTATION = 0x0112  # EXIF tag
+ARRAY_TYPES = ("bool", "uint8", "int8", "uint16", "int16", "int32", "int64", "float16", "float32", "float64")
 _ROWS_AT_ONCE = 256  # while floats become bytes, so that an 8000 x 8000 picture needs no second copy in float
 
 
@@ -56,13 +58,13 @@ def to_rgb(image: AnyPicture) -> Image.Image:
         raise ValueError(f"The picture is {image.width} x {image.height} pixels: expected at least 1 x 1.")
     try:
         image.load()
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow's for a cut, a closed and a broken file
         raise ValueError(f"The picture cannot be read: {error}.") from error
     if image.getexif().get(_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits, in 32-bit integers where Pillow has no 16-bit mode for them
         image = image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
-    elif image.mode in ("F", "LAB"):
+    elif image.mode in ("F", "LAB", "La"):
         raise ValueError(f"The picture has mode {image.mode}: convert it to RGB, or give an array with values in 0..1.")
     elif image.has_transparency_data:
         image = image.convert("RGBA")
@@ -119,12 +121,15 @@ def _to_tensor(image: object) -> Tensor:
     import numpy
 
     if isinstance(image, numpy.ndarray):
-        if image.dtype.kind not in "buif":
-            raise TypeError(f"The picture is an array of {image.dtype}: expected floats in 0..1 or integers.")
+        if image.dtype.name not in ARRAY_TYPES:
+            raise TypeError(f"The picture is an array of {image.dtype}: expected floats in 0..1 or integers of 8 or 16 bits.")
         native = image.astype(image.dtype.newbyteorder("="), copy=not image.flags.writeable)
         image = torch.from_numpy(numpy.ascontiguousarray(native))
     if not isinstance(image, Tensor):
-        raise TypeError(f"A picture is a PIL image, an array or a tensor, not {type(image).__name__}.")
+        way_out = "; open the file with PIL.Image.open" if isinstance(image, str | os.PathLike) else ""
+        raise TypeError(f"A picture is a PIL image, an array or a tensor, not {type(image).__name__}{way_out}.")
+    if image.dtype in (torch.uint32, torch.uint64) or image.is_complex():
+        raise TypeError(f"The picture is a tensor of {image.dtype}: expected floats in 0..1 or integers of 8 or 16 bits.")
     pixels = image.detach().cpu()
     shape = tuple(pixels.shape)
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and shape[2] not in (1, 2, 3, 4)):

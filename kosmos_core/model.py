@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -46,8 +46,9 @@ class KosmosG(nn.Module):
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def initialize(self, seed: int = 0) -> KosmosG:
-        """Magneto initialisation in place; returns the model."""
+        """Magneto initialisation in place; returns the model. Remembered pictures are forgotten."""
         initialize(self, seed)
+        self._features.clear()
         return self
 
     @property
@@ -91,7 +92,9 @@ class KosmosG(nn.Module):
         key_weights (b, s) -> condition (b, 77, 768) float32.
 
         Rows of different length are packed end to end, so that no work is spent on padding.
+        Raises ValueError where a shape does not fit, or there are other picture tokens than the mask has places.
         """
+        _check_rows(token_ids, image_mask=image_mask, key_weights=key_weights)
         if pixels is not None:
             image_features = self.embed_images(pixels)
         real = token_ids != self.config.ids.pad
@@ -114,7 +117,12 @@ class KosmosG(nn.Module):
         self, token_ids: Tensor, pixels: Tensor | None = None, image_mask: Tensor | None = None,
         *, output: Literal["condition", "hidden", "logits"] = "condition",
     ) -> Tensor:  # fmt: skip
-        """`encode_tokens`, or the language model alone: its hidden states or, only when asked, its logits."""
+        """`encode_tokens`, or the language model alone: its hidden states or, only when asked, its logits.
+
+        Raises ValueError for another `output`.
+        """
+        if output not in ("condition", "hidden", "logits"):
+            raise ValueError(f"output is {output!r}, expected condition, hidden or logits")
         if output == "condition":
             return self.encode_tokens(token_ids, pixels, image_mask)
         features = None if pixels is None else self.embed_images(pixels)
@@ -129,9 +137,12 @@ class KosmosG(nn.Module):
 
         `images` is a flat list that the marks use up in order, or one list per prompt; pictures are whatever
         `preprocess_image` takes. A negative prompt is a prompt like any other; "" gives the null condition.
-        Raises ValueError where marks and pictures do not match or the model has no tokenizer.
+        Raises ValueError where there is no prompt, marks and pictures do not match, or the model has no tokenizer;
+        TypeError for what is no prompt or no list of pictures.
         """
-        prompts = [prompts] if isinstance(prompts, str | Prompt | Layout) else list(prompts)
+        prompts = list(prompts) if isinstance(prompts, list | tuple) else [prompts]
+        if not prompts:
+            raise ValueError('there is no prompt to encode; give at least one ("" gives the null condition)')
         layouts = [self._layout(prompt) for prompt in prompts]
         features = self._picture_tokens(layouts, _pictures_per_prompt(prompts, layouts, images))
         longest = max(len(layout.token_ids) for layout in layouts)
@@ -149,13 +160,18 @@ class KosmosG(nn.Module):
             image_mask = None
         return self.encode_tokens(token_ids, image_mask=image_mask, key_weights=key_weights, image_features=features)
 
+    @torch.no_grad()
     def picture_tokens(self, pixels: Tensor, device: Any = None) -> Tensor:
-        """Picture tokens (latents, width) of one prepared picture (3, 224, 224), remembered by its content, on the CPU.
+        """Picture tokens (latents, width) of one prepared picture (3, 224, 224), on the CPU, without gradient.
+
+        In evaluation mode they are remembered by the picture's content.
 
         Pictures go through the vision tower one by one: what a picture gives never depends on its neighbours, so a
         remembered result is bit-identical to a fresh one. `device` is where to compute when it is not where the weights
         are, as in ComfyUI's partial loading.
         """
+        if self.training:  # dropout is on: no two results are alike
+            return self.embed_images(pixels[None].to(device or self.device))[0].cpu()
         pixels = pixels.to(torch.float32).cpu().contiguous()
         key = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).digest()
         if key in self._features:
@@ -198,7 +214,15 @@ class KosmosG(nn.Module):
         return self.tokenizer
 
     def _layout(self, prompt: str | Prompt | Layout) -> Layout:
-        return prompt if isinstance(prompt, Layout) else self.required_tokenizer().layout(prompt)
+        if isinstance(prompt, Layout):
+            return prompt
+        tokenizer = self.required_tokenizer()
+        if tokenizer.vocabulary != self.config.decoder.vocabulary:
+            raise ValueError(
+                f"the tokenizer has a vocabulary of {tokenizer.vocabulary}, the model one of "
+                f"{self.config.decoder.vocabulary}; use the tokenizer that the model was trained with"
+            )
+        return tokenizer.layout(prompt, self.config.resampler.latents)
 
     def _picture_tokens(self, layouts: list[Layout], pictures: list[Sequence[Any]]) -> Tensor | None:
         tokens = []
@@ -207,6 +231,17 @@ class KosmosG(nn.Module):
             prepared = {slot: _one_picture(preprocess_image(own[slot], size)) for slot in set(layout.image_slots)}
             tokens += [self.picture_tokens(prepared[slot]) for slot in layout.image_slots]
         return torch.stack(tokens).to(self.device) if tokens else None
+
+
+def _check_rows(token_ids: Tensor, **others: Tensor | None) -> None:
+    """ValueError where token_ids are no rows of ids, or what goes with them has another shape."""
+    shape = tuple(getattr(token_ids, "shape", ()))
+    if len(shape) != 2 or 0 in shape or token_ids.dtype not in (torch.int64, torch.int32):
+        found = f"shape {shape} and type {token_ids.dtype}" if isinstance(token_ids, Tensor) else f"{token_ids!r}"
+        raise ValueError(f"token_ids have {found}, expected integers (b, s), such as torch.tensor([layout.token_ids])")
+    for name, tensor in others.items():
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected that of token_ids, {shape}")
 
 
 def _one_picture(pixels: Tensor) -> Tensor:
@@ -222,6 +257,10 @@ def _pictures_per_prompt(
     prompts: list[Any], layouts: list[Layout], images: Sequence[Any] | None
 ) -> list[Sequence[Any]]:
     """One list of pictures for each prompt, checked against the prompt's marks."""
+    if isinstance(images, str) or (images is not None and not isinstance(images, Iterable)):
+        raise TypeError(f"images is one {type(images).__name__}, expected a list of pictures, such as [picture]")
+    if getattr(images, "ndim", 4) < 4:
+        raise TypeError(f"images is one array {tuple(images.shape)}, expected a list of pictures, such as [picture]")
     images = list(images) if images is not None else []
     nested = bool(images) and all(isinstance(x, list | tuple) for x in images)
     if nested:
@@ -238,9 +277,15 @@ def _pictures_per_prompt(
             per_prompt[-1] = [*per_prompt[-1], *rest]
     for prompt, layout, own in zip(prompts, layouts, per_prompt, strict=True):
         used = set(layout.image_slots)
+        if used and max(used) >= len(used) == len(own):
+            unused = next(slot for slot in range(max(used)) if slot not in used)
+            raise ValueError(
+                f"the prompt '{prompt}' names picture {max(used) + 1} but never picture {unused + 1}; number its marks "
+                "from 1, or parse it with the slots that hold a picture: Prompt.parse(text, slots=[...])"
+            )
         if used != set(range(len(own))):
             raise ValueError(
-                f"the prompt {prompt!r} has marks for {len(used)} picture(s), but {len(own)} came; "
+                f"the prompt '{prompt}' has marks for {len(used)} picture(s), but {len(own)} came; "
                 "give one picture for each <i>"
             )
     return per_prompt

@@ -120,11 +120,15 @@ def deduce_config(state: Mapping[str, Tensor], description: Mapping[str, Any], *
     def layers(stack: str) -> int:
         return len({match[1] for name in state if (match := re.match(re.escape(stack) + r"\.(\d+)\.", name))})
 
-    options = description.get("model") if isinstance(description.get("model"), dict) else description
-    vocabulary, width = shape("gpt_model.decoder.embed_tokens.weight")
-    vision_width, _, patch, _ = shape("img_model.visual.conv1.weight")
+    def sizes(name: str, axes: int) -> torch.Size:
+        if len(shape(name)) != axes:
+            raise WeightsError(f"the checkpoint's '{name}' has shape {tuple(shape(name))}, expected {axes} axes")
+        return shape(name)
+
+    vocabulary, width = sizes("gpt_model.decoder.embed_tokens.weight", 2)
+    vision_width, _, patch, _ = sizes("img_model.visual.conv1.weight", 4)
     side = round((shape("img_model.visual.positional_embedding")[0] - 1) ** 0.5) * patch
-    heads = options.get("decoder_attention_heads") or width // 64
+    heads = told_heads(description) or _heads(width)
     config = KosmosGConfig(
         VisionConfig(
             image_size=side,
@@ -146,7 +150,7 @@ def deduce_config(state: Mapping[str, Tensor], description: Mapping[str, Any], *
     )
     if "aligner.encoder_query" not in state:
         return config
-    queries, aligner_width = shape("aligner.encoder_query")
+    queries, aligner_width = sizes("aligner.encoder_query", 2)
     return replace(
         config,
         aligner=AlignerConfig(
@@ -160,6 +164,13 @@ def deduce_config(state: Mapping[str, Tensor], description: Mapping[str, Any], *
             reconstruction=training_half,
         ),
     )
+
+
+def told_heads(description: Mapping[str, Any]) -> int | None:
+    """The language model's heads, which the resampler shares, where the run description tells them."""
+    options = description.get("model") if isinstance(description.get("model"), dict) else description
+    heads = options.get("decoder_attention_heads")
+    return heads if isinstance(heads, int) else None
 
 
 def _heads(width: int) -> int:

@@ -59,11 +59,11 @@ def read_header(path: str | os.PathLike) -> Header:
             raise WeightsError(f"{path} is cut short: {size} bytes, its header alone needs {8 + length}; copy it again")
         try:
             entries = json.loads(file.read(length))
-            metadata = entries.pop("__metadata__", {})
+            metadata = dict(entries.pop("__metadata__", {}))
             shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
             dtypes = {name: entry["dtype"] for name, entry in entries.items()}
             end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise WeightsError(f"{path} is not a safetensors file (its header is unreadable); copy it again") from error
     if end > size:
         raise WeightsError(f"{path} is cut short: {size} bytes where its header promises {end}; copy it again")
@@ -75,10 +75,14 @@ def write(
 ) -> None:
     """Write (name, tensor, type on disk) one after the other; the file appears under its name only when complete.
 
-    A tensor is converted when its turn comes and let go of afterwards. Raises OSError (full disk, no permission) with
-    the half-written file removed and an existing file untouched.
+    A tensor is converted when its turn comes and let go of afterwards. Raises OSError (full disk, no permission, no
+    such folder) with the half-written file removed and an existing file untouched.
     """
     path, entries, offset = Path(path), {}, 0
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of the file to write in it")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
     tensors = sorted(tensors, key=lambda entry: (-entry[2].itemsize, entry[0]))  # larger types first keeps alignment
     for name, tensor, dtype in tensors:
         stop = offset + tensor.numel() * dtype.itemsize
@@ -86,7 +90,11 @@ def write(
         offset = stop
     header = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
     header += b" " * (-(8 + len(header)) % 64)  # so that a memory map holds the tensors at aligned addresses
-    handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        reason = f"{path} cannot be written ({error.strerror}); give a folder in which you may write"
+        raise OSError(error.errno, reason) from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(len(header).to_bytes(8, "little") + header)

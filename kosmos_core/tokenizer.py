@@ -117,9 +117,10 @@ class Tokenizer:
         """Lay out a prompt: a parsed Prompt, or a string in the original's grammar, where `<i>` is the only mark.
 
         Weights never change the token ids: text between two marks is cut into pieces as a whole, and a piece takes the
-        mean weight of its characters. A picture's weight holds for boi, features and eoi.
+        mean weight of its characters. A picture's weight holds for boi, features and eoi. Raises TypeError for what is
+        neither, PromptError on half a surrogate pair.
         """
-        if isinstance(prompt, str):
+        if not isinstance(prompt, Prompt):
             prompt = Prompt.original(prompt)
         latents = self.latents if latents is None else latents
         token_ids, image_mask, weights, spans = [BOS], [False], [1.0], []

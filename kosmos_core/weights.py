@@ -94,8 +94,10 @@ def load_model(
     """Model of a Kosmos-G file in evaluation mode; on the CPU in the file's own type the weights stay memory-mapped.
 
     `dtype` None keeps the file's type. `training_half` False leaves out AlignerNet's half N, which only training uses.
-    Raises WeightsError: another kind of file, cut short, wrong version, missing or extra tensors, wrong shapes.
+    Raises WeightsError: another kind of file, cut short, wrong version, missing or extra tensors, wrong shapes, broken
+    tokenizer; ValueError for a `dtype` that is no floating-point type.
     """
+    _check_dtype(dtype)
     header = read_header(path)
     config, _ = _describe(path, header)
     with torch.device("meta"):
@@ -103,19 +105,35 @@ def load_model(
         expected = {name: tuple(tensor.shape) for name, tensor in KosmosG(config).state_dict().items()}
         model = KosmosG(config if training_half else _without_training_half(config), operations=operations)
     _compare(path, expected, {k: v for k, v in header.shapes.items() if k not in TOKENIZER_KEYS})
-    with safetensors.safe_open(path, framework="pt") as file:
-        kept = (name for name in expected if training_half or not name.startswith(TRAINING_HALF))
-        weights = {name: file.get_tensor(name) for name in kept}
-        files = [file.get_tensor(name) for name in TOKENIZER_KEYS if name in header.shapes]
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            kept = (name for name in expected if training_half or not name.startswith(TRAINING_HALF))
+            weights = {name: file.get_tensor(name) for name in kept}
+            files = [file.get_tensor(name) for name in TOKENIZER_KEYS if name in header.shapes]
+    except safetensors.SafetensorError as error:
+        raise WeightsError(f"{path} is damaged ({error}); copy it again") from error
     for name, tensor in weights.items():
         weights[name] = tensor.to(device, dtype or tensor.dtype)
     model.load_state_dict(weights, assign=True)
     model.requires_grad_(False)
-    if len(files) == len(TOKENIZER_KEYS):
-        model.tokenizer = Tokenizer.from_bytes(
-            *(tensor.numpy().tobytes() for tensor in files), latents=config.resampler.latents
-        )
+    if files:
+        model.tokenizer = _tokenizer(path, files, config.resampler.latents)
     return model.train(False)  # not .eval(): scanners of node packs take the word for Python's own
+
+
+def _tokenizer(path: Any, files: list[Tensor], latents: int) -> Tokenizer:
+    """The tokenizer that a file carries; WeightsError where half of it is missing or it is broken."""
+    if len(files) != len(TOKENIZER_KEYS):
+        raise WeightsError(f"{path} holds only one of {' and '.join(TOKENIZER_KEYS)}; export or convert it again")
+    try:
+        return Tokenizer.from_bytes(*(tensor.numpy().tobytes() for tensor in files), latents=latents)
+    except ValueError as error:
+        raise WeightsError(f"{path} carries a broken tokenizer ({error}); export or convert it again") from error
+
+
+def _check_dtype(dtype: Any) -> None:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype is {dtype!r}, expected torch.float32, torch.bfloat16, torch.float16 or None")
 
 
 def _without_training_half(config: KosmosGConfig) -> KosmosGConfig:
@@ -163,6 +181,7 @@ def save_weights(
     stage: str, provenance: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None,
 ) -> None:  # fmt: skip
     """`save_model` for a state dict: tensors are converted and written one after the other, so they may be mapped."""
+    _check_dtype(dtype)
     if stage not in STAGES:
         raise ValueError(f"stage is {stage!r}, expected one of {', '.join(STAGES)}")
     entries = [(name, tensor, dtype or tensor.dtype) for name, tensor in weights.items()]

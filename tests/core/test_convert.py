@@ -213,3 +213,32 @@ def test_conversion_streams_instead_of_holding_the_checkpoint(tmp_path):
     result = subprocess.run([sys.executable, "-c", script, source, target], capture_output=True, text=True, check=True)
     assert int(result.stdout) <= 1.3 * source.stat().st_size
     assert read_header(target).shapes["decoder.embedding.weight"] == tuple(big.shape)
+
+
+def test_dry_run_checks_the_tokenizer_and_the_target_too(tmp_path, capsys):
+    dictionary = ["--dict", str(ROLE / "dict.txt")]
+    assert main([str(FINAL), str(tmp_path / "k.safetensors"), "--dry-run", "--spm", "no.model", *dictionary]) == 1
+    assert "--spm no.model: there is no such file" in capsys.readouterr().err
+    assert main([str(FINAL), str(FINAL), "--dry-run"]) == 1
+
+
+def test_head_counts_that_nothing_tells_are_reported(tmp_path, capsys):
+    target = str(tmp_path / "k.safetensors")
+    assert main([str(FINAL), target, "--dry-run"]) == 0
+    assert "assumed   vision.heads 1, " in capsys.readouterr().out
+    assert main([str(FINAL), target, "--dry-run", "--override", "vision.heads=2", "--override", "aligner.heads=4"]) == 0
+    assert "vision.heads" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"cfg": "text", "model": {"x": torch.ones(3)}}, "so it is no Kosmos-G checkpoint"),
+        ({"model": {"x": torch.ones(3), "y": 3}}, "its 'y' is a int, expected a tensor"),
+        ({"gpt_model.decoder.embed_tokens.weight": torch.ones(3)}, "expected 2 axes"),
+    ],
+)
+def test_checkpoints_of_another_make_are_refused(content, sentence, tmp_path):
+    torch.save(content, tmp_path / "c.pt")
+    with pytest.raises(WeightsError, match=sentence):
+        convert(tmp_path / "c.pt", tmp_path / "k.safetensors")

@@ -7,12 +7,13 @@ import types
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from kosmos_core import KosmosG, KosmosGConfig, Prompt
+from kosmos_core import KosmosG, KosmosGConfig, Prompt, Tokenizer, preprocess_image
 from kosmos_core.layers import AttentionPattern
 from kosmos_core.model import CACHED_PICTURES
 
@@ -220,3 +221,76 @@ def test_a_prompt_beyond_the_aligners_positions_is_named(model):
 def test_pixels_of_another_size_are_named(model):
     with pytest.raises(ValueError, match=r"shape \(1, 3, 32, 32\), expected \(n, 3, 224, 224\)"):
         model.embed_images(torch.zeros(1, 3, 32, 32))
+
+
+def test_new_weights_and_training_forget_the_pictures(model):
+    other = KosmosG(model.config, tokenizer=model.tokenizer).initialize(3).eval()
+    pixels = preprocess_image(RED)
+    before = other.picture_tokens(pixels)
+    assert not torch.equal(other.initialize(4).picture_tokens(pixels), before)
+    other.train()
+    assert not torch.equal(other.picture_tokens(pixels), other.picture_tokens(pixels))  # attention dropout
+
+
+@pytest.mark.parametrize(
+    ("prompts", "pictures", "sentence"),
+    [
+        ([], None, "there is no prompt to encode"),
+        (None, None, "A prompt is a string, not NoneType"),
+        ([3], None, "A prompt is a string, not int"),
+        ("a <i>", Image.fromarray(RED), "images is one Image, expected a list"),
+        ("a <i>", RED, "images is one array .*, expected a list"),
+        ("a <i>", "dog.jpg", "images is one str, expected a list"),
+        ("a <i>", ["dog.jpg"], "not str; open the file with"),
+        (Prompt.parse("a <i3>"), [RED], "names picture 3 but never picture 1"),
+    ],
+)
+def test_what_is_no_prompt_or_no_list_of_pictures_is_named(model, prompts, pictures, sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        model.encode(prompts, pictures)
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "others", "sentence"),
+    [
+        (torch.tensor([0, 5]), {}, r"token_ids have shape \(2,\)"),
+        ([[0, 5]], {}, r"token_ids have \[\[0, 5\]\]"),
+        (torch.tensor([[0.0, 5.0]]), {}, "float32, expected integers"),
+        (torch.tensor([[0, 5]]), {"key_weights": torch.ones(2)}, r"key_weights has shape \(2,\)"),
+        (torch.tensor([[0, 5]]), {"image_mask": torch.zeros(1, 3, dtype=torch.bool)}, "image_mask has shape"),
+    ],
+)
+def test_token_ids_of_another_form_are_named(model, token_ids, others, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        model.encode_tokens(token_ids, **others)
+
+
+def test_an_unknown_output_is_refused(model):
+    with pytest.raises(ValueError, match="output is 'condtion', expected condition, hidden or logits"):
+        model(torch.tensor([[0, 5]]), output="condtion")
+
+
+def test_a_tokenizer_of_another_model_is_refused_and_the_latents_are_the_models(model):
+    tokenizer = Tokenizer.from_bytes(*model.tokenizer.to_bytes(), latents=64)
+    assert torch.equal(
+        KosmosG(model.config, tokenizer=tokenizer).initialize(3).eval().encode("a <i>", [RED]),
+        KosmosG(model.config, tokenizer=model.tokenizer).initialize(3).eval().encode("a <i>", [RED]),
+    )
+    with pytest.raises(ValueError, match="the model one of 99; use the tokenizer"):
+        KosmosG(KosmosGConfig.tiny(vocabulary=99), tokenizer=tokenizer).encode("a")
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"vision": {"width": "a"}}, "vision.width is 'a', expected a whole number of at least 1"),
+        ({"vision": {"patch_size": 0}}, "vision.patch_size is 0"),
+        ({"decoder": {"vocabulary": 5}}, "decoder.vocabulary is 5, expected a whole number of at least 10"),
+        ({"decoder": {"dropout": 3}}, "decoder.dropout is 3, expected a number from 0 to below 1"),
+        ({"aligner": {"reconstruction": 1}}, "aligner.reconstruction is 1, expected true or false"),
+        ({"vision": 3}, "part 'vision' is 3, expected a dictionary"),
+    ],
+)
+def test_a_wrong_size_is_named(values, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        KosmosGConfig.from_dict(values)

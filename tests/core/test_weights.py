@@ -181,3 +181,40 @@ def test_the_safetensors_library_reads_what_we_write(path):
     assert metadata["format"] == "kosmos-g"
     assert json.loads(metadata["config"])["decoder"]["width"] == 32
     assert safetensors.torch.load_file(path)["decoder.norm.weight"].shape == (32,)
+
+
+def test_a_file_with_damaged_entries_is_called_so(path):
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(WeightsError, match="is damaged"):
+        load_model(path)
+    for header in (b'{"__metadata__": null}', b"[" * 50_000):
+        path.write_bytes(len(header).to_bytes(8, "little") + header)
+        with pytest.raises(WeightsError, match="header is unreadable"):
+            load_model(path)
+
+
+def test_half_a_tokenizer_or_a_broken_one_is_refused(path):
+    whole = path.read_bytes()
+    rewrite(path, drop=["tokenizer.dictionary"])
+    with pytest.raises(WeightsError, match="holds only one of"):
+        load_model(path)
+    path.write_bytes(whole)
+    rewrite(path, replace={"tokenizer.sentencepiece": torch.zeros(9, dtype=torch.uint8)})
+    with pytest.raises(WeightsError, match="broken tokenizer"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", torch.int8])
+def test_a_type_that_is_no_float_is_refused(model, path, dtype):
+    with pytest.raises(ValueError, match=r"dtype is .*, expected torch\.float32"):
+        load_model(path, dtype=dtype)
+    with pytest.raises(ValueError, match=r"dtype is .*, expected torch\.float32"):
+        save_model(model, path, dtype=dtype)
+
+
+def test_a_place_that_cannot_be_written_is_named_as_it_was_given(model, tmp_path):
+    with pytest.raises(OSError, match=r"no folder .*missing; make it first"):
+        save_model(model, tmp_path / "missing" / "k.safetensors")
+    with pytest.raises(OSError, match="is a folder; give the name of the file"):
+        save_model(model, tmp_path)
+    assert list(tmp_path.iterdir()) == []
