@@ -28,6 +28,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 LARGEST_RESIZED = 2**24  # pixels, 64 MB
 _ORIENTATION = 0x0112  # EXIF tag
 ARRAY_TYPES = ("bool", "uint8", "int8", "uint16", "int16", "int32", "int64", "float16", "float32", "float64")
+EXPECTED_TYPES = "expected floats in 0..1 or integers of 8 or 16 bits"
 _ROWS_AT_ONCE = 256  # while floats become bytes, so that an 8000 x 8000 picture needs no second copy in float
 
 
@@ -122,14 +123,14 @@ def _to_tensor(image: object) -> Tensor:
 
     if isinstance(image, numpy.ndarray):
         if image.dtype.name not in ARRAY_TYPES:
-            raise TypeError(f"The picture is an array of {image.dtype}: expected floats in 0..1 or integers of 8 or 16 bits.")
+            raise TypeError(f"The picture is an array of {image.dtype}: {EXPECTED_TYPES}.")
         native = image.astype(image.dtype.newbyteorder("="), copy=not image.flags.writeable)
         image = torch.from_numpy(numpy.ascontiguousarray(native))
     if not isinstance(image, Tensor):
         way_out = "; open the file with PIL.Image.open" if isinstance(image, str | os.PathLike) else ""
         raise TypeError(f"A picture is a PIL image, an array or a tensor, not {type(image).__name__}{way_out}.")
     if image.dtype in (torch.uint32, torch.uint64) or image.is_complex():
-        raise TypeError(f"The picture is a tensor of {image.dtype}: expected floats in 0..1 or integers of 8 or 16 bits.")
+        raise TypeError(f"The picture is a tensor of {image.dtype}: {EXPECTED_TYPES}.")
     pixels = image.detach().cpu()
     shape = tuple(pixels.shape)
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and shape[2] not in (1, 2, 3, 4)):
