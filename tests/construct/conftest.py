@@ -8,6 +8,8 @@ from rich.console import Console
 
 from training.construct.config import ConstructConfig, parse
 
+# Ray's workers step back behind every other process (nice 15): on a busy machine tests would wait for minutes.
+os.environ.setdefault("RAY_worker_niceness", "0")
 ROOT = Path(__file__).resolve().parents[2]
 SCENES = "tests.construct.scenes"
 SMALL = [
