@@ -84,11 +84,12 @@ def test_run_that_is_killed_ten_times_writes_every_sample_exactly_once(pictures,
     ]  # fmt: skip
     moments, done, written = random.Random(0), [], {}
     while len(done) < 10:
+        stale = set(target.glob(".work/parts-*")) | set(target.glob(".work/parts-*/*"))
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         # Some die while they start, most while parts and shards are written.
         sign = ".work/parts-*" if len(done) % 4 == 0 else ".work/parts-*/*.tar"
         started = time.monotonic()
-        while not list(target.glob(sign)) and process.poll() is None and time.monotonic() < started + 100:
+        while stale.issuperset(target.glob(sign)) and process.poll() is None and time.monotonic() < started + 100:
             time.sleep(0.01)
         time.sleep(moments.uniform(0.2, 2.6))
         if process.poll() is not None:  # it was faster: the next kills meet a run from the beginning
