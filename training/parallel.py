@@ -273,9 +273,7 @@ def parallelize(
             _fill(root, whole, device)
     elif kind == "ddp":
         devices = [device.index] if device.type == "cuda" else None
-        module = nn.parallel.DistributedDataParallel(
-            root, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        module = nn.parallel.DistributedDataParallel(root, device_ids=devices, gradient_as_bucket_view=True)
     if kind == "fairscale":
         module, optimizer = _fairscale(root, list(trained().values()), optim, fused)
     else:

@@ -187,11 +187,13 @@ def _accelerate_tracker(name: str, folder: Path, config: RunConfig) -> Callable[
     from accelerate.state import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-    if name not in LOGGER_TYPE_TO_CLASS or name not in get_available_trackers():
-        known = ", ".join(sorted(str(tracker.value) for tracker in get_available_trackers())) or "none"
+    installed = sorted(str(tracker.value) for tracker in get_available_trackers())
+    if name not in installed:
+        known = ", ".join(installed) or "none"
         raise ConfigError(f"log.trackers: '{name}' is not available; installed trackers are {known}.")
     PartialState()  # its trackers ask it which process is the first
     kind = LOGGER_TYPE_TO_CLASS[name]
     tracker = kind(folder.name, logging_dir=folder) if kind.requires_logging_directory else kind(folder.name)
+    tracker.start()
     tracker.store_init_configuration({"config": config.to_yaml()})
     return lambda values, step: tracker.log(values, step=step)
