@@ -125,6 +125,7 @@ def test_a_file_that_is_no_tar_is_left_out_and_named(pairs, content):
     broken.write_bytes(broken.read_bytes()[:300] if content is None else content)
     dataset = index_dataset(pairs)
     assert len(dataset) == 15
+    assert [shard.name for shard in dataset.damaged] == ["00001.tar"]
     assert json.loads((pairs / RECORD).read_text())["00001.tar"]["problem"] == "truncated tar"
 
 

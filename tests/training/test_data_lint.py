@@ -49,9 +49,11 @@ def test_corrupt_pictures_are_named_and_more_than_max_bad_of_them_is_unfit(tmp_p
 def test_a_truncated_file_is_unfit(tmp_path, capsys):
     write_tars(tmp_path / "web", pair_samples(random.Random(0), 20, 48), per_shard=10)
     broken = tmp_path / "web" / "00001.tar"
-    broken.write_bytes(broken.read_bytes()[:9000])
-    assert main([str(tmp_path / "web"), "--sheet", str(tmp_path / "s.png")]) == 1
-    assert "1 damaged files" in capsys.readouterr().out
+    whole = broken.read_bytes()
+    for length in (9000, 100):
+        broken.write_bytes(whole[:length])
+        assert main([str(tmp_path / "web"), "--sheet", str(tmp_path / "s.png")]) == 1
+        assert "1 damaged files" in capsys.readouterr().out
 
 
 def test_oddities_are_shown_but_no_fault(tmp_path):

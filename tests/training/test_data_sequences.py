@@ -105,6 +105,8 @@ def test_captions_are_chosen_as_the_original_chose_them(original, tmp_path):
 class _WordTokenizer:
     """White-space splitting, as in the original's run."""
 
+    pad_token_id = 1
+
     def __call__(self, caption, **_):
         from types import SimpleNamespace
 

@@ -46,11 +46,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class Dataset:
-    """An indexed data set: `root / shard.name` opens every shard and has its index beside it."""
+    """An indexed data set: `root / shard.name` opens every shard and has its index beside it.
+
+    shards: those with samples. damaged: those with a problem, whether they have samples or not.
+    """
 
     root: Path
     ending: str
     shards: tuple[Shard, ...]
+    damaged: tuple[Shard, ...] = ()
 
     def __len__(self) -> int:
         return sum(shard.count for shard in self.shards)
@@ -81,7 +85,8 @@ def index_dataset(path: str | Path, index_folder: str | Path | None = None) -> D
             record = {shard.name: asdict(shard) for shard in shards}
             write_whole(root / RECORD, json.dumps(record, indent=1).encode())
             _describe_to_energon(root, ending, shards)
-    dataset = Dataset(root, ending, tuple(shard for shard in shards if shard.count))
+    damaged = tuple(shard for shard in shards if shard.problem)
+    dataset = Dataset(root, ending, tuple(shard for shard in shards if shard.count), damaged)
     if not dataset.shards:
         problems = "; ".join(f"{shard.name}: {shard.problem or 'holds no sample'}" for shard in shards[:5])
         raise DataError(f"No sample can be read in {path} ({problems}). Expected WebDataset tars, .jsonl or .tsv.")

@@ -154,7 +154,6 @@ def _check_received(given: tuple[int, int]) -> Findings:
 
 def show(path: str, dataset: Dataset, kind: str, found: Findings, console: Console) -> None:
     """Print the summary table."""
-    problems = [shard for shard in dataset.shards if shard.problem]
     table = Table(title=f"{path}: {kind}", title_justify="left", title_style="bold")
     table.add_column("what")
     table.add_column("count", justify="right")
@@ -165,12 +164,12 @@ def show(path: str, dataset: Dataset, kind: str, found: Findings, console: Conso
         share = f"{100 * count / max(found.samples, 1):.2f} %" if keys or style else ""
         table.add_row(name, f"{count:,}", share, ", ".join(keys[:LISTED]), style=style)
 
-    row("files", len(dataset.shards))
+    row("files with samples", len(dataset.shards))
     row("samples", len(dataset))
     row("  of them read", found.samples)
     row("pictures", found.pictures)
     row("characters of text per sample", round(found.characters / max(found.samples - found.bad_samples, 1)))
-    for shard in problems:
+    for shard in dataset.damaged:
         table.add_row(f"{shard.problem}", "1", "", shard.name, style="red")
     for reason, count in found.left_out.most_common():
         row(f"left out: {reason}", count, style="dim")
@@ -190,7 +189,7 @@ def report(path: str, dataset: Dataset, kind: str, found: Findings) -> dict:
         "samples": len(dataset),
         "read": found.samples,
         "pictures": found.pictures,
-        "damaged_files": {shard.name: shard.problem for shard in dataset.shards if shard.problem},
+        "damaged_files": {shard.name: shard.problem for shard in dataset.damaged},
         "unusable": found.bad,
         "odd": found.odd,
         "left_out": dict(found.left_out),
@@ -228,11 +227,10 @@ def main(arguments: list[str] | None = None) -> int:
         shown.save(sheet)
         console.print(f"Twelve samples: {sheet}", highlight=False)
     share = 100 * found.bad_samples / max(found.samples, 1)
-    damaged = [shard for shard in dataset.shards if shard.problem]
-    fit = share <= given.max_bad and not damaged
+    fit = share <= given.max_bad and not dataset.damaged
     verdict = "Fit for training." if fit else "Not fit for training:"
     reasons = [f"{share:.1f} % of the samples are unusable (--max-bad {given.max_bad:g})"] * (share > given.max_bad)
-    reasons += [f"{len(damaged)} damaged files"] * bool(damaged)
+    reasons += [f"{len(dataset.damaged)} damaged files"] * bool(dataset.damaged)
     console.print(verdict, ", ".join(reasons), style="green" if fit else "red", highlight=False)
     return 0 if fit else 1
 

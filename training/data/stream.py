@@ -126,6 +126,9 @@ class DataStream:
     def __init__(self, task: Task, config: DataConfig, stream: Stream):
         self.task, self.config, self.stream = task, config, stream
         self.datasets = {name: _open(name, source, task, config) for name, source in config.sources.items()}
+        for name, (dataset, _) in self.datasets.items() if stream.index == 0 else ():
+            for shard in dataset.damaged:
+                log.warning("Source %s: %s: %s; %d samples are used.", name, shard.name, shard.problem, shard.count)
         if not self.datasets:
             raise DataError(f"Stage {task.stage} has no data: name at least one source under data.sources.")
         self.counts = SkipCounts(config.max_bad)
@@ -194,7 +197,12 @@ class DataStream:
     def report(self) -> dict[str, int]:
         """Counts so far, by "source/size" (samples of its data set), "source/seen", "source/bad/reason" and
         "source/filtered/reason"."""
-        return {f"{name}/size": size for name, size in self._sizes().items()} | self.counts.report()
+        counts = Counter(self.counts.report())
+        for name, (dataset, _) in self.datasets.items():
+            counts[f"{name}/size"] = len(dataset)
+            for shard in dataset.damaged if self.stream.index == 0 else ():  # once per run, not per stream
+                counts[f"{name}/bad/{shard.problem}"] += 1
+        return dict(counts)
 
     def close(self) -> None:
         """End the reading processes."""
@@ -247,9 +255,6 @@ def open_mixture(config: DataConfig, stream: Stream, state: Mapping[str, Any] | 
 def _open(name: str, source: SourceConfig, task: Task, config: DataConfig) -> tuple[Dataset, str]:
     """The index of a source and its layout."""
     dataset = index_dataset(source.path, config.index_folder)
-    for shard in dataset.shards:
-        if shard.problem:
-            log.warning("Source %s: %s: %s; %d samples are used.", name, shard.name, shard.problem, shard.count)
     kind = source.kind
     if kind == "auto":
         try:

@@ -100,14 +100,10 @@ class AlignTask:
         ids = encode(caption, self.tokenizer)
         if len(ids) > self.config.max_tokens:
             raise Filtered("caption too long")
-        # verbose=False: a caption that is too long is counted here, not warned of by the library.
-        clip = self.clip_tokenizer(caption, padding="max_length", max_length=CLIP_LENGTH, verbose=False).input_ids
-        # Longer than the padded length, or without padding: exactly as many tokens as there are ids.
-        if len(clip) > CLIP_LENGTH or (
-            self.config.max_clip_tokens < CLIP_LENGTH - 2
-            and len(self.clip_tokenizer.tokenize(caption)) > self.config.max_clip_tokens
-        ):
+        clip = self.clip_tokenizer(caption, verbose=False).input_ids  # too long ones are counted here, not warned of
+        if len(clip) - 2 > min(self.config.max_clip_tokens, CLIP_LENGTH - 2):
             raise Filtered("caption too long for CLIP")
+        clip = clip + [self.clip_tokenizer.pad_token_id] * (CLIP_LENGTH - len(clip))
         return Row([BOS, *ids], clip_ids=clip)
 
     def batch(self, rows: list[Any]) -> Batch:
