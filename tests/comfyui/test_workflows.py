@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -10,23 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from tests.comfyui.browser import browse, missing, validate
 from tests.comfyui.client import Client
 from tests.comfyui.install import ROOT
 from tests.comfyui.server import PACK_NAME, Server
+from tests.comfyui.stand_ins import CHECKPOINT_WITH_CLIP, standing_in
+from tests.comfyui.tiny_models import save_tiny_checkpoint
 from tests.comfyui.workflow import to_api
 
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 assert WORKFLOWS
-
-# Which of the tiny models stands for a file that a workflow names, by the input that names it.
-STAND_INS = {
-    "ckpt_name": ("models/checkpoints", "tiny.safetensors"),
-    "file": ("models/kosmos_g", "kosmos.safetensors"),
-    "control_net_name": ("models/controlnet", "tiny.safetensors"),
-    "lora_name": ("models/loras", "tiny.safetensors"),
-    "image": ("input", "dog.png"),
-}
 
 each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 
@@ -36,22 +32,19 @@ def workflow(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+@pytest.fixture(scope="session")
+def checkpoint_with_clip(comfyui_folder: Path) -> None:
+    save_tiny_checkpoint(comfyui_folder / "models/checkpoints" / CHECKPOINT_WITH_CLIP, text_encoder=True)
+
+
 @pytest.fixture
-def prompt(workflow: dict[str, Any], client: Client, server: Server) -> Iterator[dict[str, Any]]:
+def prompt(
+    workflow: dict[str, Any], client: Client, server: Server, checkpoint_with_clip: None
+) -> Iterator[dict[str, Any]]:
     """The API form, with small models and pictures under the names that the workflow uses."""
     api = to_api(workflow, client.get("/object_info"))
-    made = []
-    for node in api.values():
-        for name, value in node["inputs"].items():
-            if name in STAND_INS and isinstance(value, str):
-                folder, stand_in = STAND_INS[name]
-                target = server.folder / folder / value
-                if not target.exists():
-                    target.symlink_to(server.folder / folder / stand_in)
-                    made.append(target)
-    yield api
-    for target in made:
-        target.unlink()
+    with standing_in(api, server.folder):
+        yield api
 
 
 @each_workflow
@@ -120,3 +113,68 @@ def test_it_runs_and_saves_a_picture(prompt: dict[str, Any], client: Client) -> 
     saved = [node for node, value in prompt.items() if value["class_type"] == "SaveImage"]
     assert saved
     assert all(client.pixels(run, node).std() > 0 for node in saved)
+
+
+@each_workflow
+def test_it_has_a_picture_for_the_template_browser(path: Path) -> None:
+    picture = Image.open(path.with_suffix(".jpg"))
+    assert picture.format == "JPEG"
+    assert min(picture.size) >= 300
+    assert path.with_suffix(".jpg").stat().st_size < 250_000
+
+
+ENVIRONMENT = Path(sys.executable).parents[1]
+in_a_browser = pytest.mark.skipif(missing(ENVIRONMENT) is not None, reason=str(missing(ENVIRONMENT)))
+
+
+@pytest.fixture(scope="session")
+def browsed(
+    server: Server, checkpoint_with_clip: None, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
+    """What ComfyUI's front end in a headless Chromium made of every workflow."""
+    workflows = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in WORKFLOWS}
+    client = Client(server.address)
+    object_info = client.get("/object_info")
+    client.close()
+    with contextlib.ExitStack() as stack:
+        for workflow in workflows.values():
+            stack.enter_context(standing_in(to_api(workflow, object_info), server.folder))
+        return browse(ENVIRONMENT, server.address, workflows, tmp_path_factory.mktemp("browser"))
+
+
+@in_a_browser
+@each_workflow
+def test_the_front_end_opens_it_and_gives_it_back_unchanged(
+    path: Path, workflow: dict[str, Any], client: Client, browsed: dict[str, dict[str, Any]]
+) -> None:
+    seen = browsed[path.stem]
+    assert seen["missing"] == []
+
+    def essence(graph: dict[str, Any]) -> tuple[Any, ...]:
+        nodes = [(node["id"], node["type"], node.get("widgets_values") or []) for node in graph["nodes"]]
+        return sorted(nodes, key=lambda node: node[0]), sorted(graph["links"])
+
+    assert essence(seen["saved"]) == essence(workflow)
+    expected = to_api(workflow, client.get("/object_info"))
+    assert seen["prompt"].keys() == expected.keys()
+    for name, node in expected.items():
+        assert seen["prompt"][name]["class_type"] == node["class_type"]
+        # The front end also sends widgets of its own, such as a preview's text, which the server ignores.
+        assert {key: seen["prompt"][name]["inputs"].get(key) for key in node["inputs"]} == node["inputs"]
+
+
+@in_a_browser
+@each_workflow
+def test_the_front_end_runs_it_to_the_end(path: Path, browsed: dict[str, dict[str, Any]]) -> None:
+    assert browsed[path.stem]["refused"] is None
+    assert browsed[path.stem]["events"] == [["execution_success", ""]]
+
+
+@in_a_browser
+def test_the_front_ends_own_schema_accepts_every_workflow_and_refuses_a_broken_one(tmp_path: Path) -> None:
+    workflows = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in WORKFLOWS}
+    broken = json.loads(json.dumps(workflows["two_subjects"]))
+    del broken["nodes"][0]["type"]
+    found = validate(ENVIRONMENT, workflows | {"broken": broken}, tmp_path)
+    assert found.pop("broken") is not None
+    assert found == dict.fromkeys(workflows)

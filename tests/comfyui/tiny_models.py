@@ -106,6 +106,22 @@ class Weights:
         self.tensors[f"{prefix}vae_scale"] = torch.tensor(1.0)
         self.tensors[f"{prefix}vae_shift"] = torch.tensor(0.0)
 
+    def text_encoder(self, prefix: str) -> None:
+        """CLIP ViT-L's text part: its size cannot be chosen. Its blocks add nothing, its embeddings are random."""
+        width = CONTEXT
+        self.tensors[f"{prefix}embeddings.token_embedding.weight"] = self._random(49408, width, scale=1.0)
+        self.tensors[f"{prefix}embeddings.position_embedding.weight"] = self._random(77, width, scale=1.0)
+        self.norm(f"{prefix}final_layer_norm", width)
+        for layer in range(12):
+            block = f"{prefix}encoder.layers.{layer}"
+            self.norm(f"{block}.layer_norm1", width)
+            self.norm(f"{block}.layer_norm2", width)
+            sizes = {f"self_attn.{name}_proj": (width, width) for name in ("q", "k", "v", "out")}
+            sizes |= {"mlp.fc1": (width, 4 * width), "mlp.fc2": (4 * width, width)}
+            for name, (inputs, outputs) in sizes.items():
+                self.tensors[f"{block}.{name}.weight"] = torch.zeros(outputs, inputs, dtype=torch.float16)
+                self.tensors[f"{block}.{name}.bias"] = torch.zeros(outputs)
+
     def save(self, path: Path) -> Path:
         """Write the tensors in half precision to `path` and return it."""
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,8 +129,11 @@ class Weights:
         return path
 
 
-def save_tiny_checkpoint(path: Path, seed: int = 1) -> Path:
-    """Write a checkpoint (U-Net and VAE, no text encoder; 55 MB) that CheckpointLoaderSimple takes for SD1.5."""
+def save_tiny_checkpoint(path: Path, seed: int = 1, text_encoder: bool = False) -> Path:
+    """Write a checkpoint (U-Net and VAE; 55 MB) that CheckpointLoaderSimple takes for SD1.5.
+
+    With `text_encoder` it also has a CLIP, which takes 246 MB more.
+    """
     weights = Weights(seed)
     unet = "model.diffusion_model."
     weights.down_path(unet)
@@ -124,6 +143,8 @@ def save_tiny_checkpoint(path: Path, seed: int = 1) -> Path:
     weights.norm(f"{unet}out.0", CHANNELS)
     weights.convolution(f"{unet}out.2", CHANNELS, 4)
     weights.autoencoder("first_stage_model.")
+    if text_encoder:
+        weights.text_encoder("cond_stage_model.transformer.text_model.")
     return weights.save(path)
 
 

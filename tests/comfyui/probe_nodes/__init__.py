@@ -152,6 +152,37 @@ class ProbeJoin(io.ComfyNode):
         return io.NodeOutput(clip.encode_from_tokens_scheduled(tokens))
 
 
+class ProbePicture(io.ComfyNode):
+    """Pictures and masks of any shape and kind, as nodes of other packs may send them."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ProbePicture",
+            inputs=[
+                io.Int.Input("count"),
+                io.Int.Input("height"),
+                io.Int.Input("width"),
+                io.Int.Input("channels"),
+                io.String.Input("kind"),
+            ],
+            outputs=[io.Image.Output(), io.Mask.Output("mask")],
+        )
+
+    @classmethod
+    def execute(cls, count: int, height: int, width: int, channels: int, kind: str) -> io.NodeOutput:
+        shape = (count, height, width, channels)
+        generator = torch.Generator().manual_seed(1)
+        picture = torch.zeros(shape) if height * width > 10**7 else torch.rand(shape, generator=generator)
+        if kind in ("nan", "infinite"):
+            picture[:, 0] = float("nan" if kind == "nan" else "inf")
+        elif kind == "out of range":
+            picture = picture * 1000 - 500
+        elif kind == "half":
+            picture = picture.half()
+        return io.NodeOutput(picture, (torch.rand((count, height, width), generator=generator) > 0.7).float())
+
+
 class ProbeMadeConditioning(io.ComfyNode):
     """A conditioning of any shape with one value in all places."""
 
@@ -178,6 +209,7 @@ class ProbeExtension(ComfyExtension):
             ProbeClip,
             ProbeJoin,
             ProbeMadeConditioning,
+            ProbePicture,
         ]
 
 

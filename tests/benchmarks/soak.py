@@ -1,0 +1,78 @@
+"""Does one ComfyUI server stay the same size? Many prompts of varying text, pictures and sizes in a real one.
+
+    python -m tests.benchmarks.soak --prompts 1000
+
+Prints resident memory and open files as it goes; fails where memory after the last prompt is more than 5 % above that
+after a tenth of them (of 1,000: after prompt 100), or where open files have grown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from tests.comfyui.client import Client
+from tests.comfyui.graph import SamplingGraph
+from tests.comfyui.server import prepare_folder, running_server
+from tests.comfyui.tiny_kosmos import SENTENCES, save_tiny_kosmos
+from tests.comfyui.tiny_models import save_tiny_checkpoint
+
+ALLOWED = 1.05
+PICTURES = 12
+
+
+def make_graph(number: int) -> SamplingGraph:
+    """A graph with a text of its own, zero to three pictures and one of several sizes."""
+    chance = random.Random(number)
+    pictures = chance.sample(range(PICTURES), chance.randrange(4))
+    text = f"{chance.choice(SENTENCES)} {number} " + " and <i>" * len(pictures)
+    graph = SamplingGraph().prompt(text, *(f"{picture}.png" for picture in pictures), negative=chance.choice(SENTENCES))
+    graph.sample(seed=number, steps=1)
+    size = next(node for node in graph.nodes.values() if node["class_type"] == "EmptyLatentImage")
+    size["inputs"] |= {"width": chance.choice((64, 96, 128)), "height": chance.choice((64, 96, 128))}
+    return graph
+
+
+def soak(prompts: int, folder: Path) -> tuple[list[float], list[int]]:
+    """Run `prompts` prompts in one server; resident megabytes and open files at ten moments."""
+    prepare_folder(folder)
+    save_tiny_checkpoint(folder / "models/checkpoints/tiny.safetensors")
+    save_tiny_kosmos(folder / "models/kosmos_g/kosmos.safetensors")
+    for number in range(PICTURES):
+        pixels = np.random.default_rng(number).integers(0, 256, (64 + 40 * number, 320, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"input/{number}.png")
+    memory, files = [], []
+    with running_server(folder) as server:
+        process = psutil.Process(server.process.pid)
+        client = Client(server.address)
+        for number in range(1, prompts + 1):
+            client.run(make_graph(number).nodes)
+            if number % max(1, prompts // 10) == 0:
+                memory.append(process.memory_info().rss / 2**20)
+                files.append(process.num_fds())
+                print(f"prompt {number}: {memory[-1]:.0f} MB, {files[-1]} open files", flush=True)
+        client.close()
+    return memory, files
+
+
+def main() -> int:
+    """Soak and judge; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=1000)
+    prompts = parser.parse_args().prompts
+    with tempfile.TemporaryDirectory() as folder:
+        memory, files = soak(prompts, Path(folder))
+    growth = memory[-1] / memory[0]
+    print(f"memory x {growth:.3f} (at most {ALLOWED}), open files {files[0]} -> {files[-1]}")
+    return 0 if growth <= ALLOWED and files[-1] <= files[0] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

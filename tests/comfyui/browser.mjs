@@ -1,0 +1,99 @@
+// Opens workflows in ComfyUI's own front end: load, save again, queue, wait for the end, take a picture of the graph.
+//
+//   node browser.mjs JOB.json     JOB: {playwright, chromium, address, shots, workflows: {name: UI JSON}}
+//
+// Prints one JSON object: {name: {saved, prompt, events, refused, missing}}.
+import fs from "node:fs";
+import { pathToFileURL } from "node:url";
+
+const job = JSON.parse(fs.readFileSync(process.argv[2], "utf8"));
+const { chromium } = await import(pathToFileURL(job.playwright));
+
+const browser = await chromium.launch({
+  executablePath: job.chromium,
+  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync"],
+});
+const page = await browser.newPage({ viewport: { width: 1920, height: 1080 } });
+// Nothing outside this machine is asked for anything.
+await page.route("**/*", (route) =>
+  new URL(route.request().url()).hostname === "127.0.0.1" ? route.continue() : route.abort());
+await page.goto(`http://${job.address}/`);
+await page.waitForFunction(() => window.app?.graph && window.LiteGraph?.registered_node_types?.KosmosGTextEncode
+  && window.app.extensionManager, null, { timeout: 120000 });
+// A picture of the graph alone: no menus, no announcements.
+await page.addStyleTag({ content: `body * { visibility: hidden !important }
+  #graph-canvas, .dom-widget, .dom-widget * { visibility: visible !important }` });
+
+async function open(workflow) {
+  return page.evaluate(async (workflow) => {
+    await app.loadGraphData(workflow);
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    const { output } = await app.graphToPrompt();
+    return {
+      saved: app.graph.serialize(),
+      prompt: output,
+      missing: app.graph._nodes.filter((node) => !LiteGraph.registered_node_types[node.type]).map((node) => node.type),
+    };
+  }, workflow);
+}
+
+async function run() {
+  return page.evaluate(async () => {
+    for (const node of app.graph._nodes) {
+      for (const widget of node.widgets ?? []) {
+        if (node.type === "EmptyLatentImage" && ["width", "height"].includes(widget.name)) widget.value = 64;
+        if (node.type === "SolidMask" && ["width", "height"].includes(widget.name)) widget.value = 64;
+        if (widget.name === "steps") widget.value = 2;
+      }
+    }
+    const events = [];
+    const ended = new Promise((resolve) => {
+      for (const kind of ["execution_success", "execution_error", "execution_interrupted"]) {
+        app.api.addEventListener(kind, (event) => {
+          events.push([kind, event.detail?.exception_message ?? ""]);
+          resolve();
+        }, { once: true });
+      }
+    });
+    await app.queuePrompt(0, 1);
+    const refused = app.lastNodeErrors && Object.keys(app.lastNodeErrors).length ? app.lastNodeErrors : null;
+    if (!refused) await Promise.race([ended, new Promise((resolve) => setTimeout(resolve, 120000))]);
+    return { events, refused };
+  });
+}
+
+async function shoot(path) {
+  const clip = await page.evaluate(async () => {
+    const nodes = app.graph._nodes;
+    const left = Math.min(...nodes.map((node) => node.pos[0])) - 30;
+    const top = Math.min(...nodes.map((node) => node.pos[1])) - 60;
+    const right = Math.max(...nodes.map((node) => node.pos[0] + node.size[0])) + 30;
+    const bottom = Math.max(...nodes.map((node) => node.pos[1] + node.size[1])) + 30;
+    const view = app.canvas.ds;
+    view.scale = Math.min(innerWidth / (right - left), innerHeight / (bottom - top));
+    view.offset = [(innerWidth / view.scale - (right - left)) / 2 - left, (innerHeight / view.scale - (bottom - top)) / 2 - top];
+    app.canvas.deselectAll?.();
+    app.canvas.show_info = false;
+    app.canvas.min_font_size_for_lod = 0; // text stays text however small
+    app.canvas.low_quality_zoom_threshold = 0;
+    app.canvas.setDirty(true, true);
+    await new Promise((resolve) => setTimeout(resolve, 800));
+    const [width, height] = [(right - left) * view.scale, (bottom - top) * view.scale];
+    return { x: (innerWidth - width) / 2, y: (innerHeight - height) / 2, width, height };
+  });
+  await page.screenshot({ path, type: "jpeg", quality: 75, clip });
+}
+
+const results = {};
+for (const [name, workflow] of Object.entries(job.workflows)) {
+  const opened = await open(workflow);
+  const ran = await run();
+  results[name] = { ...opened, ...ran };
+  if (job.shots) {
+    await open(workflow);
+    await shoot(`${job.shots}/${name}.jpg`);
+  }
+}
+console.log(JSON.stringify(results));
+await browser.close();
