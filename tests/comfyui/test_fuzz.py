@@ -89,11 +89,15 @@ def test_any_picture_works_or_gives_one_clear_sentence(
         image = link(graph.add("KosmosGReference", image=image, mask=mask, **cut))
     encoder = graph.add("KosmosGTextEncode", clip=graph.clip, text="<i>", image_1=image)
     graph.add("PreviewAny", source=link(encoder, 3))
+    said = ""
     try:
         unchanged.run(graph.nodes)
     except ExecutionFailed as error:
         clear(error)
-        assert picture[0] != 1 or picture[4] in ("nan", "infinite") or 0 in picture or picture[3] == 7
+        said = str(error)
+    bad = picture[0] != 1 or picture[4] in ("nan", "infinite") or 0 in picture or picture[3] == 7
+    # A mask brought to a single pixel may miss it.
+    assert bad or not said or "The mask is empty" in said
 
 
 @pytest.mark.parametrize("mode", ["I;16", "L", "RGBA", "P", "1"])
