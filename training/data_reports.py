@@ -34,7 +34,7 @@ class DataReports:
 
     def summary(self, source: str) -> str:
         """One line about a source."""
-        parts = [f"{source}: {self.counts[f'{source}/seen']:,} samples read"]
+        parts = [f"{source}: {self.counts.get(f'{source}/seen', 0):,} samples read"]
         for label, told in (("bad", "unusable"), ("filtered", "left out")):
             prefix = f"{source}/{label}/"
             reasons = {name.removeprefix(prefix): n for name, n in self.counts.items() if name.startswith(prefix)}

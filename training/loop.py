@@ -91,7 +91,10 @@ class Trainer:
             )
         for index in range(world.rank, count, world.size):
             stream = Stream(self.config.seed, index, count, self.config.batch.micro, self.micro_batches)
-            self.streams[index] = self.engine.stage.stream(stream)
+            try:
+                self.streams[index] = self.engine.stage.stream(stream)
+            except ValueError as error:
+                raise ConfigError(f"data: {error}") from error
 
     def _save(self) -> None:
         positions = {index: stream.state_dict() for index, stream in self.streams.items()}

@@ -64,7 +64,10 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name != "cuda":
-        return torch.device(name)
+        try:
+            return torch.device(name)
+        except RuntimeError as error:
+            raise ConfigError(f"device: torch knows no device {name!r}; use auto, cpu, cuda or mps.") from error
     found = torch.cuda.device_count()
     if local_rank >= found:
         raise ConfigError(

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import torch
+import yaml
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from tokenizers import ByteLevelBPETokenizer
@@ -26,6 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from kosmos_core import Tokenizer, load_model
 
 from . import export, run
+from .checkpoint import latest_checkpoint, step_of
 from .data.synthetic import COLOURS, SHAPES, write_all
 from .stages import STAGES
 
@@ -116,6 +118,10 @@ def smoke(folder: Path) -> Path:
         print(f"\n$ python -m training.run {' '.join(train)}")
         if run.main(train):
             raise RuntimeError(f"stage {stage} failed; see above")
+        wanted = yaml.safe_load(Path(train[1]).read_text())["steps"]
+        reached = latest_checkpoint(folder / stage / "checkpoints")
+        if reached is None or step_of(reached) != wanted:
+            raise RuntimeError(f"stage {stage} was stopped before its {wanted} steps; start again")
         print(f"$ python -m training.export {' '.join(save)}")
         if export.main(save):
             raise RuntimeError(f"the weights of stage {stage} could not be exported; see above")

@@ -25,3 +25,9 @@ def test_a_resumed_run_does_not_tell_of_epochs_before_it():
     assert told.update([_report(250)]) == []
     assert told.update([_report(299)]) == []
     assert told.update([_report(300)]) == ["data: end of epoch 3 of web: 300 samples read, all usable"]
+
+
+def test_a_source_that_a_short_run_never_reached_is_told_as_unread():
+    told = DataReports()
+    told.update([{"web/size": 100}])
+    assert told.summary("web") == "web: 0 samples read, all usable"

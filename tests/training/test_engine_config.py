@@ -5,6 +5,7 @@ import yaml
 
 from training.config import parse
 from training.errors import ConfigError
+from training.processes import choose_device
 
 
 @pytest.fixture
@@ -31,6 +32,7 @@ def arguments(smoke_stages, tmp_path):
         ("--optim.lr", "-1", "optim.lr: -1.0 must be above 0"),
         ("--batch.micro", "3", "batch.size: 4 must be a multiple of batch.micro (3)"),
         ("--checkpoint.keep", "0", "checkpoint.keep: 0 must be at least 1"),
+        ("--data.workers", "-1", "data.workers: -1 must be at least 0"),
         ("--stage", "pretrain", "stage: 'pretrain' is none of lm, align, instruct"),
         ("--preset", "huge", "preset: 'huge' is none of official, medium, tiny"),
         ("--config", "missing.yaml", "--config missing.yaml: cannot be read (No such file or directory)"),
@@ -62,6 +64,11 @@ def test_a_wrong_file_is_named_with_its_key(arguments, tmp_path, text, sentence)
     with pytest.raises(ConfigError) as error:
         parse(arguments("align", "--config", str(file)))
     assert sentence in str(error.value)
+
+
+def test_a_device_that_torch_does_not_know_is_named():
+    with pytest.raises(ConfigError, match="device: torch knows no device 'gpu'"):
+        choose_device("gpu")
 
 
 def test_later_files_and_options_win(arguments, tmp_path):

@@ -54,6 +54,11 @@ class DataConfig:
     """Where the indexes of the data files go. Default: beside the data, or, where that cannot be written,
     `kosmos-g/index` in the user's cache folder."""
 
+    def __post_init__(self) -> None:
+        for key, least in (("workers", 0), ("lanes", 1), ("prefetch", 1), ("shuffle_block", 1), ("shuffle_window", 1)):
+            if getattr(self, key) < least:
+                raise ValueError(f"data.{key}: {getattr(self, key)} must be at least {least}.")
+
 
 @dataclass
 class LmData(DataConfig):
