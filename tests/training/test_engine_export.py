@@ -1,0 +1,67 @@
+"""Checkpoints become the one-file weights that ComfyUI's loader and the Python API read."""
+
+import pytest
+import torch
+
+from kosmos_core import load_model
+from kosmos_core.weights import read_config
+from tests.training.launch import tensors, train
+from training import export
+
+
+@pytest.fixture(scope="module")
+def run_folder(smoke_stages, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    arguments = smoke_stages.arguments("instruct", folder / "run", "--steps", "4", "--checkpoint.every", "2")
+    result = train([*arguments, "--optim.ema", "0.5", "--optim.warmup_steps", "0"], folder / "log")
+    assert result.ok, result.output
+    return folder / "run"
+
+
+def test_the_file_holds_the_checkpoint_s_weights_and_reads_text(run_folder, tmp_path):
+    assert export.main([str(run_folder), str(tmp_path / "out.safetensors")]) == 0
+    model = load_model(tmp_path / "out.safetensors")
+    state = tensors(run_folder / "checkpoints" / "step-00000004")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[f"model.{name}"]), name
+    assert model.encode("a red circle").shape == (1, 77, 768)
+
+
+def test_the_moving_average_replaces_what_was_trained_only(run_folder, tmp_path):
+    assert export.main([str(run_folder), str(tmp_path / "ema.safetensors"), "--ema"]) == 0
+    model = load_model(tmp_path / "ema.safetensors").state_dict()
+    state = tensors(run_folder / "checkpoints" / "step-00000004")
+    averaged = {name.removeprefix("average.") for name in state if name.startswith("average.")}
+    assert "decoder.embedding.weight" in averaged
+    assert "vision.blocks.0.attention.q_proj.weight" not in averaged
+    for name, tensor in model.items():
+        assert torch.equal(tensor, state[f"average.{name}" if name in averaged else f"model.{name}"]), name
+    changed = [name for name in averaged if not torch.equal(model[name], state[f"model.{name}"])]
+    assert len(changed) > len(averaged) / 2
+
+
+def test_the_file_says_where_it_comes_from(run_folder, tmp_path):
+    assert export.main([str(run_folder), str(tmp_path / "half.safetensors"), "--step", "2", "--dtype", "bfloat16"]) == 0
+    _, description = read_config(tmp_path / "half.safetensors")
+    provenance = description["provenance"]
+    assert (description["stage"], description["dtype"]) == ("instruct", "bfloat16")
+    assert (provenance["step"], provenance["weights"], provenance["starts"]) == (2, "last", 1)
+    assert provenance["data"] == ["captions", "constructed", "edits"]
+    assert provenance["versions"]["torch"] == torch.__version__
+    assert provenance["config"]["optim"]["ema"] == 0.5
+    assert "commit" in provenance["git"]
+
+
+def test_what_cannot_be_exported_is_a_sentence(run_folder, tmp_path, capsys, smoke_stages):
+    output = tmp_path / "out.safetensors"
+    assert export.main([str(tmp_path), str(output)]) == 1
+    assert f"{tmp_path} is no run folder" in capsys.readouterr().err
+    assert export.main([str(run_folder), str(output), "--step", "3"]) == 1
+    assert "has no checkpoint of step 3; found: step-00000002, step-00000004" in capsys.readouterr().err
+    assert export.main([str(run_folder), str(tmp_path / "missing" / "out.safetensors")]) == 1
+    assert "missing" in capsys.readouterr().err
+    plain = tmp_path / "plain"
+    assert train(smoke_stages.arguments("lm", plain, "--steps", "1"), tmp_path / "log").ok
+    assert export.main([str(plain), str(output), "--ema"]) == 1
+    assert "holds no moving average; train with optim.ema above 0" in capsys.readouterr().err
+    assert not output.exists()

@@ -1,0 +1,122 @@
+"""The launchers that people use, with real processes: python -m, torchrun with restarts, accelerate launch."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.training.launch import differences, train
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
+LAUNCHERS = {
+    "python": [sys.executable, "-m", "training.run"],
+    "torchrun": [*TORCHRUN, "-m", "training.run"],
+    "accelerate": [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--module", "training.run"],
+}
+
+
+def environment():
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE", "TORCHELASTIC", "MASTER", "RANK"))}
+    return {**clean, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def root(request):
+    return request.config.rootpath
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_every_launcher_trains_with_the_processes_that_it_promised(smoke_stages, tmp_path, root, launcher):
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", "--steps", "3")
+    done = subprocess.run(
+        [*LAUNCHERS[launcher], *arguments], cwd=root, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    start = json.loads((tmp_path / "run" / "starts.jsonl").read_text())
+    assert start["processes"] == (1 if launcher == "python" else 2)
+    assert (tmp_path / "run/checkpoints/latest").read_text() == "step-00000003\n"
+
+
+def test_accelerate_that_starts_fewer_processes_than_asked_is_refused(smoke_stages, tmp_path, root):
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", "--steps", "3")
+    command = [*ACCELERATE, "--cpu", "--num_processes", "2", "--module", "training.run", *arguments]
+    done = subprocess.run(command, cwd=root, env=environment(), capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "accelerate launch was asked for several processes but started one" in done.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_another_number_of_processes_than_configured_is_refused(smoke_stages, tmp_path):
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", "--steps", "3", "--parallel.processes", "8")
+    result = train(arguments, tmp_path / "log", 2)
+    assert result.codes == [2, 2]
+    assert (
+        "parallel.processes: 8, but the launcher started 2; launch with `torchrun --nproc-per-node 8" in result.output
+    )
+
+
+def workers_of(agent):
+    """Process ids of torchrun's training processes, by rank."""
+    found = {}
+    for entry in os.listdir("/proc"):
+        try:
+            if not entry.isdigit() or int(open(f"/proc/{entry}/stat").read().rsplit(")", 1)[1].split()[1]) != agent:
+                continue
+            variables = open(f"/proc/{entry}/environ").read().split("\0")
+            found |= {int(v.split("=")[1]): int(entry) for v in variables if v.startswith("RANK=")}
+        except OSError:
+            continue
+    return found
+
+
+def test_torchrun_restarts_killed_processes_and_the_run_ends_bit_equal(smoke_stages, tmp_path, root):
+    options = "--steps", "24", "--checkpoint.every", "4", "--parallel.sharding", "fsdp2"
+    assert train(smoke_stages.arguments("lm", tmp_path / "whole", *options), tmp_path / "log", 2).ok
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", *options, "--resume", "auto")
+    command = [*TORCHRUN, "--max-restarts", "3", "-m", "training.run", *arguments]
+    log = (tmp_path / "torchrun.log").open("w")
+    agent = subprocess.Popen(command, cwd=root, env=environment(), stdout=log, stderr=subprocess.STDOUT)
+    latest = tmp_path / "run" / "checkpoints" / "latest"
+    try:
+        for rank, after in ((1, 4), (0, 12)):
+            end = time.monotonic() + 300
+            while not (latest.exists() and int(latest.read_text().split("-")[1]) >= after):
+                assert time.monotonic() < end
+                assert agent.poll() is None, (tmp_path / "torchrun.log").read_text()
+                time.sleep(0.02)
+            os.kill(workers_of(agent.pid)[rank], signal.SIGKILL)
+        assert agent.wait(300) == 0, (tmp_path / "torchrun.log").read_text()
+    finally:
+        agent.kill()
+    starts = [json.loads(line) for line in (tmp_path / "run" / "starts.jsonl").read_text().splitlines()]
+    assert len(starts) == 3
+    last = "checkpoints/step-00000024"
+    assert not differences(tmp_path / "run" / last, tmp_path / "whole" / last)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent's death is noticed through Linux's prctl")
+def test_processes_end_with_their_torchrun(smoke_stages, tmp_path, root):
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", "--steps", "100000")
+    command = [*TORCHRUN, "-m", "training.run", *arguments]
+    log = (tmp_path / "torchrun.log").open("w")
+    agent = subprocess.Popen(command, cwd=root, env=environment(), stdout=log, stderr=subprocess.STDOUT)
+    try:
+        end = time.monotonic() + 300
+        while "step 2/" not in (tmp_path / "torchrun.log").read_text():
+            assert time.monotonic() < end
+            assert agent.poll() is None, (tmp_path / "torchrun.log").read_text()
+            time.sleep(0.1)
+        workers = workers_of(agent.pid)
+        assert sorted(workers) == [0, 1]
+    finally:
+        agent.kill()
+        agent.wait()
+    end = time.monotonic() + 10
+    while any(os.path.exists(f"/proc/{worker}") for worker in workers.values()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
