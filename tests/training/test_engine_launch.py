@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from tests.training.launch import differences, train
@@ -62,16 +63,7 @@ def test_another_number_of_processes_than_configured_is_refused(smoke_stages, tm
 
 def workers_of(agent):
     """Process ids of torchrun's training processes, by rank."""
-    found = {}
-    for entry in os.listdir("/proc"):
-        try:
-            if not entry.isdigit() or int(open(f"/proc/{entry}/stat").read().rsplit(")", 1)[1].split()[1]) != agent:
-                continue
-            variables = open(f"/proc/{entry}/environ").read().split("\0")
-            found |= {int(v.split("=")[1]): int(entry) for v in variables if v.startswith("RANK=")}
-        except OSError:
-            continue
-    return found
+    return {int(child.environ()["RANK"]): child.pid for child in psutil.Process(agent).children()}
 
 
 def test_torchrun_restarts_killed_processes_and_the_run_ends_bit_equal(smoke_stages, tmp_path, root):
@@ -79,8 +71,8 @@ def test_torchrun_restarts_killed_processes_and_the_run_ends_bit_equal(smoke_sta
     assert train(smoke_stages.arguments("lm", tmp_path / "whole", *options), tmp_path / "log", 2).ok
     arguments = smoke_stages.arguments("lm", tmp_path / "run", *options, "--resume", "auto")
     command = [*TORCHRUN, "--max-restarts", "3", "-m", "training.run", *arguments]
-    log = (tmp_path / "torchrun.log").open("w")
-    agent = subprocess.Popen(command, cwd=root, env=environment(), stdout=log, stderr=subprocess.STDOUT)
+    with (tmp_path / "torchrun.log").open("w") as log:
+        agent = subprocess.Popen(command, cwd=root, env=environment(), stdout=log, stderr=subprocess.STDOUT)
     latest = tmp_path / "run" / "checkpoints" / "latest"
     try:
         for rank, after in ((1, 4), (0, 12)):
@@ -103,8 +95,8 @@ def test_torchrun_restarts_killed_processes_and_the_run_ends_bit_equal(smoke_sta
 def test_processes_end_with_their_torchrun(smoke_stages, tmp_path, root):
     arguments = smoke_stages.arguments("lm", tmp_path / "run", "--steps", "100000")
     command = [*TORCHRUN, "-m", "training.run", *arguments]
-    log = (tmp_path / "torchrun.log").open("w")
-    agent = subprocess.Popen(command, cwd=root, env=environment(), stdout=log, stderr=subprocess.STDOUT)
+    with (tmp_path / "torchrun.log").open("w") as log:
+        agent = subprocess.Popen(command, cwd=root, env=environment(), stdout=log, stderr=subprocess.STDOUT)
     try:
         end = time.monotonic() + 300
         while "step 2/" not in (tmp_path / "torchrun.log").read_text():
