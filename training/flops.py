@@ -7,7 +7,7 @@ passes through, two where weights are trained.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -94,10 +94,15 @@ def align_step(config: KosmosGConfig, rows: int, length: int, clip: Any = None) 
 
 
 def instruct_step(
-    config: KosmosGConfig, rows: int, length: int, images: int, latent_side: int, unet_config: Any, vae: Any = None
+    config: KosmosGConfig, lengths: Sequence[int], images: int, latent_side: int, unet_config: Any, vae: Any = None
 ) -> int:
-    """A micro-batch of stage `instruct`; `vae` is the configuration of the VAE where it encodes the targets."""
-    trained = decoder(config, rows + 1, length) + align(config, rows + 1, length)  # one row more: the null condition
+    """A micro-batch of stage `instruct`; `vae` is the configuration of the VAE where it encodes the targets.
+
+    `lengths` are the rows' tokens without padding, on which no work is spent.
+    """
+    rows = len(lengths)
+    # One row more: the null condition, a single token.
+    trained = sum(decoder(config, 1, length) + align(config, 1, length) for length in (*lengths, 1))
     side = latent_side * 2 ** (len(vae.block_out_channels) - 1) if vae else 0
     tiny = vae is not None and "encoder_block_out_channels" in vae
     frozen = (tiny_vae_encoder if tiny else vae_encoder)(vae, rows, side) if vae else 0
@@ -119,7 +124,10 @@ def of_batch(name: str, config: KosmosGConfig, frozen: Mapping[str, nn.Module], 
     if name == "align":
         return align_step(config, rows, length, frozen_config.get("clip"))
     unet_config, vae = frozen_config["unet"], frozen_config.get("vae") if "latents" not in batch else None
-    return instruct_step(config, rows, length, images, unet_config.sample_size, unet_config, vae)
+    lengths = [length] * rows
+    if not batch["token_ids"].is_meta:
+        lengths = (batch["token_ids"] != config.ids.pad).sum(1).tolist()
+    return instruct_step(config, lengths, images, unet_config.sample_size, unet_config, vae)
 
 
 def clip_text(config: Any, rows: int) -> int:

@@ -109,6 +109,8 @@ class Trainer:
         waited = time.perf_counter()
         batch = self._read(self.streams[micro % counters.streams])
         waited = time.perf_counter() - waited
+        # Counted while it is on the CPU: reading its lengths from a GPU would wait for the step.
+        operations = flops.of_batch(config.stage, config.model, self.engine.stage.frozen, batch)
         batch = to_device(batch, device)
         torch.manual_seed(seed_of(config.seed, counters.step, micro, "dropout"))
         draws = Draws(config.seed, counters.step, micro * config.batch.micro)
@@ -119,7 +121,6 @@ class Trainer:
             (losses.total * (self.world.size * counters.loss_scale.value / config.batch.size)).backward()
         for name, (total, count) in losses.parts.items():
             meter.add_loss(name, total, count)
-        operations = flops.of_batch(config.stage, config.model, self.engine.stage.frozen, batch)
         meter.add_batch(len(batch["keys"]), batch["token_ids"].numel(), operations, waited)
         return losses.total.detach(), losses.count, batch["keys"]
 

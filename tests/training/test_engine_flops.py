@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from kosmos_core import KosmosG, KosmosGConfig
 from training import flops
+from training.stages import instruct
 
 
 def counted(function):
@@ -53,8 +55,32 @@ def test_training_step_of_the_alignment_equals_torch_s_count(config, model):
     assert counted(step) == pytest.approx(flops.align_step(config, 2, 30), rel=0.01)
 
 
+def test_training_step_of_the_instruction_tuning_equals_torch_s_count(config, model):
+    lengths, ids = (30, 21, 9), config.ids
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=384, attention_head_dim=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ).requires_grad_(False)  # fmt: skip
+    token_ids = torch.full((3, 30), ids.pad)
+    for row, length in enumerate(lengths):
+        token_ids[row, :length] = torch.randint(4, 8000, (length,))
+    batch = {"token_ids": token_ids, "latents": torch.randn(3, 4, 8, 8)}
+    model.requires_grad_(False)
+    for part in (model.decoder, model.resampler, model.aligner.source_encoder, model.aligner.query_decoder):
+        part.requires_grad_(True)
+    noise, timesteps, drop = torch.randn(3, 4, 8, 8), torch.tensor([1, 2, 3]), torch.tensor([False, True, False])
+
+    def step():
+        instruct.loss(model, unet, DDPMScheduler(), batch, noise, timesteps, drop)["loss"].backward()
+
+    # A batch without pictures sends one blank picture through the vision tower, here without a trained block.
+    blank = flops.pictures(config, 1, last_block_trained=False)
+    analytic = flops.of_batch("instruct", config, {"unet": unet}, batch) + blank
+    assert counted(step) == pytest.approx(analytic, rel=0.01)
+
+
 def test_unet_vae_and_clip_equal_torch_s_count():
-    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny
     from transformers import CLIPTextConfig, CLIPTextModel
 
     with torch.device("meta"):
