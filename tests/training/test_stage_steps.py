@@ -1,0 +1,184 @@
+"""What the engine relies on in a stage: what trains, how losses add up, which numbers are drawn, what is shown."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from kosmos_core import KosmosG, KosmosGConfig, Tokenizer
+from tests.training.tiny_diffusion import tiny_parts
+from training.draws import Draws
+from training.preview import Preview, PreviewPrompt, grid, prompt_batch, sample_pictures
+from training.stages import Losses, align, instruct, lm
+
+ROWS = 4
+
+
+@pytest.fixture(scope="module")
+def sizes(tiny_tokenizer: Tokenizer) -> KosmosGConfig:
+    return KosmosGConfig.tiny(vocabulary=tiny_tokenizer.vocabulary, reconstruction=True)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    made = tiny_parts()
+    for name in ("unet", "vae", "text_encoder"):
+        made[name].requires_grad_(False).eval()
+    return made
+
+
+@pytest.fixture
+def stages(sizes, parts, tiny_tokenizer):
+    """The three stages on tiny models, by name."""
+
+    def model(reconstruction: bool) -> KosmosG:
+        aligner = dataclasses.replace(sizes.aligner, reconstruction=reconstruction)
+        return KosmosG(dataclasses.replace(sizes, aligner=aligner), tokenizer=tiny_tokenizer).initialize(0)
+
+    frozen = {"unet": parts["unet"], "vae": parts["vae"]}
+    return {
+        "lm": lm.LmStage(model(False), lm.Config(), None, []),
+        "align": align.AlignStage(model(True), align.Config(), None, None, [], {"clip": parts["text_encoder"]}),
+        "instruct": instruct.InstructStage(model(True), instruct.Config(), None, parts["scheduler"], [], frozen),
+    }
+
+
+def _batch(stage: str, tokenizer: Tokenizer) -> dict:
+    """Four rows of equal length, one picture in the second and two in the last."""
+    random = torch.Generator().manual_seed(1)
+    length = 3 + 2 * (tokenizer.latents + 2)
+    token_ids = torch.randint(4, tokenizer.boi, (ROWS, length), generator=random)
+    token_ids[:, 0] = 0
+    mask = torch.zeros(ROWS, length, dtype=torch.bool)
+    picture = torch.tensor([tokenizer.boi] * (tokenizer.latents + 1) + [tokenizer.eoi])
+    for row, place in ((1, 2), (3, 1), (3, 1 + len(picture))):
+        token_ids[row, place : place + len(picture)] = picture
+        mask[row, place + 1 : place + len(picture) - 1] = True
+    named = {"keys": list("abcd"), "sources": ["one", "two", "one", "two"]}
+    if stage == "align":
+        clip_ids = torch.randint(0, 298, (ROWS, 77), generator=random)
+        return {"token_ids": token_ids, "clip_ids": clip_ids, **named}
+    batch = {"token_ids": token_ids, "image_mask": mask, **named}
+    batch["pixels"] = torch.randn(3, 3, 224, 224, generator=random)
+    if stage == "lm":
+        return batch | {"loss_mask": ~mask & (token_ids != tokenizer.boi) & (token_ids != tokenizer.eoi)}
+    return batch | {"target": torch.rand(ROWS, 3, 16, 16, generator=random) * 2 - 1}
+
+
+def _rows(batch: dict, start: int, stop: int) -> dict:
+    cut = {name: values if name == "pixels" else values[start:stop] for name, values in batch.items()}
+    if "pixels" in batch:
+        before = [0, 0, 1, 1, 3]
+        cut["pixels"] = batch["pixels"][before[start] : before[stop]]
+    return cut
+
+
+@pytest.mark.parametrize("stage", ["lm", "align", "instruct"])
+@torch.no_grad()
+def test_losses_of_a_batch_are_the_sums_over_its_parts_wherever_it_is_cut(stages, tiny_tokenizer, stage):
+    task, batch = stages[stage], _batch(stage, tiny_tokenizer)
+    task.model.eval()
+    whole = task.training_step(task.model, batch, Draws(seed=3, step=5))
+    assert float(whole.count) == (ROWS if stage != "lm" else float(batch["loss_mask"][:, 1:].sum()))
+    for cuts in ((0, 2, 4), (0, 1, 4), (0, 1, 2, 3, 4)):
+        pieces = [
+            task.training_step(task.model, _rows(batch, a, b), Draws(seed=3, step=5, first_row=a))
+            for a, b in itertools.pairwise(cuts)
+        ]
+        assert sum(float(piece.total) for piece in pieces) == pytest.approx(float(whole.total), rel=1e-5)
+        for name, (total, count) in whole.parts.items():
+            found = [piece.parts[name] for piece in pieces if name in piece.parts]
+            assert sum(float(values[0]) for values in found) == pytest.approx(float(total), rel=1e-5), name
+            assert sum(float(values[1]) for values in found) == float(count), name
+    assert {"one", "two"} <= set(whole.parts)
+
+
+def test_sources_and_named_values_become_parts():
+    losses = Losses.of_rows(
+        torch.tensor([1.0, 2.0, 4.0]), ["a", "b", "a"], torch.tensor([1, 1, 3]), mse=torch.tensor([1.0, 1.0, 1.0])
+    )
+    assert {name: tuple(map(float, values)) for name, values in losses.parts.items()} == {
+        "a": (5, 4), "b": (2, 1), "mse": (3, 5),
+    }  # fmt: skip
+    assert (float(losses.total), float(losses.count)) == (7, 5)
+
+
+@pytest.mark.parametrize(
+    ("stage", "trained"),
+    [
+        ("lm", ("decoder.", "resampler.", "vision.blocks.1.", "vision.norm_post.")),
+        ("align", ("aligner.",)),
+        (
+            "instruct",
+            ("decoder.", "resampler.", "aligner.source_encoder.", "aligner.query_decoder.", "vision.blocks.1.",
+             "vision.norm_post."),
+        ),
+    ],
+)  # fmt: skip
+def test_exactly_the_named_parts_train_and_all_are_in_train_mode(stages, tiny_tokenizer, stage, trained):
+    task = stages[stage]
+    task.set_trainable()
+    assert all(module.training for module in task.model.modules())
+    task.training_step(task.model, _batch(stage, tiny_tokenizer), Draws(seed=0, step=0)).total.backward()
+    for name, parameter in task.model.named_parameters():
+        assert parameter.requires_grad == (parameter.grad is not None) == name.startswith(trained), name
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+@torch.no_grad()
+def test_null_probability_of_stage_three_is_the_share_of_null_conditions(stages, tiny_tokenizer, probability):
+    task, batch = stages["instruct"], _batch("instruct", tiny_tokenizer)
+    task.model.eval()
+    task.task.null_probability = probability
+    losses = task.training_step(task.model, batch, Draws(seed=0, step=0))
+    other = batch | {"token_ids": batch["token_ids"].clone()}
+    other["token_ids"][0, 1:] = other["token_ids"][2, 1:]
+    changed = task.training_step(task.model, other, Draws(seed=0, step=0))
+    assert (float(losses.total) == float(changed.total)) == (probability == 1.0)
+
+
+def test_a_tenth_of_the_conditions_is_null():
+    drawn = torch.cat([Draws(seed=0, step=step).uniform("null", 100) for step in range(30)])
+    assert float((drawn < instruct.Config().null_probability).float().mean()) == pytest.approx(0.1, abs=0.02)
+
+
+# -- the preview of stage 3
+
+
+def test_prompts_of_the_preview_are_sampled_alike_each_time_and_differ_by_picture(stages, tmp_path: Path):
+    task = stages["instruct"]
+    for colour in ("red", "blue"):
+        Image.new("RGB", (50, 40), colour).save(tmp_path / f"{colour}.png")
+    prompts = [PreviewPrompt("a dog <i>", [str(tmp_path / f"{colour}.png")]) for colour in ("red", "blue")]
+    prompts.append(PreviewPrompt("a dog"))
+    task.set_trainable()
+    preview = Preview(prompts=prompts, samples=2, steps=2, size=16)
+    batch = prompt_batch(prompts, task.model.tokenizer, 224)
+    pictures, again = (sample_pictures(task.model, task.frozen, task.scheduler, batch, preview) for _ in range(2))
+    assert task.model.training, "the model is left as it was"
+    assert pictures.shape == (3, 2, 3, 16, 16)
+    assert torch.equal(pictures, again)
+    assert not torch.equal(pictures[0], pictures[1])
+    sheet = grid(batch, pictures, task.model)
+    assert sheet.size == (3 * 192, 18 + 3 * 210)
+    red, blue = sheet.getpixel((96, 132)), sheet.getpixel((96, 342))
+    assert red[0] > 240
+    assert max(red[1:]) < 10
+    assert blue[2] > 240
+    assert sheet.getpixel((96, 552)) == (255, 255, 255), "no picture, no cell"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        (PreviewPrompt("a dog <i>"), "1 <i> marks and 0 pictures"),
+        (PreviewPrompt("a dog <i>", ["absent.png"]), "absent.png cannot be read"),
+    ],
+)
+def test_wrong_prompts_of_the_preview_get_a_sentence(tiny_tokenizer, prompt, said):
+    with pytest.raises(ValueError, match=r"task\.preview\.prompts") as caught:
+        prompt_batch([prompt], tiny_tokenizer, 224)
+    assert said in str(caught.value)
