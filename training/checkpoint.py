@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
@@ -95,6 +96,8 @@ class Checkpoints:
     def __init__(self, run_folder: str | Path, config: CheckpointConfig, world: World) -> None:
         self.folder = Path(run_folder) / "checkpoints"
         self.config, self.world = config, world
+        # A group of its own: the background save talks while training does, and messages of one group must not mix.
+        self._group = dist.new_group(backend="gloo") if world.distributed else None
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future | None = None
 
@@ -132,7 +135,7 @@ class Checkpoints:
         single = not self.world.distributed
         self._step = step
         try:
-            written = dcp.async_save(state, checkpoint_id=temporary, process_group=self.world.group, no_dist=single)
+            written = dcp.async_save(state, checkpoint_id=temporary, process_group=self._group, no_dist=single)
         except Exception as error:
             raise self._failed(error) from error
         self._pending = self._writer.submit(self._finish, written, temporary)

@@ -24,8 +24,7 @@ from .errors import ConfigError
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together. `group` is a gloo group of its own for checkpoints written in the background:
-    on the group that training uses, the two threads' collectives would meet each other."""
+    """The processes that train together. `group` is a gloo group for what processes tell each other between steps."""
 
     rank: int
     size: int

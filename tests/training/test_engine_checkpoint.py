@@ -35,6 +35,14 @@ def names(checkpoints):
     return sorted(path.name for path in checkpoints.iterdir())
 
 
+def wait_for_file(path, timeout=60):
+    """A checkpoint is written in the background: wait until it is complete."""
+    end = time.monotonic() + timeout
+    while not path.exists():
+        assert time.monotonic() < end, f"{path.name} did not appear"
+        time.sleep(0.005)
+
+
 @pytest.mark.parametrize("stage", ["lm", "align", "instruct"])
 def test_40_steps_equal_20_steps_kill_and_20_steps_bit_for_bit(smoke_stages, whole, tmp_path, stage):
     options = "--steps", "40", "--checkpoint.every", "20", "--optim.ema", "0.9"
@@ -108,19 +116,21 @@ def test_saved_by_one_engine_and_resumed_by_another(
 ):
     options = "--steps", "40", "--checkpoint.every", "20", "--optim.ema", "0.9", "--resume", "auto"
     arguments = smoke_stages.arguments(stage, tmp_path / "run", *options)
+    checkpoints = tmp_path / "run" / "checkpoints"
     training = Training([*arguments, "--parallel.sharding", first], tmp_path / "log", saved_on)
     training.wait_for("step 21/40")
+    wait_for_file(checkpoints / "latest")
     for rank in range(saved_on):
         training.signal(signal.SIGKILL, rank)
     training.wait()
-    checkpoints = tmp_path / "run" / "checkpoints"
     assert names(checkpoints) == ["latest", "step-00000020"]
     result = train([*arguments, "--parallel.sharding", second], tmp_path / "log", resumed_on)
     assert result.ok, result.output
     found, expected = tensors(checkpoints / "step-00000040"), tensors(whole(stage, 40, 20) / "step-00000040")
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        if not name.startswith("optimizer."):
+        # A bias of all keys moves no softmax: its gradient is rounding alone, which Adam enlarges.
+        if not name.startswith("optimizer.") and not name.endswith("k_proj.bias"):
             scale = max(1.0, float(tensor.abs().max()))
             torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5 * scale, msg=name)
 
@@ -195,7 +205,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(smoke_stages, tmp_path):
 def test_a_disk_that_turns_read_only_keeps_the_last_good_checkpoint(smoke_stages, small_disk, tmp_path):
     options = "--steps", "1000", "--checkpoint.every", "10"
     training = Training(smoke_stages.arguments("lm", small_disk / "run", *options), tmp_path / "log")
-    training.wait_for("step 12/1000")
+    wait_for_file(small_disk / "run" / "checkpoints" / "latest")
     # Open files keep a file system from being made read-only; a read-only bind mount over the folder does not mind.
     checkpoints = small_disk / "run" / "checkpoints"
     subprocess.run(["mount", "--bind", checkpoints, checkpoints], check=True)
