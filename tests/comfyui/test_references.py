@@ -48,9 +48,7 @@ def mask_link(graph: SamplingGraph, left: int, top: int, width: int, height: int
     """A mask of `size` (width, height) with one white rectangle."""
     empty = graph.add("SolidMask", value=0.0, width=size[0], height=size[1])
     box = graph.add("SolidMask", value=1.0, width=width, height=height)
-    return link(
-        graph.add("MaskComposite", destination=link(empty), source=link(box), x=left, y=top, operation="add")
-    )
+    return link(graph.add("MaskComposite", destination=link(empty), source=link(box), x=left, y=top, operation="add"))
 
 
 def test_a_neutral_reference_of_a_whole_picture_is_the_picture_bit_for_bit(

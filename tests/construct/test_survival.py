@@ -17,6 +17,8 @@ from .conftest import ROOT, SMALL, settings
 from .scenes import encoded, scene, write_folder
 from .shard_reading import files, samples
 
+pytestmark = pytest.mark.processes  # starts, kills and resumes whole runs; see README
+
 COUNT = 120
 CRASHING = "tests.construct.crashing"
 

@@ -12,6 +12,8 @@ import torch
 
 from tests.training.launch import KillAtSync, Training, differences, tensors, train
 
+pytestmark = pytest.mark.processes  # starts, kills and resumes whole runs; see README
+
 SYNCS_PER_SAVE = 6  # data, metadata, step-N.tmp, renamed folder, latest.tmp, renamed latest
 
 

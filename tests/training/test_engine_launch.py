@@ -12,6 +12,8 @@ import pytest
 
 from tests.training.launch import differences, train
 
+pytestmark = pytest.mark.processes  # starts, kills and resumes whole runs; see README
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 LAUNCHERS = {

@@ -8,6 +8,8 @@ import torch
 
 from tests.training.launch import SpoilLoss, Training, differences, tensors, train
 
+pytestmark = pytest.mark.processes  # starts, kills and resumes whole runs; see README
+
 
 def records(run_folder):
     return [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]

@@ -11,6 +11,8 @@ from training.errors import ConfigError
 from training.parallel import ParallelConfig, choose_sharding
 from training.processes import World
 
+pytestmark = pytest.mark.processes  # starts, kills and resumes whole runs; see README
+
 STEPS = 20
 
 
