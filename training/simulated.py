@@ -38,6 +38,8 @@ class SimulatedStage:
     ) -> None:  # fmt: skip
         self.name, self.rows, self.length, self.images = name, rows, length, images
         self.model = KosmosG(config)
+        side = config.vision.image_size
+        self.pixels = torch.zeros(images, 3, side, side)
         self.frozen: dict[str, nn.Module] = {}
         torch.set_default_dtype(DTYPES[precision])  # fake parameters cannot be converted afterwards
         if name == "align":
@@ -66,17 +68,17 @@ class SimulatedStage:
     def _hidden(self, model: KosmosG, rows: int) -> Tensor:
         width = model.config.decoder.width
         token_ids = torch.zeros(rows, self.length, dtype=torch.long)
-        x = model.decoder.embedding(token_ids).float() * width**0.5
+        x = model.decoder.embedding(token_ids).float()
         if self.images:
-            side = model.config.vision.image_size
-            x = x + model.embed_images(torch.zeros(self.images, 3, side, side)).mean()
-        x = F.dropout(x, model.config.decoder.dropout)
+            mask = torch.zeros(rows, self.length, dtype=torch.bool)
+            x = x.masked_scatter(mask[..., None], model.embed_images(self.pixels))
+        x = F.dropout(x * width**0.5 + torch.zeros(rows, self.length, width), model.config.decoder.dropout)
         for block in model.decoder.blocks:
             x = block(x, AttentionPattern(causal=True))
         return model.decoder.norm(x)
 
     def _lm(self, model: KosmosG) -> Tensor:
-        states = self._hidden(model, self.rows).flatten(0, 1)
+        states = self._hidden(model, self.rows).flatten(0, 1) + 0.0  # picking the targets' states copies them
 
         def cross_entropy(states: Tensor) -> Tensor:
             targets = torch.zeros(len(states), dtype=torch.long)

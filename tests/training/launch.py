@@ -80,6 +80,12 @@ class Training:
             assert any(p.is_alive() for p in self.processes), self.output()
             time.sleep(0.01)
 
+    def wait_for_checkpoint(self, folder: Path) -> None:
+        """Wait until a checkpoint is complete in the background."""
+        while not (folder / "checkpoints" / "latest").exists():
+            assert any(p.is_alive() for p in self.processes), self.output()
+            time.sleep(0.01)
+
     def output(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 

@@ -52,6 +52,7 @@ def test_40_steps_equal_20_steps_kill_and_20_steps_bit_for_bit(smoke_stages, who
     # Written at once: in the background, a quick machine is killed before the checkpoint of step 20 is complete.
     killed = Training([*arguments, "--checkpoint.asynchronous", "false"], tmp_path / "log")
     killed.wait_for("step 21/40")
+    killed.wait_for_checkpoint(tmp_path / "run")
     killed.signal(signal.SIGKILL)
     assert killed.wait().codes == [-signal.SIGKILL]
     assert names(tmp_path / "run" / "checkpoints") == ["latest", "step-00000020"]
@@ -116,19 +117,20 @@ def test_killed_at_random_moments_until_it_ends(smoke_stages, whole, tmp_path):
 def test_saved_by_one_engine_and_resumed_by_another(
     smoke_stages, whole, tmp_path, stage, saved_on, first, resumed_on, second
 ):
-    options = "--steps", "40", "--checkpoint.every", "20", "--optim.ema", "0.9", "--resume", "auto"
+    options = "--steps", "12", "--checkpoint.every", "6", "--optim.ema", "0.9", "--resume", "auto"
     arguments = smoke_stages.arguments(stage, tmp_path / "run", *options)
     checkpoints = tmp_path / "run" / "checkpoints"
     training = Training([*arguments, "--parallel.sharding", first], tmp_path / "log", saved_on)
-    training.wait_for("step 21/40")
-    wait_for_file(checkpoints / "latest")
+    training.wait_for("step 7/12")
+    training.wait_for_checkpoint(tmp_path / "run")
     for rank in range(saved_on):
         training.signal(signal.SIGKILL, rank)
     training.wait()
-    assert names(checkpoints) == ["latest", "step-00000020"]
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert names(checkpoints) == ["latest", "step-00000006"]
     result = train([*arguments, "--parallel.sharding", second], tmp_path / "log", resumed_on)
     assert result.ok, result.output
-    found, expected = tensors(checkpoints / "step-00000040"), tensors(whole(stage, 40, 20) / "step-00000040")
+    found, expected = tensors(checkpoints / "step-00000012"), tensors(whole(stage, 12, 6) / "step-00000012")
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         # A bias of all keys moves no softmax: its gradient is rounding alone, which Adam enlarges.
