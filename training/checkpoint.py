@@ -22,6 +22,7 @@ import numpy
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
 from .errors import CheckpointError
@@ -31,6 +32,9 @@ from .processes import World
 
 # One process needs no process group; torch warns of it at every save and load.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
+
+FAILURES = (Exception, CheckpointException)  # the latter derives from BaseException
 
 
 @dataclass
@@ -60,12 +64,11 @@ def _sync_folder(path: Path) -> None:
 
 def _reason(error: BaseException) -> str:
     """The innermost message of an error, the operating system's where there is one."""
-    failures = list(getattr(error, "failures", {}).values())  # dcp reports errors per rank
-    inner = failures[0][0] if failures else error.__cause__ or error.__context__
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = f"{type(error).__name__}: {error}".strip()
-    return _reason(inner) if inner is not None and inner is not error else " ".join(text.split())
+    failures = list(getattr(error, "failures", {}).values())  # dcp reports errors per rank
+    inner = failures[0][0] if failures else error.__cause__ or error.__context__
+    return " ".join(f"{type(error).__name__}: {error}".split()) if inner is None else _reason(inner)
 
 
 def step_of(path: Path) -> int:
@@ -131,14 +134,14 @@ class Checkpoints:
             CheckpointError: this one (when not asynchronous) or the previous one could not be written.
         """
         self.wait()
+        self._step = step
         temporary = self.folder / f"step-{step:08d}.tmp"
         single = not self.world.distributed
-        self._step = step
-        try:
-            written = dcp.async_save(state, checkpoint_id=temporary, process_group=self._group, no_dist=single)
-        except Exception as error:
-            raise self._failed(error) from error
-        self._pending = self._writer.submit(self._finish, written, temporary)
+        self._pending = self._writer.submit(
+            self._finish,
+            dcp.async_save(state, checkpoint_id=temporary, process_group=self._group, no_dist=single),
+            temporary,
+        )
         if not self.config.asynchronous:
             self.wait()
 
@@ -168,28 +171,28 @@ class Checkpoints:
         return self._pending is not None and self._pending.done() and self._pending.exception() is not None
 
     def wait(self) -> None:
-        """Wait until the checkpoint in the background is complete.
+        """Wait until the checkpoint in the background is complete; call on all processes.
 
         Raises:
-            CheckpointError: it could not be written.
+            CheckpointError: a process could not write its part.
         """
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        try:
-            pending.result()
-        except Exception as error:
-            raise self._failed(error) from error
-
-    def _failed(self, error: Exception) -> CheckpointError:
+        error = pending.exception()
+        reasons = [reason for reason in self.world.gather(error and _reason(error)) if reason]
+        if not reasons:
+            return
+        left = shutil.disk_usage(self.folder).free
         if self.world.rank == 0:
             shutil.rmtree(self.folder / f"step-{self._step:08d}.tmp", ignore_errors=True)
         last = latest_checkpoint(self.folder)
         remains = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
-        return CheckpointError(
-            f"The checkpoint of step {self._step} could not be written to {self.folder} ({_reason(error)}); {remains}. "
-            f"Make room or repair the folder, then go on with --resume auto."
-        )
+        raise CheckpointError(
+            f"The checkpoint of step {self._step} could not be written to {self.folder} ({reasons[0]}; "
+            f"{left / 1e6:.1f} MB are free there); {remains}. Make room or repair the folder, then go on with "
+            f"--resume auto."
+        ) from error
 
 
 def random_state() -> dict[str, Any]:
@@ -235,30 +238,50 @@ def gather_state(
     return state
 
 
-def stored_names(path: Path) -> set[str]:
-    """The names of everything in a checkpoint.
+def stored(path: Path) -> dict[str, tuple[int, ...] | None]:
+    """The names of everything in a checkpoint with the shapes of what is a tensor.
 
     Raises:
         CheckpointError: it cannot be read.
     """
     try:
-        return set(dcp.FileSystemReader(path).read_metadata().state_dict_metadata)
-    except Exception as error:
+        entries = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    except FAILURES as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint ({_reason(error)}).") from error
+    return {name: tuple(entry.size) if hasattr(entry, "size") else None for name, entry in entries.items()}
+
+
+def load(state: dict[str, Any], path: Path, world: World | None = None) -> None:
+    """Fill `state` in place from a checkpoint; with `world`, on all its processes together.
+
+    Raises:
+        CheckpointError: something is not in it, has another shape, or cannot be read.
+    """
+    single = world is None or not world.distributed
+    try:
+        dcp.load(state, checkpoint_id=path, process_group=None if single else world.group, no_dist=single)
+    except FAILURES as error:
+        raise CheckpointError(f"{path} cannot be read ({_reason(error)}).") from error
 
 
 def read_progress(path: Path) -> dict[str, Any]:
-    """The counters of a checkpoint.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
+    """The counters of a checkpoint; CheckpointError where it cannot be read."""
     state = {"progress": b""}
-    try:
-        dcp.load(state, checkpoint_id=path, no_dist=True)
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint ({_reason(error)}).") from error
+    load(state, path)
     return pickle.loads(state["progress"])
+
+
+def _check_fits(path: Path, found: dict[str, Any], state: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another model: one that is larger would load without a word."""
+    expected = {f"model.{name}": tuple(tensor.shape) for name, tensor in state["model"].items()}
+    for name, moments in state["optimizer"]["state"].items():
+        expected |= {f"optimizer.state.{name}.{key}": tuple(tensor.shape) for key, tensor in moments.items()}
+    found = {name: shape for name, shape in found.items() if name.startswith(("model.", "optimizer.state."))}
+    if different := sorted(name for name, _ in expected.items() ^ found.items()):
+        raise CheckpointError(
+            f"{path} is of another model or trains other parts: {different[0]} and {len(set(different)) - 1} other "
+            f"tensors differ from this configuration; resume with the config.yaml of its run folder."
+        )
 
 
 def restore_state(path: Path, engine: Engine, average: MovingAverage | None, streams: list[int]) -> dict[int, Any]:
@@ -269,23 +292,22 @@ def restore_state(path: Path, engine: Engine, average: MovingAverage | None, str
     Raises:
         CheckpointError: it cannot be read, or belongs to another model.
     """
-    stored = stored_names(path)
+    found = stored(path)
     model = engine.stage.model
     own = f"random.{engine.world.rank}"
     state: dict[str, Any] = {"model": get_model_state_dict(model), "optimizer": engine.optimizer_state()}
+    _check_fits(path, found, state)
     state |= {f"data.{index}": b"" for index in streams}
-    if average is not None and any(key.startswith("average.") for key in stored):
+    averaged = average is not None and any(name.startswith("average.") for name in found)
+    if averaged:
         state["average"] = dict(average.average)
-    if own in stored:
+    if own in found:  # absent with more processes than saved it; all draws that matter are of (seed, step, row) anyway
         state[own] = b""
-    try:
-        dcp.load(state, checkpoint_id=path, process_group=engine.world.group, no_dist=not engine.world.distributed)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} does not fit this configuration ({_reason(error)}); resume with the config.yaml of its run folder."
-        ) from error
+    load(state, path, engine.world)
     set_model_state_dict(model, state["model"])
     engine.load_optimizer_state(state["optimizer"])
+    if average is not None and not averaged:
+        average.restart()
     if own in state:
         set_random_state(pickle.loads(state[own]))
     return {index: pickle.loads(state[f"data.{index}"]) for index in streams}

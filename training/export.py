@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 import yaml
 
 from kosmos_core import KosmosG, KosmosGConfig, Tokenizer
 from kosmos_core.weights import save_weights
 
-from .checkpoint import latest_checkpoint, read_progress, stored_names
+from .checkpoint import latest_checkpoint, load, read_progress, stored
 from .errors import CheckpointError
 from .provenance import TOKENIZER_FILES, TOKENIZER_FOLDER
 
@@ -57,12 +56,12 @@ def export(
     with torch.device("meta"):
         names = KosmosG(sizes).state_dict()
     weights = {name: torch.empty_like(tensor, device="cpu") for name, tensor in names.items()}
-    stored = stored_names(path)
-    averaged = {name: weights[name] for name in weights if ema and f"average.{name}" in stored}
+    found = stored(path)
+    averaged = {name: weights[name] for name in weights if ema and f"average.{name}" in found}
     if ema and not averaged:
         raise CheckpointError(f"--ema: {path} holds no moving average; train with optim.ema above 0, or leave it out.")
     plain = {name: tensor for name, tensor in weights.items() if name not in averaged}
-    dcp.load({"model": plain, "average": averaged}, checkpoint_id=path, no_dist=True)
+    load({"model": plain, "average": averaged}, path)
     files = [run_folder / TOKENIZER_FOLDER / name for name in TOKENIZER_FILES]
     tokenizer = Tokenizer.from_files(*files, latents=sizes.resampler.latents) if files[0].is_file() else None
     provenance = {

@@ -118,7 +118,11 @@ class MovingAverage:
     def __init__(self, parameters: dict[str, nn.Parameter], decay: float) -> None:
         self.decay = decay
         self.parameters = parameters
-        self.average: dict[str, Tensor] = {name: p.detach().float().clone() for name, p in parameters.items()}
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew at the weights as they are."""
+        self.average: dict[str, Tensor] = {name: p.detach().float().clone() for name, p in self.parameters.items()}
 
     @torch.no_grad()
     def update(self) -> None:

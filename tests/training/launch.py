@@ -80,12 +80,6 @@ class Training:
             assert any(p.is_alive() for p in self.processes), self.output()
             time.sleep(0.01)
 
-    def wait_for_checkpoint(self, folder: Path) -> None:
-        """Wait until a checkpoint is complete in the background."""
-        while not (folder / "checkpoints" / "latest").exists():
-            assert any(p.is_alive() for p in self.processes), self.output()
-            time.sleep(0.01)
-
     def output(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
@@ -129,6 +123,25 @@ class KillAtSync:
             return original(handle)
 
         os.fsync = fsync
+
+
+@dataclass
+class KillAtStep:
+    """SIGKILL when `step` steps are done, before the next one begins."""
+
+    step: int
+
+    def __call__(self) -> None:
+        from training.loop import Trainer
+
+        original = Trainer._step
+
+        def step(trainer, meter):
+            if trainer.counters.step == self.step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(trainer, meter)
+
+        Trainer._step = step
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Trains twice, first with one row to load what is loaded lazily, and prints what the second run's peak took in bytes."""
+"""Trains twice, first with one row to load what loads lazily, and prints the bytes that the second run's peak took."""
 
 import ctypes
 import gc

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from tests.training.launch import KillAtSync, Training, differences, tensors, train
+from tests.training.launch import KillAtStep, KillAtSync, Training, differences, tensors, train
 
 pytestmark = pytest.mark.processes  # starts, kills and resumes whole runs; see README
 
@@ -37,24 +37,14 @@ def names(checkpoints):
     return sorted(path.name for path in checkpoints.iterdir())
 
 
-def wait_for_file(path, timeout=60):
-    """A checkpoint is written in the background: wait until it is complete."""
-    end = time.monotonic() + timeout
-    while not path.exists():
-        assert time.monotonic() < end, f"{path.name} did not appear"
-        time.sleep(0.005)
-
-
 @pytest.mark.parametrize("stage", ["lm", "align", "instruct"])
 def test_40_steps_equal_20_steps_kill_and_20_steps_bit_for_bit(smoke_stages, whole, tmp_path, stage):
     options = "--steps", "40", "--checkpoint.every", "20", "--optim.ema", "0.9"
     arguments = smoke_stages.arguments(stage, tmp_path / "run", *options)
-    # Written at once: in the background, a quick machine is killed before the checkpoint of step 20 is complete.
-    killed = Training([*arguments, "--checkpoint.asynchronous", "false"], tmp_path / "log")
-    killed.wait_for("step 21/40")
-    killed.wait_for_checkpoint(tmp_path / "run")
-    killed.signal(signal.SIGKILL)
-    assert killed.wait().codes == [-signal.SIGKILL]
+    # Written at once: in the background, it may be incomplete one step later.
+    synchronous = [*arguments, "--checkpoint.asynchronous", "false"]
+    result = train(synchronous, tmp_path / "log", faults={0: KillAtStep(21)})
+    assert result.codes == [-signal.SIGKILL]
     assert names(tmp_path / "run" / "checkpoints") == ["latest", "step-00000020"]
     result = train([*arguments, "--resume", "auto"], tmp_path / "log")
     assert "Going on from" in result.output
@@ -62,7 +52,7 @@ def test_40_steps_equal_20_steps_kill_and_20_steps_bit_for_bit(smoke_stages, who
     assert not differences(tmp_path / "run" / "checkpoints" / last, whole(stage, 40, 20) / last)
 
 
-@pytest.mark.parametrize("number", [*range(1, SYNCS_PER_SAVE + 1), SYNCS_PER_SAVE + 2, SYNCS_PER_SAVE + 4])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, SYNCS_PER_SAVE + 2, SYNCS_PER_SAVE + 4])
 def test_killed_at_any_moment_of_a_save_the_last_complete_checkpoint_goes_on(smoke_stages, whole, tmp_path, number):
     options = "--steps", "6", "--checkpoint.every", "2", "--optim.ema", "0.9"
     arguments = smoke_stages.arguments("lm", tmp_path / "run", *options)
@@ -120,13 +110,9 @@ def test_saved_by_one_engine_and_resumed_by_another(
     options = "--steps", "12", "--checkpoint.every", "6", "--optim.ema", "0.9", "--resume", "auto"
     arguments = smoke_stages.arguments(stage, tmp_path / "run", *options)
     checkpoints = tmp_path / "run" / "checkpoints"
-    training = Training([*arguments, "--parallel.sharding", first], tmp_path / "log", saved_on)
-    training.wait_for("step 7/12")
-    training.wait_for_checkpoint(tmp_path / "run")
-    for rank in range(saved_on):
-        training.signal(signal.SIGKILL, rank)
-    training.wait()
-    checkpoints = tmp_path / "run" / "checkpoints"
+    killed = [*arguments, "--parallel.sharding", first, "--checkpoint.asynchronous", "false"]
+    result = train(killed, tmp_path / "log", saved_on, faults={0: KillAtStep(7)})
+    assert -signal.SIGKILL in result.codes
     assert names(checkpoints) == ["latest", "step-00000006"]
     result = train([*arguments, "--parallel.sharding", second], tmp_path / "log", resumed_on)
     assert result.ok, result.output
@@ -209,7 +195,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(smoke_stages, tmp_path):
 def test_a_disk_that_turns_read_only_keeps_the_last_good_checkpoint(smoke_stages, small_disk, tmp_path):
     options = "--steps", "1000", "--checkpoint.every", "10"
     training = Training(smoke_stages.arguments("lm", small_disk / "run", *options), tmp_path / "log")
-    wait_for_file(small_disk / "run" / "checkpoints" / "latest")
+    training.wait_for("step 31/1000")  # the checkpoint of step 20 was complete before that of step 30 began
     # Open files keep a file system from being made read-only; a read-only bind mount over the folder does not mind.
     checkpoints = small_disk / "run" / "checkpoints"
     subprocess.run(["mount", "--bind", checkpoints, checkpoints], check=True)
@@ -236,6 +222,27 @@ def test_an_existing_run_is_not_touched_without_resume(smoke_stages, tmp_path):
 def test_a_checkpoint_of_another_model_is_a_sentence(smoke_stages, tmp_path):
     arguments = smoke_stages.arguments("lm", tmp_path / "run", "--steps", "2")
     assert train(arguments, tmp_path / "log").ok
-    result = train([*arguments, "--resume", "auto", "--steps", "4", "--model.decoder.layers", "1"], tmp_path / "log")
+    for key, value in (("layers", "1"), ("layers", "3"), ("ffn_width", "80")):
+        result = train(
+            [*arguments, "--resume", "auto", "--steps", "4", f"--model.decoder.{key}", value], tmp_path / "log"
+        )
+        assert result.codes == [1], result.output
+        assert "step-00000002 is of another model or trains other parts" in result.output
+        assert "Traceback" not in result.output
+
+
+def test_a_damaged_checkpoint_is_a_sentence_and_an_older_one_can_be_named(smoke_stages, tmp_path):
+    options = "--steps", "4", "--checkpoint.every", "2"
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", *options)
+    assert train(arguments, tmp_path / "log").ok
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (part,) = (checkpoints / "step-00000004").glob("*.distcp")
+    part.write_bytes(part.read_bytes()[:1000])
+    result = train([*arguments, "--resume", "auto"], tmp_path / "log")
     assert result.codes == [1], result.output
-    assert "does not fit this configuration" in result.output
+    assert f"{checkpoints / 'step-00000004'} cannot be read" in result.output
+    assert "Traceback" not in result.output
+    result = train([*arguments, "--resume", str(checkpoints / "step-00000002")], tmp_path / "log")
+    assert result.ok, result.output
+    assert "step 4/4" in result.output
+    tensors(checkpoints / "step-00000004")
