@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -139,6 +140,28 @@ class KillAtStep:
         def step(trainer, meter):
             if trainer.counters.step == self.step:
                 os.kill(os.getpid(), signal.SIGKILL)
+            return original(trainer, meter)
+
+        Trainer._step = step
+
+
+@dataclass
+class KillAfter:
+    """SIGKILL `delay` seconds after this process has done `steps` steps: anywhere in a step or in a save."""
+
+    steps: int
+    delay: float
+
+    def __call__(self) -> None:
+        from training.loop import Trainer
+
+        original, done = Trainer._step, 0
+
+        def step(trainer, meter):
+            nonlocal done
+            if done == self.steps:
+                threading.Timer(self.delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            done += 1
             return original(trainer, meter)
 
         Trainer._step = step

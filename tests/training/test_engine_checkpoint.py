@@ -5,12 +5,11 @@ import os
 import random
 import signal
 import subprocess
-import time
 
 import pytest
 import torch
 
-from tests.training.launch import KillAtStep, KillAtSync, Training, differences, tensors, train
+from tests.training.launch import KillAfter, KillAtStep, KillAtSync, Training, differences, tensors, train
 
 pytestmark = pytest.mark.processes  # starts, kills and resumes whole runs; see README
 
@@ -25,7 +24,7 @@ def whole(smoke_stages, tmp_path_factory):
     @functools.cache
     def run(stage, steps, every):
         run_folder = folder / f"{stage}-{steps}-{every}"
-        options = "--steps", str(steps), "--checkpoint.every", str(every), "--optim.ema", "0.9"
+        options = "--steps", str(steps), "--checkpoint.every", str(every), "--optim.ema", "0.9", "--batch.size", "2"
         result = train(smoke_stages.arguments(stage, run_folder, *options), folder / "log")
         assert result.ok, result.output
         return run_folder / "checkpoints"
@@ -39,7 +38,7 @@ def names(checkpoints):
 
 @pytest.mark.parametrize("stage", ["lm", "align", "instruct"])
 def test_40_steps_equal_20_steps_kill_and_20_steps_bit_for_bit(smoke_stages, whole, tmp_path, stage):
-    options = "--steps", "40", "--checkpoint.every", "20", "--optim.ema", "0.9"
+    options = "--steps", "40", "--checkpoint.every", "20", "--optim.ema", "0.9", "--batch.size", "2"
     arguments = smoke_stages.arguments(stage, tmp_path / "run", *options)
     # Written at once: in the background, it may be incomplete one step later.
     synchronous = [*arguments, "--checkpoint.asynchronous", "false"]
@@ -54,7 +53,7 @@ def test_40_steps_equal_20_steps_kill_and_20_steps_bit_for_bit(smoke_stages, who
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5, SYNCS_PER_SAVE + 2, SYNCS_PER_SAVE + 4])
 def test_killed_at_any_moment_of_a_save_the_last_complete_checkpoint_goes_on(smoke_stages, whole, tmp_path, number):
-    options = "--steps", "6", "--checkpoint.every", "2", "--optim.ema", "0.9"
+    options = "--steps", "6", "--checkpoint.every", "2", "--optim.ema", "0.9", "--batch.size", "2"
     arguments = smoke_stages.arguments("lm", tmp_path / "run", *options)
     result = train(arguments, tmp_path / "log", faults={0: KillAtSync(number)})
     assert result.codes == [-signal.SIGKILL]
@@ -75,17 +74,17 @@ def test_killed_at_any_moment_of_a_save_the_last_complete_checkpoint_goes_on(smo
 
 
 def test_killed_at_random_moments_until_it_ends(smoke_stages, whole, tmp_path):
-    options = "--steps", "40", "--checkpoint.every", "4", "--optim.ema", "0.9", "--resume", "auto"
+    options = "--steps", "40", "--checkpoint.every", "4", "--optim.ema", "0.9", "--batch.size", "2", "--resume", "auto"
     arguments = smoke_stages.arguments("lm", tmp_path / "run", *options)
     chance = random.Random(4)
-    for kill in range(4):
-        training = Training(arguments, tmp_path / "log")
-        training.wait_for("step ")
-        time.sleep(chance.uniform(0, 1.0))
-        training.signal(signal.SIGKILL)
-        training.wait()
-        assert not list((tmp_path / "run" / "checkpoints").glob("step-*[0-9]/*.tmp")), kill
-    result = train(arguments, tmp_path / "log")
+    for kills in range(5):
+        fault = {0: KillAfter(steps=5, delay=chance.uniform(0, 0.1))} if kills < 4 else None
+        result = train(arguments, tmp_path / "log", faults=fault)
+        if result.ok:
+            break
+        assert result.codes == [-signal.SIGKILL], result.output
+        assert not list((tmp_path / "run" / "checkpoints").glob("step-*[0-9]/*.tmp"))
+    assert kills >= 2
     assert result.ok, result.output
     last = "step-00000040"
     assert not differences(tmp_path / "run" / "checkpoints" / last, whole("lm", 40, 20) / last)
@@ -107,7 +106,7 @@ def test_killed_at_random_moments_until_it_ends(smoke_stages, whole, tmp_path):
 def test_saved_by_one_engine_and_resumed_by_another(
     smoke_stages, whole, tmp_path, stage, saved_on, first, resumed_on, second
 ):
-    options = "--steps", "12", "--checkpoint.every", "6", "--optim.ema", "0.9", "--resume", "auto"
+    options = "--steps", "12", "--checkpoint.every", "6", "--optim.ema", "0.9", "--batch.size", "2", "--resume", "auto"
     arguments = smoke_stages.arguments(stage, tmp_path / "run", *options)
     checkpoints = tmp_path / "run" / "checkpoints"
     killed = [*arguments, "--parallel.sharding", first, "--checkpoint.asynchronous", "false"]
