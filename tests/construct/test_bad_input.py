@@ -120,6 +120,22 @@ def test_centre_square_is_upright_by_its_exif_tag_or_by_the_given_rotation():
     assert np.array_equal(decode_square(tagged, filters, rotation=0), plain)
 
 
+def test_jpegs_give_the_same_pixels_as_pillow_whole_halved_and_turned():
+    filters = FilterConfig(min_side=64)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(PIXELS)
+    whole, half = Image.open(io.BytesIO(content)), Image.open(io.BytesIO(content))
+    half.draft("RGB", (100, 100))
+    assert half.size == (128, 128)
+    assert np.array_equal(decode_square(content, filters), np.asarray(whole))
+    assert np.array_equal(decode_square(content, filters, at_least=100), np.asarray(half))
+    tagged = saved(Image.fromarray(PIXELS), "JPEG", quality=95, exif=exif)
+    assert np.array_equal(decode_square(tagged, filters), np.rot90(np.asarray(whole), -1))
+    assert np.array_equal(decode_square(tagged, filters, rotation=0), np.asarray(whole))
+    assert np.array_equal(decode_square(tagged, filters, rotation=90), np.rot90(np.asarray(whole)))
+
+
 class Odd:
     """Answers of a segmenter that are of no use: nothing, an empty mask, everything, a speck."""
 

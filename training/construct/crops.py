@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 
@@ -58,45 +59,8 @@ def binary_mask(region: Region, size: tuple[int, int], threshold: float) -> np.n
         rows, columns = (np.arange(new) * old // new for new, old in zip(size, region.map.shape, strict=True))
         return region.map[np.ix_(rows, columns)]
     # sigmoid(x) > t and x > log(t / (1 - t)) are the same, the second without an exponential per pixel.
-    level = math.log(threshold / (1 - threshold))
-    mask = np.zeros(size, dtype=bool)
-    inside = _extent(region.map > level)
-    if inside is not None:  # interpolated values exceed the level next to such pixels only
-        rows, columns = (_Taps.of(*each) for each in zip(size, region.map.shape, inside, strict=True))
-        logits = region.map[rows.source, columns.source].astype(np.float32, copy=False)
-        logits = logits[rows.first] * (1 - rows.weight[:, None]) + logits[rows.second] * rows.weight[:, None]
-        left, right = (np.take(logits, taps, axis=1, mode="clip") for taps in (columns.first, columns.second))
-        left *= 1 - columns.weight
-        right *= columns.weight
-        left += right
-        np.greater(left, level, out=mask[rows.target, columns.target])
-    return mask
-
-
-@dataclass(frozen=True)
-class _Taps:
-    """Bilinear interpolation along one axis, for the part of the target that some part of the source reaches.
-
-    Pixel centres are aligned (half-pixel rule) and borders repeat, as in torch.nn.functional.interpolate.
-    """
-
-    source: slice
-    target: slice
-    first: np.ndarray
-    second: np.ndarray
-    weight: np.ndarray
-
-    @staticmethod
-    def of(new: int, old: int, inside: slice) -> _Taps:
-        scale = old / new
-        place = np.maximum((np.arange(new) + 0.5) * scale - 0.5, 0).astype(np.float32)
-        first = np.minimum(place.astype(np.int64), old - 1)
-        second = np.minimum(first + 1, old - 1)
-        reached = np.flatnonzero((second >= inside.start) & (first < inside.stop))
-        target = slice(int(reached[0]), int(reached[-1]) + 1)
-        first, second, place = first[target], second[target], place[target]
-        source = slice(int(first[0]), int(second[-1]) + 1)
-        return _Taps(source, target, first - source.start, second - source.start, place - first)
+    logits = cv2.resize(region.map.astype(np.float32, copy=False), size[::-1], interpolation=cv2.INTER_LINEAR)
+    return logits > math.log(threshold / (1 - threshold))
 
 
 def dilate(mask: np.ndarray, window: int) -> np.ndarray:
@@ -106,18 +70,8 @@ def dilate(mask: np.ndarray, window: int) -> np.ndarray:
     """
     if window < 2:
         return mask
-    before = (window - 1) // 2
-    height, width = mask.shape
-    padded = np.zeros((height + window - 1, width + window - 1), dtype=bool)
-    padded[before : before + height, before : before + width] = mask
-    # OR with itself moved by 1, 2, 4, ... reaches the whole window in about log2(window) steps per axis.
-    reach = 1
-    while reach < window:
-        step = min(reach, window - reach)
-        padded[:-step] |= padded[step:]
-        padded[:, :-step] |= padded[:, step:]
-        reach += step
-    return padded[:height, :width]
+    square, anchor = np.ones((window, window), dtype=np.uint8), ((window - 1) // 2,) * 2
+    return cv2.dilate(mask.view(np.uint8), square, anchor=anchor).view(bool)
 
 
 def largest_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
@@ -125,17 +79,11 @@ def largest_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
 
     Components are 4-connected. All mask pixels in the box count, those of other components too; the first wins a tie.
     """
-    inside = _extent(mask)
-    if inside is None:
-        return None
-    rows, columns = inside
-    mask = mask[inside]
     boxes = _component_boxes(mask)
     if len(boxes) > 1:
         held = [np.count_nonzero(mask[top:bottom, left:right]) for left, top, right, bottom in boxes]
         boxes = boxes[int(np.argmax(held)) :]
-    left, top, right, bottom = map(int, boxes[0])
-    return columns.start + left, rows.start + top, columns.start + right, rows.start + bottom
+    return tuple(boxes[0].tolist()) if len(boxes) else None
 
 
 def _component_boxes(mask: np.ndarray) -> np.ndarray:
@@ -145,10 +93,11 @@ def _component_boxes(mask: np.ndarray) -> np.ndarray:
     """
     height, width = mask.shape
     stride = width + 2
-    padded = np.zeros((height, stride), dtype=np.int8)
+    padded = np.zeros((height, stride), dtype=bool)
     padded[:, 1:-1] = mask
-    change = np.diff(padded.ravel())
-    starts, ends = np.flatnonzero(change == 1), np.flatnonzero(change == -1)  # ends are exclusive
+    flat = padded.ravel()
+    borders = np.flatnonzero(flat[1:] != flat[:-1])
+    starts, ends = borders[::2], borders[1::2]  # ends are exclusive
     # A run touches those of the next row that begin before its end and end after its begin: neighbours in the list.
     low = np.searchsorted(ends, starts + stride, side="right")
     high = np.searchsorted(starts, ends + stride, side="left")
@@ -156,7 +105,7 @@ def _component_boxes(mask: np.ndarray) -> np.ndarray:
     upper = np.repeat(np.arange(len(starts)), touching)
     lower = np.arange(len(upper)) - np.repeat(np.cumsum(touching) - touching, touching) + np.repeat(low, touching)
     component = _joined(len(starts), upper, lower)
-    count = int(component.max()) + 1
+    count = component.max(initial=-1) + 1
     top, left = np.divmod(starts, stride)
     right = ends - top * stride
     boxes = np.empty((count, 4), dtype=np.int64)
@@ -172,18 +121,19 @@ def _joined(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Component numbers (count,) of nodes linked in pairs, in the order of each component's first node.
 
     Every node points to a node not behind it; links pull the pointers together, pointers to pointers are followed, and
-    a chain of n links is settled after about log2(n) rounds.
+    a chain of n links is settled after about log2(n) rounds. Then all nodes of a component point to its first one.
     """
     pointer = np.arange(count)
     while True:
         a, b = pointer[first], pointer[second]
+        if (a == b).all():
+            break
         low = np.minimum(a, b)
-        if np.array_equal(low, np.maximum(a, b)):
-            return np.unique(pointer, return_inverse=True)[1]
         np.minimum.at(pointer, a, low)
         np.minimum.at(pointer, b, low)
-        while not np.array_equal(followed := pointer[pointer], pointer):
-            pointer = followed
+        for _ in range(2):
+            pointer = pointer[pointer]
+    return (np.cumsum(pointer == np.arange(count)) - 1)[pointer]
 
 
 def _extent(mask: np.ndarray) -> tuple[slice, slice] | None:
@@ -219,11 +169,12 @@ def find_crop(region: Region, size: tuple[int, int], threshold: float = 0.3, dil
     window = size[0] // dilation if dilation else 0
     if window >= 2:
         # Dilation reaches no further than the window: the empty rest of the picture need not be gone through.
-        near = tuple(slice(max(s.start - window, 0), s.stop + window) for s in inside)
+        inside = tuple(slice(max(s.start - window, 0), s.stop + window) for s in inside)
         dilated = np.zeros(size, dtype=bool)
-        dilated[near] = dilate(mask[near], window)
+        dilated[inside] = dilate(mask[inside], window)
         mask = dilated
-    box = largest_box(mask)
-    left, top, right, bottom = box
-    share = np.count_nonzero(mask[top:bottom, left:right]) / mask.size
+    left, top, right, bottom = largest_box(mask[inside])
+    rows, columns = inside
+    box = left + columns.start, top + rows.start, right + columns.start, bottom + rows.start
+    share = np.count_nonzero(mask[inside][top:bottom, left:right]) / mask.size
     return Crop(mask, box, square_around(box, size), share)

@@ -13,7 +13,6 @@ the same bytes.
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 import tarfile
@@ -22,7 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+import simplejpeg
 
 from .config import CropConfig
 from .crops import Crop
@@ -81,9 +80,7 @@ def _sized(pixels: np.ndarray, crops: CropConfig) -> np.ndarray:
 
 
 def _jpeg(pixels: np.ndarray, crops: CropConfig) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=crops.jpeg_quality)
-    return buffer.getvalue()
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), crops.jpeg_quality, colorsubsampling="420")
 
 
 def _mask(mask: np.ndarray, side: int) -> bytes:
@@ -94,7 +91,8 @@ def _mask(mask: np.ndarray, side: int) -> bytes:
     if len(mask) != side:
         nearest = ((np.arange(side) + 0.5) * len(mask) / side).astype(int)
         mask = mask[nearest][:, nearest]
-    rows = np.pad(np.packbits(mask, axis=1), ((0, 0), (1, 0)))  # each row begins with its filter: none
+    rows = np.zeros((side, 1 + (side + 7) // 8), dtype=np.uint8)  # each row begins with its filter: none
+    rows[:, 1:] = np.packbits(mask, axis=1)
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
     blocks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 1)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -103,16 +101,16 @@ def _mask(mask: np.ndarray, side: int) -> bytes:
     )
 
 
-def tar_members(samples: Iterable[Sample]) -> tuple[bytes, list[int]]:
-    """The samples as a stretch of a tar archive without its end, and where each begins in it."""
-    stretch, offsets = io.BytesIO(), []
+def tar_members(samples: Iterable[Sample]) -> tuple[list[bytes], list[int]]:
+    """The samples as a stretch of a tar archive without its end, in pieces, and where each sample begins in it."""
+    pieces, offsets, position = [], [], 0
     for sample in samples:
-        offsets.append(stretch.tell())
+        offsets.append(position)
         for ending, content in sample.members.items():
             # A TarInfo knows no clock and no user by itself: time 0, owner 0, mode 0644.
             member = tarfile.TarInfo(f"{sample.key}.{ending}")
             member.size = len(content)
-            stretch.write(member.tobuf(tarfile.GNU_FORMAT))
-            stretch.write(content)
-            stretch.write(b"\0" * (-len(content) % tarfile.BLOCKSIZE))
-    return stretch.getvalue(), offsets
+            added = member.tobuf(tarfile.GNU_FORMAT), content, b"\0" * (-len(content) % tarfile.BLOCKSIZE)
+            pieces += added
+            position += sum(map(len, added))
+    return pieces, offsets
