@@ -1,8 +1,9 @@
-"""Model stages whose process dies in the middle, once each; `model` names the folder of markers. And a slow one."""
+"""Model stages whose process dies in the middle, once each; `model` names the folder of markers. And one that stops."""
 
 import os
 import signal
-import time
+import threading
+from pathlib import Path
 
 from training.construct.config import CaptionConfig, EntityConfig, SegmentConfig
 from training.construct.records import Picture
@@ -58,9 +59,17 @@ class Segmenter(Oracle):
         return super().__call__(pairs)
 
 
-class SlowOracle(Oracle):
-    """Takes its time, so that a run is under way for a while."""
+class Gate(Oracle):
+    """Stops before a chunk, for good, and says so: `model` names a folder whose file `gate` holds the chunk's number
+    among those of this process."""
+
+    def __init__(self, config: SegmentConfig):
+        self.folder, self.calls = Path(config.model), 0
+        self.gate = int((self.folder / "gate").read_text())
 
     def __call__(self, pairs):
-        time.sleep(0.05 * len(pairs))
+        self.calls += 1
+        if self.calls == self.gate:
+            (self.folder / "reached").touch()
+            threading.Event().wait()
         return super().__call__(pairs)

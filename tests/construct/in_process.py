@@ -14,7 +14,7 @@ from training.construct.sources import find_shards
 
 
 def construct(config: ConstructConfig) -> dict:
-    """Write all shards and return the summed statistics."""
+    """Write the shards that are not finished and return the summed statistics."""
     captioner, extractor = build_captioner(config.caption), build_extractor(config.entities)
     segmenter = build_segmenter(config.segment)
     shards, failed = find_shards(config), {}
@@ -23,6 +23,8 @@ def construct(config: ConstructConfig) -> dict:
         build_table(config)
     repeated = duplicates(shards, config) if config.filters.duplicates == "all" else {}
     for number, shard in enumerate(shards):
+        if output.finished(shard):
+            continue
         parts = []
         for chunk in stages.read_chunks(shard, number, config, repeated.get(number, frozenset())):
             stages.prepare(chunk, config)

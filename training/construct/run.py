@@ -46,6 +46,7 @@ from ray.data import ActorPoolStrategy, TaskPoolStrategy
 MODEL_STAGES = ("caption", "entities", "segment")
 NO_GPU_KINDS = ("given", "spacy")
 READ_CPUS = 0.25  # reading waits for the disk
+NO_START = "Ray did not start on this machine"
 LOADING_DEATHS = 3  # processes of a stage that may die in a row while they load their model
 
 
@@ -127,7 +128,12 @@ def _ray(config: ConstructConfig) -> Iterator[None]:
         for_models = sum(max(pool.most_workers, pool.workers) * pool.cpus for pool in _pools(config).values())
         store = {"object_store_memory": int(config.object_store_gb * 1e9)} if config.object_store_gb else {}
         cores = config.cpus or os.cpu_count() or 1
-        ray.init(num_cpus=int(np.ceil(for_models)) + cores + 1, include_dashboard=False, **store, **quiet)
+        try:
+            ray.init(num_cpus=int(np.ceil(for_models)) + cores + 1, include_dashboard=False, **store, **quiet)
+        except Exception as error:  # Ray raises a bare one when its processes need more than its half a minute
+            raise Stopped(
+                f"{NO_START} ({error}); the machine may be too busy or short of memory. Start the same command again."
+            ) from error
     try:
         yield
     finally:
