@@ -10,10 +10,12 @@ from comfy_api.latest import io
 from ..kosmos_core import Prompt
 from ..kosmos_core.blend import likeness as mix_likeness
 from .adapter import KEY, TextEncoder, encoder_of, progress
+from .connections import is_read
 from .pictures import BATCH_MODES, ONE_SUBJECT, PromptPictures, describe_source, picture_inputs
 from .schema import node_schema
 
 CONTEXT = 2048  # tokens of a training sequence
+TEXT_ONLY = 2  # number of the output
 Conditioning = list[list[Any]]
 
 
@@ -90,10 +92,19 @@ class KosmosGTextEncode(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, likeness: float = 1.0, **others: Any) -> bool:
+        """What decides the result beside the inputs: whether `text_only` is in it."""
+        pictures = any(name.startswith("image_") for name in others)
+        return not pictures or likeness != 1 or is_read(TEXT_ONLY, "KosmosGTextEncode")
+
+    @classmethod
     def execute(
         cls, clip: Any, text: str, negative: str = "", likeness: float = 1.0, batch: str = ONE_SUBJECT, **images: Any
     ) -> io.NodeOutput:
-        """Encode; pictures come as image_1 to image_8, those not connected are absent."""
+        """Encode; pictures come as image_1 to image_8, those not connected are absent.
+
+        The text alone is encoded only where `likeness` needs it or the output text_only is connected.
+        """
         encoder = encoder_of(clip)
         pictures = PromptPictures.gather(images, batch)
         prompts = pictures.parse(text)
@@ -102,12 +113,13 @@ class KosmosGTextEncode(io.ComfyNode):
         size = encoder.model.config.vision.image_size
         full = [clip.tokenize(prompt, images=pictures.sources(size, index)) for index, prompt in enumerate(prompts)]
         null = clip.tokenize(unwanted)
+        text_matters = bool(pictures) and (likeness != 1 or is_read(TEXT_ONLY, "KosmosGTextEncode"))
         # Nouns are the same for all of a batch, so all of it has one text.
-        alone = clip.tokenize(prompts[0].text_only()) if pictures else None
-        with progress(encoder, len(full) + 1 + bool(pictures), len(full) * len(pictures.slots)):
+        alone = clip.tokenize(prompts[0].text_only()) if text_matters else None
+        with progress(encoder, len(full) + 1 + text_matters, len(full) * len(pictures.slots)):
             positive = _joined([clip.encode_from_tokens_scheduled(tokens) for tokens in full])
             nothing = clip.encode_from_tokens_scheduled(null)
-            text_only = clip.encode_from_tokens_scheduled(alone) if pictures else positive
+            text_only = clip.encode_from_tokens_scheduled(alone) if text_matters else None if pictures else positive
         if pictures and likeness != 1:
             positive = [
                 [mix_likeness(plain, condition, likeness), options]

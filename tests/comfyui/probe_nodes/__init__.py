@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import folder_paths
 import torch
@@ -133,6 +133,50 @@ class ProbeClip(io.ComfyNode):
         return io.NodeOutput(json.dumps(beyond), json.dumps(words), json.dumps(pieces))
 
 
+class ProbeCounter(io.ComfyNode):
+    """Passes a CLIP on and counts, from then on, how often its vision tower and its language model run."""
+
+    calls: ClassVar[dict[str, int]] = {}
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(node_id="ProbeCounter", inputs=[io.Clip.Input("clip")], outputs=[io.Clip.Output()])
+
+    @classmethod
+    def execute(cls, clip: Any) -> io.NodeOutput:
+        for name in ("vision", "decoder"):
+            ProbeCounter.calls[name] = 0
+
+            def count(*_: Any, name: str = name) -> None:
+                ProbeCounter.calls[name] += 1
+
+            getattr(clip.cond_stage_model.model, name).register_forward_hook(count)
+        return io.NodeOutput(clip)
+
+
+class ProbeCount(io.ComfyNode):
+    """Shows what ProbeCounter has counted since it was last shown, in every run anew."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ProbeCount",
+            inputs=[io.Conditioning.Input("after")],
+            outputs=[io.String.Output()],
+            not_idempotent=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> float:
+        return float("nan")
+
+    @classmethod
+    def execute(cls, after: Any) -> io.NodeOutput:
+        counted = dict(ProbeCounter.calls)
+        ProbeCounter.calls.update(dict.fromkeys(counted, 0))
+        return io.NodeOutput(json.dumps(counted))
+
+
 class ProbeJoin(io.ComfyNode):
     """Encodes the tokens of two prompts as two sections of one, as packs with a BREAK keyword do."""
 
@@ -207,6 +251,8 @@ class ProbeExtension(ComfyExtension):
             ProbeImage,
             ProbeBrokenImage,
             ProbeClip,
+            ProbeCounter,
+            ProbeCount,
             ProbeJoin,
             ProbeMadeConditioning,
             ProbePicture,

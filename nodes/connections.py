@@ -1,0 +1,36 @@
+"""Which outputs of the running node anything reads: what nobody reads need not be computed.
+
+ComfyUI tells a node nothing about its outputs, but it does say which node of which prompt is running, in `execute` and
+in `fingerprint_inputs` alike. A node that leaves an output out has to put `is_read` of it into its fingerprint:
+otherwise a result remembered without that output would be handed to a graph that connects it later.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def is_read(output: int, node_class: str) -> bool:
+    """Whether the running prompt links output number `output` of the running node, a `node_class`.
+
+    True whenever that cannot be known: outside of a server, for a node that another pack calls or puts in by expansion,
+    or in a ComfyUI that keeps its queue elsewhere.
+    """
+    try:
+        # Looked up here, not at import: the server starts after the packs are loaded.
+        from comfy_execution.utils import get_executing_context
+        from server import PromptServer
+
+        context = get_executing_context()
+        running, _ = PromptServer.instance.prompt_queue.get_current_queue_volatile()
+        prompt = next(item[2] for item in running if item[1] == context.prompt_id)
+        if prompt[context.node_id]["class_type"] != node_class:
+            return True
+        wanted = [context.node_id, output]
+        return any(_links_to(value, wanted) for node in prompt.values() for value in node["inputs"].values())
+    except (ImportError, AttributeError, IndexError, KeyError, StopIteration, TypeError):
+        return True
+
+
+def _links_to(value: Any, wanted: list[Any]) -> bool:
+    return isinstance(value, list) and value[:2] == wanted
