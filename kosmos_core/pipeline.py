@@ -218,7 +218,10 @@ class KosmosGPipeline:
         self.diffusion.enable_model_cpu_offload(device=self._offload, **options)
 
     def enable_sequential_cpu_offload(self, *, device: str | torch.device = "cuda", **options: Any) -> None:
-        """As diffusers offloads layer by layer; Kosmos-G, which runs once, comes to `device` as a whole."""
+        """As diffusers offloads layer by layer; Kosmos-G, which runs once, comes to `device` as a whole.
+
+        Not run so far: accelerate brings layers to another device than the CPU only, and none has been at hand.
+        """
         self._offload = torch.device(device)
         self.encoder.to("cpu")
         self.diffusion.enable_sequential_cpu_offload(device=self._offload, **options)

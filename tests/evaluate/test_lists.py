@@ -90,8 +90,17 @@ def test_two_nouns_are_marked_in_order():
 
 
 def test_unos_list_of_pairs_is_read_as_it_is(dreambooth, tmp_path):
-    """The form of dreambench_multiip.json: prompts in words, pictures relative to a folder that need not exist."""
-    pairs = [("berry_bowl", "02", "bowl", "can", "01", "can"), ("fancy_boot", "02", "boot", "cat", "04", "cat")]
+    """The form of dreambench_multiip.json: prompts in words, pictures relative to a folder that need not exist.
+
+    These are pairs, wordings and paths of that list; the other pairs of its 30 are of the same form.
+    """
+    pairs = [
+        ("backpack_dog", "02", "backpack", "bear_plushie", "03", "stuffed animal"),
+        ("berry_bowl", "02", "bowl", "can", "01", "can"),
+        ("candle", "02", "candle", "clock", "03", "clock"),
+        ("colorful_sneaker", "01", "sneaker", "duck_toy", "01", "toy"),
+        ("fancy_boot", "02", "boot", "grey_sloth_plushie", "04", "stuffed animal"),
+    ]
     entries = [
         {
             "prompt": words_of(prompt, [noun_a, noun_b]),
@@ -103,11 +112,13 @@ def test_unos_list_of_pairs_is_read_as_it_is(dreambooth, tmp_path):
     listed = tmp_path / "dreambench_multiip.json"
     listed.write_text(json.dumps(entries))
     jobs = pair_jobs(listed, DREAMBENCH, dreambooth, KOSMOSG)
-    assert len(jobs) == 2 * 25 * 4
-    assert {job.group for job in jobs} == {"berry_bowl+can", "fancy_boot+cat"}
+    assert len(jobs) == 5 * 25 * 4
+    assert {job.group for job in jobs} == {f"{a}+{b}" for a, _, _, b, _, _ in pairs}
+    assert "a backpack and a stuffed animal in the jungle" in {job.text for job in jobs}
+    assert {path.name for job in jobs for path in job.conditions if path.parent.name == "clock"} == {"03.jpg"}
     assert all(job.prompt.count("<i>") == len(job.conditions) == 2 for job in jobs)
     assert all(path.is_file() for job in jobs for path in job.conditions)
-    assert len({job.path for job in jobs}) == 200
+    assert len({job.path for job in jobs}) == 500
     named = tmp_path / "pairs.yaml"
     named.write_text("pairs: [[berry_bowl, can], [fancy_boot, cat]]")
     assert len(pair_jobs(named, DREAMBENCH, dreambooth, KOSMOSG)) == 200
