@@ -41,7 +41,10 @@ class PositionedEncoder(nn.Module):
         lengths = pattern.lengths or (x.shape[1],)
         limit = self.positions.num_embeddings - FIRST_POSITION
         if max(lengths) > limit:
-            raise ValueError(f"the prompt has {max(lengths)} tokens, but this model's aligner takes at most {limit}")
+            raise ValueError(
+                f"the prompt has {max(lengths)} tokens, but this model's aligner takes at most {limit}; "
+                "shorten the text or give fewer pictures"
+            )
         if self.input is not None:
             x = self.input(x.to(matmul_dtype(self.input))).float()
         table = rows(self.positions, FIRST_POSITION, FIRST_POSITION + max(lengths), x.device)

@@ -86,11 +86,12 @@ class Tokenizer:
         """Read a SentencePiece model and its dict.txt (one `piece count` a line).
 
         Without `dictionary` it is made from the model's own pieces, in their order: for a newly trained vocabulary.
+        Raises ValueError, as the class does, where a file cannot be read as well.
         """
-        spm_bytes = Path(spm).read_bytes()
+        spm_bytes = _read(spm, "a SentencePiece model such as sentencepiece.bpe.model")
         if dictionary is None:
             return cls(spm_bytes, dictionary_of(spm_bytes), latents, f"the dictionary of {spm}")
-        return cls(spm_bytes, Path(dictionary).read_bytes(), latents, str(dictionary))
+        return cls(spm_bytes, _read(dictionary, "its dict.txt"), latents, str(dictionary))
 
     @classmethod
     def from_bytes(cls, spm: bytes, dictionary: bytes, latents: int = 64) -> Tokenizer:
@@ -198,6 +199,13 @@ class Tokenizer:
                 f"{name} lacks {len(missing)} of the SentencePiece model's {len(pieces)} pieces, such as "
                 f"'{missing[-1]}': the two files do not belong together."
             )
+
+
+def _read(path: str | Path, expected: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); give {expected}.") from None
 
 
 def dictionary_of(spm: bytes) -> bytes:

@@ -55,6 +55,8 @@ class CheckpointConfig:
 
 
 def _sync_folder(path: Path) -> None:
+    if os.name == "nt":  # opens no folders, and makes renames durable by itself
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -160,7 +162,7 @@ class Checkpoints:
             handle.write(final.name + "\n")
             handle.flush()
             os.fsync(handle.fileno())
-        pointer.rename(self.folder / "latest")
+        pointer.replace(self.folder / "latest")
         _sync_folder(self.folder)
         older = [path for path in complete_checkpoints(self.folder) if step_of(path) <= step_of(final)]
         for path in older[: -self.config.keep]:

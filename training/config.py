@@ -16,6 +16,8 @@ from typing import Any, Literal
 import yaml
 
 from kosmos_core import KosmosGConfig
+from kosmos_core.safetensors_file import WeightsError
+from kosmos_core.weights import read_config
 
 from .checkpoint import CheckpointConfig
 from .errors import ConfigError
@@ -44,6 +46,8 @@ class BatchConfig:
     def __post_init__(self) -> None:
         if self.micro < 1 or self.size < 1 or self.size % self.micro:
             raise ValueError(f"batch.size: {self.size} must be a multiple of batch.micro ({self.micro}), both above 0.")
+        if self.streams is not None and self.streams < 1:
+            raise ValueError(f"batch.streams: {self.streams} must be at least 1; empty takes one per process.")
 
 
 @dataclass
@@ -84,6 +88,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps: {self.steps} must be at least 1.")
+        if self.seed < 0:
+            raise ValueError(f"seed: {self.seed} must be 0 or more.")
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(plain(self), sort_keys=False)
@@ -106,6 +112,15 @@ def _preset(stage: str, name: str) -> KosmosGConfig:
     return dataclasses.replace(sizes, aligner=None) if stage == "lm" else sizes
 
 
+def _vocabulary(weights: Any, otherwise: int) -> int:
+    """The vocabulary of a Kosmos-G file: what a person should not have to look up. What is wrong with the file is said
+    where it is loaded."""
+    try:
+        return read_config(weights)[0].decoder.vocabulary if isinstance(weights, str) else otherwise
+    except (WeightsError, OSError):
+        return otherwise
+
+
 def parse(arguments: list[str]) -> RunConfig:
     """The configuration of `arguments`, the words after `python -m training.run`.
 
@@ -114,17 +129,21 @@ def parse(arguments: list[str]) -> RunConfig:
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", action="append", default=[])
-    for key in ("stage", "preset", "resume"):
+    for key in ("stage", "preset", "weights"):
         first.add_argument(f"--{key}")
     given, _ = first.parse_known_args(arguments)
     files = {path: read_yaml(path) for path in given.config}
     merged = {key: value for values in files.values() for key, value in values.items()}
     stage = given.stage or merged.get("stage")
+    if stage is None and not given.config and not {"-h", "--help"} & set(arguments):
+        raise ConfigError("--config: none given; name a file such as training/configs/align/single-gpu.yaml.")
     if stage not in STAGES:
         raise ConfigError(f"stage: {stage!r} is none of {', '.join(STAGES)}; set it in the file or with --stage.")
     preset = given.preset or merged.get("preset", RunConfig.preset)
     if preset not in PRESETS:
         raise ConfigError(f"preset: {preset!r} is none of {', '.join(PRESETS)}.")
     kind = schema(stage)
-    default = {"model": _preset(stage, preset).to_dict()}
+    sizes = _preset(stage, preset).to_dict()
+    sizes["decoder"]["vocabulary"] = _vocabulary(given.weights or merged.get("weights"), sizes["decoder"]["vocabulary"])
+    default = {"model": sizes}
     return fill(kind, arguments, "python -m training.run", __doc__, default)

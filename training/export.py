@@ -44,7 +44,10 @@ def export(
         config = yaml.safe_load((run_folder / "config.yaml").read_text())
         starts = [json.loads(line) for line in (run_folder / "starts.jsonl").read_text().splitlines()]
     except OSError as error:
-        raise CheckpointError(f"{run_folder} is no run folder ({error.strerror}: {error.filename}).") from None
+        raise CheckpointError(
+            f"{run_folder} is no run folder ({error.strerror}: {error.filename}); give the --run_folder of a training, "
+            f"which holds config.yaml, starts.jsonl and checkpoints."
+        ) from None
     folder = run_folder / "checkpoints"
     path = latest_checkpoint(folder) if step is None else folder / f"step-{step:08d}"
     if path is None or not path.is_dir():

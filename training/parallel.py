@@ -13,6 +13,7 @@ Run so far on CPU with gloo only; no GPU was at hand.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -61,6 +62,11 @@ class ParallelConfig:
     """Recompute each trained block, and the U-Net, in the backward pass instead of keeping their activations."""
     compile: bool = False
     """torch.compile each block on its own; needs a C++ compiler on CPUs, where it gains nothing (measured)."""
+
+    def __post_init__(self) -> None:
+        for key in ("processes", "unit_parameters", "shard_processes"):
+            if (value := getattr(self, key)) is not None and value < 1:
+                raise ValueError(f"parallel.{key}: {value} must be at least 1.")
 
 
 class StepModule(nn.Module):
@@ -230,6 +236,9 @@ def choose_sharding(config: ParallelConfig, world: World) -> str:
         kind = "single" if not several else "fsdp2" if world.device.type == "cuda" else "ddp"
     if kind == "single" and several:
         raise ConfigError(f"parallel.sharding: single cannot use {world.size} processes; use ddp, fsdp2 or auto.")
+    if (kind == "fairscale" or config.units == "size") and importlib.util.find_spec("fairscale") is None:
+        key, alternative = ("sharding: fairscale", "fsdp2") if kind == "fairscale" else ("units: size", "blocks")
+        raise ConfigError(f"parallel.{key} needs the package fairscale; pip install fairscale, or use {alternative}.")
     if kind != "single" and not world.distributed:
         raise ConfigError(
             f"parallel.sharding: {kind} needs a process group; launch with "

@@ -18,6 +18,7 @@ from .errors import ConfigError
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 Config = TypeVar("Config")
+LEAF = object()  # stands for a value on the command line, which is not looked at here
 
 
 def fill(
@@ -61,9 +62,11 @@ def plain(value: Any) -> Any:
 def read_yaml(path: str) -> dict[str, Any]:
     """The keys and values of a configuration file; ConfigError where it has none."""
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"--config {path}: is no text file; give a YAML file of `key: value` lines.") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"--config {path}: is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
@@ -80,6 +83,12 @@ def _sections(kind: Any) -> list[type]:
 
 def _check_keys(values: Any, kind: Any, prefix: str, source: str) -> None:
     sections = _sections(kind)
+    if dataclasses.is_dataclass(kind) and values is not LEAF and not isinstance(values, dict):
+        first, found = dataclasses.fields(kind)[0].name, "nothing" if values is None else repr(values)
+        raise ConfigError(
+            f"{source}: '{prefix[:-1]}' holds {found}, expected keys below it, such as '{prefix}{first}'; leave it out "
+            f"to keep its defaults."
+        )
     if isinstance(values, list):
         for item in values:
             _check_keys(item, kind, prefix, source)
@@ -97,13 +106,21 @@ def _check_keys(values: Any, kind: Any, prefix: str, source: str) -> None:
 
 
 def _check_path(key: str, kind: type) -> None:
-    nested: Any = None
+    nested: Any = LEAF
     for part in reversed(key.split(".")):
         nested = {part: nested}
     try:
         _check_keys(nested, kind, "", "command line")
     except ConfigError:
-        raise ConfigError(_unknown(key, _all_keys(kind), "command line")) from None
+        given = key.split(".")
+        known = [_named(pattern.split("."), given) for pattern in _all_keys(kind)]
+        raise ConfigError(_unknown(key, known, "command line")) from None
+
+
+def _named(pattern: list[str], given: list[str]) -> str:
+    """A valid key with the names that a person chose in place of its asterisks."""
+    own = [*given, *["NAME"] * len(pattern)]
+    return ".".join(own[place] if part == "*" else part for place, part in enumerate(pattern))
 
 
 def _unknown(key: str, known: list[str], source: str) -> str:
@@ -115,8 +132,9 @@ def _all_keys(kind: type, prefix: str = "") -> list[str]:
     keys = []
     for name, hint in typing.get_type_hints(kind).items():
         keys.append(f"{prefix}{name}")
+        below = f"{prefix}{name}.*." if typing.get_origin(hint) is dict else f"{prefix}{name}."
         for section in _sections(hint):
-            keys += _all_keys(section, f"{prefix}{name}.")
+            keys += _all_keys(section, below)
     return keys
 
 
@@ -126,6 +144,8 @@ def _sentence(message: str) -> str:
     if not found:
         return " ".join(message.split())
     key, rest = found.groups()
+    if file := re.search(r'Unable to load config "(.*?)"', rest):
+        return f"{key}: {file[1]!r} is not valid, expected a key below it, such as --{key}.KEY VALUE, or a YAML file."
     value = re.search(r"Got value: (.*)", rest)
     expected = re.search(r"Expected an? (.*?)\.? Got value", rest, re.DOTALL)
     if value and expected:

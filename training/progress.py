@@ -133,7 +133,7 @@ class Progress:
         kept = [line + "\n" for line in lines if json.loads(line)["step"] <= step]
         replacement = self.path.with_suffix(".tmp")
         replacement.write_text("".join(kept))
-        replacement.rename(self.path)
+        replacement.replace(self.path)
         self.jsonl = self.path.open("a", buffering=1)
 
     def say(self, sentence: str) -> None:

@@ -11,8 +11,6 @@ import torch
 
 from tests.training.launch import KillAfter, KillAtStep, KillAtSync, Training, differences, tensors, train
 
-pytestmark = pytest.mark.processes  # starts, kills and resumes whole runs; see README
-
 SYNCS_PER_SAVE = 6  # data, metadata, step-N.tmp, renamed folder, latest.tmp, renamed latest
 
 
@@ -192,9 +190,9 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(smoke_stages, tmp_path):
 
 
 def test_a_disk_that_turns_read_only_keeps_the_last_good_checkpoint(smoke_stages, small_disk, tmp_path):
-    options = "--steps", "1000", "--checkpoint.every", "10"
+    options = "--steps", "100000", "--checkpoint.every", "10"
     training = Training(smoke_stages.arguments("lm", small_disk / "run", *options), tmp_path / "log")
-    training.wait_for("step 31/1000")  # the checkpoint of step 20 was complete before that of step 30 began
+    training.wait_for("step 31/100000")  # the checkpoint of step 20 was complete before that of step 30 began
     # Open files keep a file system from being made read-only; a read-only bind mount over the folder does not mind.
     checkpoints = small_disk / "run" / "checkpoints"
     subprocess.run(["mount", "--bind", checkpoints, checkpoints], check=True)

@@ -36,6 +36,12 @@ def arguments(smoke_stages, tmp_path):
         ("--stage", "pretrain", "stage: 'pretrain' is none of lm, align, instruct"),
         ("--preset", "huge", "preset: 'huge' is none of official, medium, tiny"),
         ("--config", "missing.yaml", "--config missing.yaml: cannot be read (No such file or directory)"),
+        ("--seed", "-1", "seed: -1 must be 0 or more"),
+        ("--batch.streams", "0", "batch.streams: 0 must be at least 1"),
+        ("--parallel.shard_processes", "0", "parallel.shard_processes: 0 must be at least 1"),
+        ("--data.sources.captions.pth", "x", "the nearest is 'data.sources.captions.path'"),
+        ("--optim", "3", "optim: '3' is not valid"),
+        ("--data.max_bad", "200", "data.max_bad: 200.0 must be per cent, from 0 to 100"),
     ],
 )
 def test_a_wrong_option_is_named_with_its_value_and_the_way_out(arguments, option, value, sentence):
@@ -54,6 +60,10 @@ def test_a_wrong_option_is_named_with_its_value_and_the_way_out(arguments, optio
             "there is no key 'data.sources.a.pth'; the nearest is 'data.sources.a.path'",
         ),
         ("optim: {lr: fast}", "optim.lr: 'fast' is not valid, expected float"),
+        ("optim:", "'optim' holds nothing, expected keys below it, such as 'optim.name'; leave it out"),
+        ("optim: 3", "'optim' holds 3, expected keys below it, such as 'optim.name'"),
+        ("data: {sources: {a: 3}}", "'data.sources.a' holds 3, expected keys below it, such as 'data.sources.a.path'"),
+        ("data: {sources: 3}", "data.sources"),
         ("- 1", "expected `key: value` lines, found list"),
         ("a: [", "is not valid YAML"),
     ],
@@ -64,6 +74,24 @@ def test_a_wrong_file_is_named_with_its_key(arguments, tmp_path, text, sentence)
     with pytest.raises(ConfigError) as error:
         parse(arguments("align", "--config", str(file)))
     assert sentence in str(error.value)
+
+
+def test_a_file_that_is_no_text_is_a_sentence(arguments, smoke_stages):
+    weights = smoke_stages.folder / "lm.safetensors"
+    with pytest.raises(ConfigError, match=r"lm\.safetensors: is no text file; give a YAML file"):
+        parse(arguments("align", "--config", str(weights)))
+
+
+def test_no_argument_at_all_asks_for_a_configuration():
+    with pytest.raises(ConfigError, match="--config: none given; name a file such as"):
+        parse([])
+
+
+def test_the_vocabulary_is_that_of_the_weights(smoke_stages):
+    weights = smoke_stages.folder / "lm.safetensors"
+    given = ["--stage", "align", "--preset", "tiny", "--run_folder", "run", "--weights", str(weights)]
+    assert parse(given).model.decoder.vocabulary == smoke_stages.vocabulary
+    assert parse([*given, "--model.decoder.vocabulary", "99"]).model.decoder.vocabulary == 99
 
 
 def test_a_device_that_torch_does_not_know_is_named():

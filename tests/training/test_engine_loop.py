@@ -17,9 +17,9 @@ def records(run_folder):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_finishes_the_step_saves_and_exits_with_0(smoke_stages, tmp_path, number):
-    arguments = smoke_stages.arguments("lm", tmp_path / "run", "--steps", "1000")
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", "--steps", "100000")
     training = Training(arguments, tmp_path / "log")
-    training.wait_for("step 3/1000")
+    training.wait_for("step 3/100000")
     training.signal(number)
     result = training.wait()
     assert result.codes == [0], result.output
@@ -30,9 +30,9 @@ def test_a_signal_finishes_the_step_saves_and_exits_with_0(smoke_stages, tmp_pat
 
 
 def test_a_signal_to_one_of_two_processes_stops_both_with_0(smoke_stages, tmp_path):
-    arguments = smoke_stages.arguments("lm", tmp_path / "run", "--steps", "1000", "--parallel.sharding", "fsdp2")
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", "--steps", "100000", "--parallel.sharding", "fsdp2")
     training = Training(arguments, tmp_path / "log", 2)
-    training.wait_for("step 3/1000")
+    training.wait_for("step 3/100000")
     training.signal(signal.SIGTERM, rank=1)
     assert training.wait().codes == [0, 0]
     step = records(tmp_path / "run")[-1]["step"]

@@ -48,7 +48,8 @@ def test_two_ranks_equal_one_process_on_the_same_global_batch(trained, stage, sh
     weights, expected = (tensors(f / "checkpoints" / f"step-{STEPS:08d}") for f in (together, alone))
     rate = max(json.loads(line)["lr"] for line in (alone / "log.jsonl").read_text().splitlines())
     for name, tensor in expected.items():
-        if name.startswith("model."):
+        # A bias of all keys moves no softmax: its gradient is rounding alone.
+        if name.startswith("model.") and not name.endswith("k_proj.bias"):
             # Adam divides by the root of a squared gradient, which multiplies rounding where gradients vanish; a
             # hundredth of a single update is what 20 of them may differ by.
             torch.testing.assert_close(weights[name], tensor, rtol=0, atol=0.01 * rate, msg=name)
@@ -108,3 +109,11 @@ def test_an_engine_that_cannot_run_names_the_alternative():
         choose_sharding(ParallelConfig(sharding="single"), world(2))
     with pytest.raises(ConfigError, match=r"fairscale needs a process group; launch with `torchrun"):
         choose_sharding(ParallelConfig(sharding="fairscale"), world(1, False))
+
+
+def test_without_fairscale_the_alternative_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"sharding: fairscale needs the package fairscale; .* or use fsdp2"):
+        choose_sharding(ParallelConfig(sharding="fairscale"), world(2))
+    with pytest.raises(ConfigError, match=r"units: size needs the package fairscale; .* or use blocks"):
+        choose_sharding(ParallelConfig(sharding="fsdp2", units="size"), world(2))

@@ -58,6 +58,8 @@ class DataConfig:
         for key, least in (("workers", 0), ("lanes", 1), ("prefetch", 1), ("shuffle_block", 1), ("shuffle_window", 1)):
             if getattr(self, key) < least:
                 raise ValueError(f"data.{key}: {getattr(self, key)} must be at least {least}.")
+        if not 0 <= self.max_bad <= 100:
+            raise ValueError(f"data.max_bad: {self.max_bad} must be per cent, from 0 to 100.")
 
 
 @dataclass
@@ -104,3 +106,11 @@ class InstructData(DataConfig):
     """Compositional samples with more entities than this are left out; 0 keeps all."""
     pad_to: int = 0
     """Pad every micro-batch to this many tokens; 0 pads to its longest row."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("drop_entity", "keep_background", "drop_caption"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"data.{key}: {getattr(self, key)} must be a probability, from 0 to 1.")
+        if self.resolution < 8 or self.resolution % 8:
+            raise ValueError(f"data.resolution: {self.resolution} must be a multiple of 8, the autoencoder's factor.")

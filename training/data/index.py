@@ -11,7 +11,6 @@ Every file appears under its name when it is complete, and processes that index 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from megatron.energon.flavors.webdataset.config import MAIN_FOLDER_NAME, skip_meta_re, split_name_re
 
 from ..errors import TrainingStopped
@@ -119,7 +119,7 @@ def _find(path: Path) -> tuple[Path, list[str], str]:
             raise DataError(f"{path} is not a data file: expected one of {', '.join(ENDINGS)} or a folder of them.")
         return path.parent, [path.name], path.suffix
     if not path.is_dir():
-        raise DataError(f"The data folder {path} does not exist. Check `path` of this source.")
+        raise DataError(f"The data folder {path} does not exist. Make it, or correct the path.")
     files = [file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path))]
     for ending in ENDINGS:
         names = sorted(file.relative_to(path).as_posix() for file in files if file.suffix == ending)
@@ -151,13 +151,12 @@ def _locked(root: Path):
     lock = root / MAIN_FOLDER_NAME / ".lock"
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("w")
+        held = FileLock(lock).acquire()
     except OSError as error:
         raise DataError(
             f"The index of {root} cannot be written ({error.strerror}). Set `index_folder` to a folder that can."
         ) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with held:
         yield
 
 

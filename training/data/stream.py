@@ -254,7 +254,10 @@ def open_mixture(config: DataConfig, stream: Stream, state: Mapping[str, Any] | 
 
 def _open(name: str, source: SourceConfig, task: Task, config: DataConfig) -> tuple[Dataset, str]:
     """The index of a source and its layout."""
-    dataset = index_dataset(source.path, config.index_folder)
+    try:
+        dataset = index_dataset(source.path, config.index_folder)
+    except DataError as error:
+        raise DataError(f"data.sources.{name}: {error}") from None
     kind = source.kind
     if kind == "auto":
         try:

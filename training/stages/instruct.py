@@ -43,6 +43,10 @@ class Config:
     preview: Preview = field(default_factory=Preview)
     """The prompts that are sampled every log.sample_every steps."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.null_probability <= 1:
+            raise ValueError(f"task.null_probability: {self.null_probability} must be from 0 to 1.")
+
 
 def sample_losses(
     model: KosmosG, unet: nn.Module, scheduler: Any, batch: Batch, noise: Tensor, timesteps: Tensor, drop: Tensor

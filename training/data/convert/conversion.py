@@ -7,7 +7,6 @@ its counts are written, which is the last thing to happen; a run that was killed
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections import Counter
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from filelock import FileLock, Timeout
 from rich.progress import Progress
 
 from ..index import DataError, index_dataset, write_whole
@@ -147,13 +147,11 @@ def _sum(work: Path, shards: range) -> Outcome:
 def _claimed(work: Path, plan: dict[str, Any]) -> Iterator[None]:
     """Hold the output folder for this conversion."""
     work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DataError(
-                f"Another conversion is writing to {work.parent}. Wait for it, or choose another."
-            ) from error
+    try:
+        held = FileLock(work / "lock").acquire(timeout=0)
+    except Timeout as error:
+        raise DataError(f"Another conversion is writing to {work.parent}. Wait for it, or choose another.") from error
+    with held:
         planned = work / "plan.json"
         if planned.exists() and (before := json.loads(planned.read_bytes())) != json.loads(json.dumps(plan)):
             changed = [name for name in plan | before if before.get(name) != plan.get(name)]
