@@ -62,6 +62,16 @@ def soak(prompts: int, folder: Path) -> tuple[list[float], list[int]]:
     return memory, files
 
 
+def grew(memory: list[float], files: list[int]) -> str | None:
+    """What of a server grew from the first moment to the last, in one sentence; None where nothing did."""
+    growth = memory[-1] / memory[0]
+    if growth > ALLOWED:
+        return f"memory grew from {memory[0]:.0f} to {memory[-1]:.0f} MB, x {growth:.3f} (at most {ALLOWED})"
+    if files[-1] > files[0]:
+        return f"open files grew from {files[0]} to {files[-1]}"
+    return None
+
+
 def main() -> int:
     """Soak and judge; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -69,9 +79,9 @@ def main() -> int:
     prompts = parser.parse_args().prompts
     with tempfile.TemporaryDirectory() as folder:
         memory, files = soak(prompts, Path(folder))
-    growth = memory[-1] / memory[0]
-    print(f"memory x {growth:.3f} (at most {ALLOWED}), open files {files[0]} -> {files[-1]}")
-    return 0 if growth <= ALLOWED and files[-1] <= files[0] else 1
+    found = grew(memory, files)
+    print(found or f"memory x {memory[-1] / memory[0]:.3f} (at most {ALLOWED}), open files {files[0]} -> {files[-1]}")
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 // Opens workflows in ComfyUI's own front end: load, save again, queue, wait for the end, take a picture of the graph.
 //
-//   node browser.mjs JOB.json     JOB: {playwright, chromium, address, shots, workflows: {name: UI JSON}}
+//   node browser.mjs JOB.json     JOB: {playwright, chromium, address, shots, results, workflows: {name: UI JSON}}
 //
+// Pictures are drawn small and in two steps; with `results` in the workflow's own steps, and the shots show them.
 // Prints one JSON object: {name: {saved, prompt, events, refused, missing}}.
 import fs from "node:fs";
 import { pathToFileURL } from "node:url";
@@ -39,12 +40,12 @@ async function open(workflow) {
 }
 
 async function run() {
-  return page.evaluate(async () => {
+  return page.evaluate(async (results) => {
     for (const node of app.graph._nodes) {
       for (const widget of node.widgets ?? []) {
         if (node.type === "EmptyLatentImage" && ["width", "height"].includes(widget.name)) widget.value = 64;
         if (node.type === "SolidMask" && ["width", "height"].includes(widget.name)) widget.value = 64;
-        if (widget.name === "steps") widget.value = 2;
+        if (widget.name === "steps" && !results) widget.value = 2;
       }
     }
     const events = [];
@@ -60,7 +61,7 @@ async function run() {
     const refused = app.lastNodeErrors && Object.keys(app.lastNodeErrors).length ? app.lastNodeErrors : null;
     if (!refused) await Promise.race([ended, new Promise((resolve) => setTimeout(resolve, 120000))]);
     return { events, refused };
-  });
+  }, job.results);
 }
 
 async function shoot(path) {
@@ -82,6 +83,14 @@ async function shoot(path) {
     const [width, height] = [(right - left) * view.scale, (bottom - top) * view.scale];
     return { x: (innerWidth - width) / 2, y: (innerHeight - height) / 2, width, height };
   });
+  // Nodes load the pictures they show on their own time.
+  await page.waitForFunction(() => app.graph._nodes.filter((node) => node.type === "LoadImage")
+    .every((node) => node.imgs?.length && node.imgs.every((picture) => picture.complete && picture.naturalWidth)),
+  null, { timeout: 60000 });
+  await page.evaluate(() => new Promise((resolve) => {
+    app.canvas.setDirty(true, true);
+    setTimeout(resolve, 300);
+  }));
   await page.screenshot({ path, type: "jpeg", quality: 75, clip });
 }
 
@@ -91,7 +100,8 @@ for (const [name, workflow] of Object.entries(job.workflows)) {
   const ran = await run();
   results[name] = { ...opened, ...ran };
   if (job.shots) {
-    await open(workflow);
+    const succeeded = ran.events.some(([kind]) => kind === "execution_success");
+    if (!job.results || !succeeded) await open(workflow);
     await shoot(`${job.shots}/${name}.jpg`);
   }
 }

@@ -24,6 +24,11 @@ def modules_folder(environment: Path) -> Path:
     return environment / "browser/node_modules"
 
 
+def has_modules(environment: Path) -> bool:
+    """Whether npm's packages are there."""
+    return all((modules_folder(environment) / package.split("@")[0]).is_dir() for package in PACKAGES)
+
+
 def chromium() -> str | None:
     """Path of an installed Chromium."""
     return next(filter(None, map(shutil.which, CHROMIUM)), None)
@@ -32,7 +37,7 @@ def chromium() -> str | None:
 def missing(environment: Path) -> str | None:
     """What a browser test lacks, in one sentence; None where everything is there."""
     lacks = [name for name, found in (("node", shutil.which("node")), ("chromium", chromium())) if not found]
-    if not all((modules_folder(environment) / package.split("@")[0]).is_dir() for package in PACKAGES):
+    if not has_modules(environment):
         lacks.append("npm's playwright-core, esbuild and zod")
     if importlib.util.find_spec("comfyui_frontend_package") is None:
         lacks.append("ComfyUI's front end")
@@ -45,27 +50,27 @@ def install(environment: Path, log: Path) -> None:
     """Install what can be installed without asking; a failure only means that the browser tests are skipped."""
     commands = []
     if chromium() is None and hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get"):
-        commands += [
-            ["apt-get", "update"],
-            ["apt-get", "install", "-y", "--no-install-recommends", "chromium", "fonts-dejavu-core"],
-        ]
+        wanted = ["chromium", "fonts-dejavu-core"]
+        commands += [["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", *wanted]]
     folder = modules_folder(environment).parent
-    if shutil.which("npm") and missing(environment) is not None:
+    if shutil.which("npm") and not has_modules(environment):
         folder.mkdir(parents=True, exist_ok=True)
         commands.append(["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), *PACKAGES])
     with log.open("a", encoding="utf-8") as stream:
         for command in commands:
             stream.write(" ".join(command) + "\n")
             stream.flush()
-            if subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT).returncode:
-                return
+            # One after the other whatever happens: without a browser the front end's own schema still wants npm's.
+            subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
 
 
 def browse(
-    environment: Path, address: str, workflows: dict[str, Any], folder: Path, shots: Path | None = None
-) -> dict[str, Any]:
+    environment: Path, address: str, workflows: dict[str, Any], folder: Path, shots: Path | None = None,
+    results: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Open, save, queue and wait for workflows in a headless Chromium; `shots` gets a picture of each graph.
 
+    With `results` the pictures are drawn in the workflows' own number of steps, and the shots show them.
     Returns for each workflow what browser.mjs describes. Raises RuntimeError with the browser's words.
     """
     job = {
@@ -73,6 +78,7 @@ def browse(
         "chromium": chromium(),
         "address": address,
         "shots": str(shots) if shots else None,
+        "results": results,
         "workflows": workflows,
     }
     return _node("browser.mjs", job, folder)
@@ -98,4 +104,5 @@ def _node(script: str, job: dict[str, Any], folder: Path) -> Any:
 if __name__ == "__main__":
     target = Path(sys.argv[1])
     install(target, target / "kosmos-g-install.log")
-    print(missing(target) or "The browser's tests can run.")
+    if lack := missing(target):
+        print(f"The tests in a browser will be skipped: {lack}")

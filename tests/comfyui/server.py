@@ -63,7 +63,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running_server(
-    folder: Path, *flags: str, port: int | None = None, threads: int = 1, seconds: float = 300.0
+    folder: Path, *flags: str, port: int | None = None, threads: int = 1, seconds: float = 540.0
 ) -> Iterator[Server]:
     """Start ComfyUI on `folder` (see prepare_folder), wait until it answers, and stop it at the end, whatever happens.
 

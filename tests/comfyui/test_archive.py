@@ -51,9 +51,21 @@ def test_the_metadata_is_what_the_registry_asks_for() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", project["version"])
     assert comfy["DisplayName"] == "Kosmos-G"
     assert comfy["requires-comfyui"] == f">={COMFYUI_VERSION}"
-    assert {"PublisherId", "Icon"} <= comfy.keys()
+    assert re.fullmatch(r"[a-z0-9-]+", comfy["PublisherId"])
+    assert re.fullmatch(r"https://\S+\.(svg|png|jpg|gif)", comfy.get("Icon", "https://none.svg"))
     assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert project_requirements(())
+
+
+@pytest.mark.usefixtures("comfyui_folder")
+def test_comfyuis_own_reader_of_the_metadata_finds_it() -> None:
+    read = (
+        "from comfy_config.config_parser import extract_node_configuration as extract; import sys; "
+        "found = extract(sys.argv[1]); print(found.project.name, found.tool_comfy.display_name, "
+        "found.project.supported_os, found.project.supported_comfyui_version)"
+    )
+    ran = subprocess.run([sys.executable, "-c", read, ROOT], cwd=COMFYUI_TREE, capture_output=True, text=True)
+    assert ran.stdout.strip() == f"kosmos-g Kosmos-G ['OS Independent'] >={COMFYUI_VERSION}", ran.stderr
 
 
 def test_comfyui_runs_a_workflow_from_it(comfyui_folder: Path, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
     python -m tests.comfyui.thumbnails
 
-They show graphs and no results: the models that run here are tiny and random.
+With the trained weights of assets/world/ they show what was drawn, too; without them they show graphs and no results,
+because the models that run then are tiny and random.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from .browser import browse, missing
 from .client import Client
+from .demo import world_weights
 from .install import ROOT
 from .server import prepare_folder, running_server
 from .stand_ins import CHECKPOINT_WITH_CLIP, standing_in
@@ -29,13 +31,20 @@ def main() -> int:
     if lack := missing(environment):
         print(lack, file=sys.stderr)
         return 1
+    trained = world_weights()
     workflows = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "workflows").glob("*.json"))}
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = prepare_folder(Path(name))
-        save_tiny_checkpoint(folder / "models/checkpoints" / CHECKPOINT_WITH_CLIP, text_encoder=True)
+        checkpoint = folder / "models/checkpoints" / CHECKPOINT_WITH_CLIP
+        kosmos = folder / "models/kosmos_g/kosmos.safetensors"
+        if trained:
+            checkpoint.symlink_to(trained.checkpoint)
+            kosmos.symlink_to(trained.kosmos)
+        else:
+            save_tiny_checkpoint(checkpoint, text_encoder=True)
+            save_tiny_kosmos(kosmos)
         save_tiny_controlnet(folder / "models/controlnet/tiny.safetensors")
         save_tiny_lora(folder / "models/loras/tiny.safetensors")
-        save_tiny_kosmos(folder / "models/kosmos_g/kosmos.safetensors")
         for picture in (ROOT / "assets/pictures").glob("*.jpg"):
             (folder / "input" / picture.name).symlink_to(picture)
         server = stack.enter_context(running_server(folder))
@@ -44,8 +53,12 @@ def main() -> int:
         client.close()
         for workflow in workflows.values():
             stack.enter_context(standing_in(to_api(workflow, object_info), folder))
-        browse(environment, server.address, workflows, Path(name), shots=ROOT / "workflows")
-    return 0
+        shots = ROOT / "workflows"
+        seen = browse(environment, server.address, workflows, Path(name), shots, results=trained is not None)
+    failed = {name: found for name, found in seen.items() if found["events"] != [["execution_success", ""]]}
+    for name, found in failed.items():
+        print(f"{name} did not run, so its picture shows no result: {found['refused'] or found['events']}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
