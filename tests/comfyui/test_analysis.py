@@ -59,6 +59,18 @@ def test_a_hand_off_gives_each_its_part_of_the_steps(client: Client, probed: Pro
     assert (second["start_percent"], second["end_percent"]) == (0.75, 1.0)
 
 
+def test_a_hand_off_that_would_leave_no_conditioning_at_all_is_refused(client: Client, graph: SamplingGraph) -> None:
+    late = graph.add("ConditioningSetTimestepRange", conditioning=graph.positive, start=0.9, end=1.0)
+    text = graph.add("CLIPTextEncode", clip=graph.clip, text="a red car")
+    early = graph.add("ConditioningSetTimestepRange", conditioning=link(text), start=0.0, end=0.1)
+    made = graph.add(
+        "KosmosGBlend", kosmos=link(late), clip_conditioning=link(early), amount=0.5, mode="hand-off at percent"
+    )
+    graph.add("ProbeConditioning", conditioning=link(made), name="nothing")
+    with pytest.raises(ExecutionFailed, match="leave nothing of either"):
+        client.run(graph.nodes)
+
+
 def test_a_lora_and_a_blend_work_together(client: Client) -> None:
     graph = SamplingGraph()
     lora = graph.add(
