@@ -193,6 +193,14 @@ def test_broken_dictionary_is_refused_with_its_line(tiny_tokenizer_files, tmp_pa
     assert str(path) in str(caught.value)
 
 
+def test_a_file_that_is_not_there_is_named_with_what_was_expected(tiny_tokenizer_files, tmp_path):
+    missing = tmp_path / "missing"
+    with pytest.raises(ValueError, match=r"missing cannot be read \(No such file.*\); give a SentencePiece model"):
+        Tokenizer.from_files(missing)
+    with pytest.raises(ValueError, match=r"missing cannot be read \(No such file.*\); give its dict\.txt"):
+        Tokenizer.from_files(tiny_tokenizer_files[0], missing)
+
+
 def test_dictionary_with_windows_line_ends_is_read(tiny_tokenizer):
     spm, dictionary = tiny_tokenizer.to_bytes()
     copy = Tokenizer.from_bytes(spm, b"\xef\xbb\xbf" + dictionary.replace(b"\n", b"\r\n"))

@@ -293,6 +293,12 @@ def test_a_kind_that_the_stage_cannot_use_is_a_sentence(open_, folder):
         open_("lm", sources={})
 
 
+def test_a_source_that_is_not_there_is_named(open_, tmp_path):
+    missing = tmp_path / "missing"
+    with pytest.raises(DataError, match=rf"^data\.sources\.words: The data folder {missing} does not exist"):
+        open_("lm", sources={"words": SourceConfig(str(missing))})
+
+
 def test_a_truncated_tar_is_read_up_to_its_break(tmp_path, open_, caplog):
     path = _with_bad(tmp_path / "pairs", {})
     broken = tmp_path / "pairs" / "00001.tar"
