@@ -94,6 +94,7 @@ class TextEncoder(torch.nn.Module):
         self.device = device  # ComfyUI's model patcher keeps this at the device that the layers compute on
         self.execution_device: torch.device | None = None
         self.clean_patches: Any = None
+        self.replaced: Sequence[dict[str, Any]] = ()
         self.on_block: Callable[[], None] | None = None
         self._texts: OrderedDict[tuple, Tensor] = OrderedDict()
         # ComfyUI stores text encoders in a small type and computes in float32: so here, unless a type was chosen.
@@ -135,7 +136,17 @@ class TextEncoder(torch.nn.Module):
         """Picture tokens (latents, width) on the CPU, of a prepared picture (3, S, S) or of a reference's source."""
         device = device or self.execution_device or self.device
         size = self.model.config.vision.image_size
-        return picture_tokens(source, size, lambda pixels: self.model.picture_tokens(pixels, device), self.fingerprint)
+
+        def embed(pixels: Tensor) -> Tensor:
+            if self.patched():
+                return self.model.embed_images(pixels[None].to(device))[0].cpu()
+            return self.model.picture_tokens(pixels, device)
+
+        return picture_tokens(source, size, embed, self.fingerprint)
+
+    def patched(self) -> bool:
+        """Whether other weights than the file's are in place, from a merge or a hook: nothing is remembered then."""
+        return any(self.replaced) or any(getattr(module, "weight_function", None) for module in self.model.modules())
 
     def fingerprint(self) -> str:
         """Hash of the parts of the loaded file that turn pictures into tokens."""
@@ -149,7 +160,7 @@ class TextEncoder(torch.nn.Module):
 
     def _remembered(self, section: Section) -> Tensor:
         """`_encode`, which for text alone (the negative, the text-only twin) is computed once."""
-        if any(isinstance(entry, dict) for entry, *_ in section):
+        if self.patched() or any(isinstance(entry, dict) for entry, *_ in section):
             return self._encode(section)
         key = tuple((entry, weight) for entry, weight, *_ in section)
         if key not in self._texts:
@@ -233,6 +244,8 @@ def load_clip(path: str | Path, dtype: torch.dtype | None = None, device: torch.
     parameters = sum(torch.Size(shape).numel() for shape in read_header(path).shapes.values())
     clip = comfy.sd.CLIP(target, parameters=parameters, model_options=options)
     built[0].clean_patches = clip.patcher.patches_uuid
+    # Where ComfyUI keeps the weights that it replaced; every clone of the CLIP has the same two dictionaries.
+    built[0].replaced = (clip.patcher.backup, clip.patcher.hook_backup)
     return clip
 
 

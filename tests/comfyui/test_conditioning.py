@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from kosmos_core import KosmosG, Prompt
+from kosmos_core import KosmosG, Prompt, load_model
 from tests.comfyui.client import Client
 from tests.comfyui.graph import SamplingGraph, link
 from tests.comfyui.server import Server
+from tests.comfyui.tiny_kosmos import save_tiny_kosmos
 
 TEXT = "a dog <i> wearing a hat <i> at the beach"
 Probed = Callable[[str], Any]
@@ -177,6 +178,56 @@ def test_every_weight_can_be_left_behind_and_cast_on_use_when_memory_is_short(cl
     probe = graph.add("ProbeClip", clip=graph.clip, text="a dog")
     shown = graph.add("PreviewAny", source=link(probe, 0))
     assert client.run(graph.nodes).text(shown) == "[]"
+
+
+def partly_loaded(client: Client, probed: Probed, share: float, patched: bool) -> tuple[torch.Tensor, float, bool]:
+    """Condition, share of the weights that were loaded, and whether ComfyUI took it for a partial load."""
+    graph = SamplingGraph()
+    image = link(graph.add("LoadImage", image="dog.png"))
+    probe = graph.add("ProbePartly", clip=graph.clip, image=image, text="a dog <i>", share=share, patched=patched)
+    graph.add("ProbeConditioning", conditioning=link(probe), name="partly")
+    shown = graph.add("PreviewAny", source=link(probe, 1))
+    loaded, partial = json.loads(client.run(graph.nodes).text(shown))
+    return probed("partly").condition, loaded, partial
+
+
+@pytest.mark.parametrize("patched", [False, True], ids=["plain", "patched"])
+def test_with_a_budget_below_the_models_size_the_results_are_those_of_full_loading(
+    client: Client, probed: Probed, reference: KosmosG, pictures: dict[str, Image.Image], patched: bool
+) -> None:
+    full, loaded, partial = partly_loaded(client, probed, 2.0, patched)
+    assert (loaded, partial) == (1.0, False)
+    assert torch.equal(full, reference.encode("a dog <i>", [pictures["dog.png"]])) != patched
+    for share in (0.02, 0.4, 0.8):
+        seen, loaded, partial = partly_loaded(client, probed, share, patched)
+        assert loaded <= share
+        assert partial
+        assert torch.equal(seen, full)
+
+
+def test_a_merge_of_two_files_is_encoded_by_the_merged_weights_and_leaves_both_as_they_were(
+    client: Client, server: Server, probed: Probed, encoded: torch.Tensor, pictures: dict[str, Image.Image]
+) -> None:
+    path = save_tiny_kosmos(server.folder / "models/kosmos_g/second.safetensors", seed=31)
+    try:
+        second = load_model(path).encode(TEXT, [pictures["dog.png"], pictures["hat.png"]])
+        seen = []
+        for share in (None, 0.0, None):  # of the first file; None is the first file itself
+            graph = SamplingGraph()
+            if share is not None:
+                other = graph.add("KosmosGLoader", file=path.name, dtype="auto", device="auto")
+                merge = graph.add("CLIPMergeSimple", clip1=graph.clip, clip2=link(other), ratio=share)
+                graph.clip = link(merge)
+            graph.prompt(TEXT, "dog.png", "hat.png")
+            graph.add("ProbeConditioning", conditioning=graph.positive, name="merged")
+            client.run(graph.nodes)
+            seen.append(probed("merged").condition)
+    finally:
+        path.unlink()
+    assert torch.allclose(seen[1], second, atol=1e-4)
+    assert not torch.allclose(encoded, second, atol=1e-2)
+    assert torch.equal(seen[0], encoded)
+    assert torch.equal(seen[2], encoded)
 
 
 def test_tokens_carry_word_ids_and_can_be_read_back(client: Client) -> None:

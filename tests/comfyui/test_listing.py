@@ -111,5 +111,7 @@ def test_a_replaced_file_is_loaded_again(client: Client, models: Path) -> None:
         save_tiny_kosmos(path, seed=2)
         after = client.pixels(client.run(graph.nodes), graph.saved)
         assert (before != after).any()
+        path.touch()  # the same content with another date
+        assert graph.loader not in client.run(graph.nodes).executed_nodes
     finally:
         path.unlink()

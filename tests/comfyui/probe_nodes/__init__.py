@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any, ClassVar
 
+import comfy.model_management
 import folder_paths
 import torch
 from comfy_api.latest import ComfyExtension, io
@@ -177,6 +179,54 @@ class ProbeCount(io.ComfyNode):
         return io.NodeOutput(json.dumps(counted))
 
 
+class ProbePartly(io.ComfyNode):
+    """Encodes with no more of the text encoder loaded than `share` of its size, as ComfyUI does where memory is short.
+
+    `patched` also patches every matrix of the attention, as a LoRA for this encoder would.
+    """
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ProbePartly",
+            inputs=[
+                io.Clip.Input("clip"),
+                io.Image.Input("image"),
+                io.String.Input("text"),
+                io.Float.Input("share"),
+                io.Boolean.Input("patched"),
+            ],
+            outputs=[io.Conditioning.Output(), io.String.Output("loaded")],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, image: torch.Tensor, text: str, share: float, patched: bool) -> io.NodeOutput:
+        clip, manager = clip.clone(), comfy.model_management
+        encoder, patcher = clip.cond_stage_model, clip.patcher
+        generator = torch.Generator().manual_seed(3)
+        for name, weight in encoder.named_parameters():
+            if patched and weight.ndim == 2 and ".attention." in name:
+                change = torch.randn(weight.shape, generator=generator) * 0.1
+                patcher.add_patches({name: ("diff", (change,))})
+        tokens = clip.tokenize(text, images=[preprocess(image[0], encoder)])
+        manager.unload_all_models()
+        encoder.load_sd({})  # forgets what was encoded before
+        patcher.partially_load(patcher.load_device, int(share * patcher.model_size()))
+        try:
+            condition, _ = encoder.encode_token_weights(tokens)
+            shares = patcher.loaded_size() / patcher.model_size(), encoder.model_lowvram
+        finally:
+            patcher.detach()
+            encoder.load_sd({})
+        return io.NodeOutput([[condition, {}]], json.dumps(shares))
+
+
+def preprocess(image: torch.Tensor, encoder: Any) -> torch.Tensor:
+    """A picture as the encoder's tokenizer takes it, by the pack's own code, whatever name ComfyUI gave the pack."""
+    images = importlib.import_module(encoder.model.__module__.rpartition(".")[0] + ".images")
+    return images.preprocess_image(image, encoder.model.config.vision.image_size)
+
+
 class ProbeJoin(io.ComfyNode):
     """Encodes the tokens of two prompts as two sections of one, as packs with a BREAK keyword do."""
 
@@ -253,6 +303,7 @@ class ProbeExtension(ComfyExtension):
             ProbeClip,
             ProbeCounter,
             ProbeCount,
+            ProbePartly,
             ProbeJoin,
             ProbeMadeConditioning,
             ProbePicture,
