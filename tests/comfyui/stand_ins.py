@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
+from PIL import Image
 
+from kosmos_core import load_model, preprocess_image
 from kosmos_core.reference import Encoded, Reference, model_fingerprint, save_reference
 
 # Which of the tiny models stands for a file, by the node and input that name it.
@@ -44,12 +45,15 @@ def standing_in(prompt: dict[str, Any], folder: Path) -> Iterator[None]:
 
 
 def _saved_reference(folder: Path, name: str) -> list[Path]:
-    """A reference of random picture tokens for the tiny Kosmos-G file."""
+    """The first of the input folder's pictures, encoded by the folder's Kosmos-G file."""
     path = folder / REFERENCES / name
     if path.exists():
         return []
     path.parent.mkdir(parents=True, exist_ok=True)
-    tokens = torch.randn(4, 32, generator=torch.Generator().manual_seed(1))
-    model = model_fingerprint(folder / "models/kosmos_g/kosmos.safetensors")
-    save_reference(path, tokens, Reference(Encoded(tokens, model, name), noun="cat"), model)
+    file = folder / "models/kosmos_g/kosmos.safetensors"
+    model = load_model(file)
+    picture = Image.open(min(path for path in (folder / "input").iterdir() if path.suffix in (".jpg", ".png")))
+    tokens = model.picture_tokens(preprocess_image(picture, model.config.vision.image_size))
+    fingerprint = model_fingerprint(file)
+    save_reference(path, tokens, Reference(Encoded(tokens, fingerprint, name), noun="cat"), fingerprint)
     return [path]
