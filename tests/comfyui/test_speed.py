@@ -22,9 +22,9 @@ Counts = tuple[int, int]
 
 
 @pytest.fixture
-def fresh_file(server: Server) -> Iterator[str]:
+def fresh_file(server: Server, request: pytest.FixtureRequest) -> Iterator[str]:
     """A Kosmos-G file that the server has never loaded, so that it remembers nothing of it."""
-    path = server.folder / "models/kosmos_g/fresh.safetensors"
+    path = server.folder / f"models/kosmos_g/{request.node.name}.safetensors"
     yield save_tiny_kosmos(path, seed=21).name
     path.unlink()
 
