@@ -10,7 +10,7 @@ import torch
 from kosmos_core import KosmosG, load_model
 from training.export import export
 from training.run import main as train
-from training.world.autoencoder import full_autoencoder, lean_autoencoder
+from training.world.autoencoder import full_autoencoder, slim_autoencoder
 from training.world.data import write_data
 from training.world.diffusion import build_unet, save_pipeline
 from training.world.scenes import World
@@ -38,10 +38,11 @@ class Chain:
         sources = {name: {"path": str(data / name), "weight": weight} for name, weight in shares.items()}
         own = self.folder / f"{stage}.yaml"
         own.write_text(json.dumps({"data": {"sources": sources}}))  # JSON is YAML
-        for config in (CONFIGS / f"{stage}.yaml", CONFIGS / "pocket.yaml", own):
+        for config in (CONFIGS / f"{stage}.yaml", own):
             arguments += ["--config", str(config)]
         arguments += ["--run_folder", str(self.folder / run), "--device", "cpu", "--log.every", "1"]
         arguments += ["--model.decoder.vocabulary", str(self.vocabulary), "--optim.warmup_steps", "2"]
+        arguments += ["--model.vision.image_size", "32", "--model.vision.patch_size", "4"]
         rows = "5" if stage == "instruct" else "3"
         arguments += ["--batch.size", rows, "--batch.micro", rows]
         if stage == "lm":
@@ -65,7 +66,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     tokenizer = save_tokenizer(world, folder / "clip" / "tokenizer")
     contrast = Contrast(build_text_model(tokenizer, layers=1), world.size)
     contrast.picture.save_pretrained(folder / "clip" / "vision")
-    vae = lean_autoencoder()
+    vae = slim_autoencoder()
     save_pipeline(build_unet(world.size), full_autoencoder(vae), contrast.text, tokenizer, folder / "sd")
     made = Chain(folder, world, vocabulary)
     for stage in ("lm", "align", "instruct"):

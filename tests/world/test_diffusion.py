@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.world.autoencoder import batch_of_scenes, full_autoencoder, lean_autoencoder, loss_of
+from training.world.autoencoder import batch_of_scenes, full_autoencoder, slim_autoencoder, loss_of
 from training.world.diffusion import Training, build_unet
 from training.world.sampling import sample
 from training.world.scenes import World
@@ -16,23 +16,23 @@ def world() -> World:
     return World.named("test")
 
 
-def test_the_full_autoencoder_computes_what_the_lean_one_learned(world):
+def test_the_full_autoencoder_computes_what_the_slim_one_learned(world):
     torch.manual_seed(0)
-    lean = lean_autoencoder()
-    optimizer = torch.optim.Adam(lean.parameters(), lr=1e-3)
+    slim = slim_autoencoder()
+    optimizer = torch.optim.Adam(slim.parameters(), lr=1e-3)
     pixels, masks = batch_of_scenes(world, 8, np.random.default_rng(0))
     losses = []
     for _ in range(40):
-        loss = loss_of(lean, pixels, masks)
+        loss = loss_of(slim, pixels, masks)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.85 * losses[0]
-    full = full_autoencoder(lean)
+    full = full_autoencoder(slim)
     with torch.no_grad():
-        assert torch.equal(full.encoder(pixels), lean.encoder(pixels))
-        assert torch.allclose(full.decode(full.encode(pixels).latents).sample, lean.decoder(lean.encoder(pixels)))
+        assert torch.equal(full.encoder(pixels), slim.encoder(pixels))
+        assert torch.allclose(full.decode(full.encode(pixels).latents).sample, slim.decoder(slim.encoder(pixels)))
 
 
 def test_a_stopped_unet_goes_on_with_the_same_numbers(world, tmp_path):
@@ -49,7 +49,7 @@ def test_a_stopped_unet_goes_on_with_the_same_numbers(world, tmp_path):
 
 def test_pictures_depend_on_condition_and_seed_only():
     torch.manual_seed(0)
-    unet, vae = build_unet(32), full_autoencoder(lean_autoencoder())
+    unet, vae = build_unet(32), full_autoencoder(slim_autoencoder())
     torch.nn.init.normal_(unet.conv_out.weight, std=0.02)
     conditions, null = torch.randn(3, 77, 768), torch.zeros(1, 77, 768)
     together = sample(unet, vae, conditions, null, seed=1, steps=3)

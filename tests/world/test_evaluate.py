@@ -31,8 +31,12 @@ def test_the_background_is_taken_away(world):
 
 def test_real_pictures_are_recognised_and_other_ones_are_not(world, judge):
     prompts = draw_prompts(world, world.identities, 24, 1, seed=0)
-    right = judge.singles("right", np.stack([p.references[0] for p in prompts]), prompts)
-    wrong = judge.singles("wrong", np.stack([p.shuffled for p in prompts]), prompts)
+    others = draw_prompts(world, world.identities, 24, 1, seed=1)
+    assert not any(p.identities == o.identities for p, o in zip(prompts, others, strict=True))
+    right, wrong = (
+        judge.singles(name, np.stack([portrait(world, p.identities[0], p.background.colour) for p in shown]), prompts)
+        for name, shown in (("right", prompts), ("wrong", others))
+    )
     assert right.values["noun"].mean() > 0.7
     assert right.values["identity"].mean() > 0.5
     assert wrong.values["identity"].mean() == 0

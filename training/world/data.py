@@ -1,6 +1,6 @@
 """Training data of the three stages, in the formats that `training.data` reads, and the vocabulary.
 
-    python -m training.world.data --world pocket --output RUNS/data --samples 6000
+    python -m training.world.data --world half --output RUNS/data --samples 6000
 
 writes text, captions, interleaved (stage 1), captions of every known noun (stage 2), compositional, edit and
 instruct_captions (stage 3, without the identities held out from it), spm.model and dict.txt.

@@ -1,6 +1,6 @@
 """Train the world's U-Net on cached latents and text states, and put the small Stable Diffusion together.
 
-    python -m training.world.diffusion --world pocket --vae RUNS/vae/vae --clip RUNS/clip --output RUNS/sd --minutes 40
+    python -m training.world.diffusion --world half --vae RUNS/vae/vae --clip RUNS/clip --output RUNS/sd --minutes 40
 
 A run that was stopped goes on when the command is given again. `RUNS/sd/diffusers` is the folder that stages 2 and 3
 read; `training.world.single_file` makes a ComfyUI checkpoint of it.
@@ -10,6 +10,7 @@ import argparse
 import copy
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from .sampling import sample
-from .scenes import WORLDS, World
+from .scenes import WORLDS, Scene, World
 
 EMPTY_CAPTIONS = 0.1
 MIN_SNR = 5.0
@@ -56,28 +57,36 @@ def text_states(clip: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[st
     return torch.cat(states)
 
 
-@torch.no_grad()
-def cached(world: World, vae: AutoencoderTiny, clip: CLIPTextModel, tokenizer: CLIPTokenizer, count: int, path: Path):
-    """Latents (n, 4, s, s), the number of each scene's caption, and the states of the captions, "" first."""
-    if path.exists():
-        return torch.load(path)
+def kept(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """What `make` returns, from the file where it was made before."""
+    if not path.exists():
+        torch.save(make(), f"{path}.part")
+        os.replace(f"{path}.part", path)
+    return torch.load(path)
+
+
+def draw_scenes(world: World, count: int) -> tuple[list[Scene], list[str]]:
+    """The scenes that the U-Net trains on, always the same, and their captions."""
     random = np.random.default_rng(11)
-    latents, captions, numbers = [], {"": 0}, []
-    for start in range(0, count, 64):
-        scenes = [world.draw(random) for _ in range(min(64, count - start))]
-        pixels = torch.from_numpy(np.stack([world.render(scene)[0] for scene in scenes])).permute(0, 3, 1, 2)
-        with torch.autocast("cpu", torch.bfloat16):
-            latents.append(vae.encode(pixels.float() / 127.5 - 1).latents.float())
-        for scene in scenes:
-            numbers.append(captions.setdefault(world.caption(scene, random), len(captions)))
-    content = {
-        "latents": torch.cat(latents),
-        "numbers": torch.tensor(numbers),
-        "states": text_states(clip, tokenizer, list(captions)),
-    }
-    torch.save(content, f"{path}.part")
-    os.replace(f"{path}.part", path)
-    return content
+    scenes = [world.draw(random) for _ in range(count)]
+    return scenes, [world.caption(scene, random) for scene in scenes]
+
+
+def caption_states(clip: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[str]) -> dict[str, torch.Tensor]:
+    """The number of each scene's caption among the distinct ones, "" first, and the states of these."""
+    distinct = {"": 0}
+    numbers = [distinct.setdefault(caption, len(distinct)) for caption in captions]
+    return {"numbers": torch.tensor(numbers), "states": text_states(clip, tokenizer, list(distinct))}
+
+
+@torch.no_grad()
+def scene_latents(world: World, vae: AutoencoderTiny, scenes: list[Scene]) -> dict[str, torch.Tensor]:
+    """Latents (n, 4, s, s)."""
+    latents = []
+    for start in range(0, len(scenes), 64):
+        pixels = torch.from_numpy(np.stack([world.render(scene)[0] for scene in scenes[start : start + 64]]))
+        latents.append(vae.encode(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).latents)
+    return {"latents": torch.cat(latents)}
 
 
 class Training:
@@ -87,7 +96,7 @@ class Training:
         torch.manual_seed(0)
         self.folder, self.unet = folder, build_unet(world.size)
         self.mean = copy.deepcopy(self.unet).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=0.0, weight_decay=0.01, fused=True)
+        self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         self.step, self.samples, self.seconds = 0, 0, 0.0
         self.schedule = noise_schedule()
         signal = self.schedule.alphas_cumprod
@@ -111,7 +120,9 @@ class Training:
             group["lr"] = rate
         generator = torch.Generator().manual_seed(self.step)
         noise = torch.randn(latents.shape, generator=generator)
-        times = torch.randint(0, 1000, (len(latents),), generator=generator)
+        # One time from each part of the schedule: less noise in the loss than independent draws.
+        parts = torch.arange(len(latents)) + torch.rand(len(latents), generator=generator)
+        times = (parts * 1000 / len(latents)).long()
         noisy = self.schedule.add_noise(latents, noise, times)
         with torch.autocast("cpu", torch.bfloat16):
             predicted = self.unet(noisy, times, encoder_hidden_states=states).sample
@@ -137,8 +148,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--scenes", type=int, default=16000)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=4e-4)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--show-every", type=float, default=5, metavar="MINUTES")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -146,8 +157,10 @@ def main() -> None:
     vae = AutoencoderTiny.from_pretrained(arguments.vae).eval()
     clip = CLIPTextModel.from_pretrained(arguments.clip / "text_encoder").eval()
     tokenizer = CLIPTokenizer.from_pretrained(arguments.clip / "tokenizer")
-    data = cached(world, vae, clip, tokenizer, arguments.scenes, arguments.output / "cache.pt")
-    latents, numbers, states = data["latents"], data["numbers"], data["states"]
+    scenes, captions = draw_scenes(world, arguments.scenes)
+    text = kept(arguments.output / "captions.pt", lambda: caption_states(clip, tokenizer, captions))
+    latents = kept(arguments.output / "latents.pt", lambda: scene_latents(world, vae, scenes))["latents"]
+    numbers, states = text["numbers"], text["states"]
     print(f"{len(latents)} scenes, {len(states) - 1} captions, latent std {latents.std():.3f}", flush=True)
     training = Training(world, arguments.output)
     random = np.random.default_rng(5)

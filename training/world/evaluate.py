@@ -1,6 +1,6 @@
 """What the world's Stable Diffusion and Kosmos-G have learned: JSON, a table and grids of pictures.
 
-    python -m training.world.evaluate --world pocket --stable_diffusion RUNS/sd/diffusers \\
+    python -m training.world.evaluate --world half --stable_diffusion RUNS/sd/diffusers \\
         --align RUNS/align.safetensors --instruct RUNS/instruct.safetensors --output RUNS/evaluation
 
 Every row is `--count` prompts with fixed noise; intervals are 95 % bootstrap intervals over prompts. Identities that
@@ -107,10 +107,15 @@ class Judge:
 
 
 def portrait(world: World, identity: Identity, colour: str) -> Picture:
-    """An identity alone on a plain background, in the middle."""
-    side = world.size // 4 * 3
-    edge = (world.size - side) // 16 * 8
-    return world.render(Scene((Placed(identity, edge, edge, side),), Background(colour)))[0]
+    """An identity alone in the middle of a plain background."""
+    edge = (world.size - world.object_size) // 2
+    return world.render(Scene((Placed(identity, edge, edge, world.object_size),), Background(colour)))[0]
+
+
+def reference(world: World, identity: Identity) -> Picture:
+    """An identity on white, filling the picture as the crops of the training samples do."""
+    side = world.object_size
+    return world.render(Scene((Placed(identity, 0, 0, side),), Background("white")))[0][:side, :side]
 
 
 def draw_prompts(world: World, identities: list[Identity], count: int, entities: int, seed: int) -> list[Prompt]:
@@ -123,8 +128,8 @@ def draw_prompts(world: World, identities: list[Identity], count: int, entities:
         others = [x for x in identities if x.noun != chosen[0].noun]
         while len(chosen) < entities:
             chosen.append(others[random.integers(len(others))])
-        references = tuple(portrait(world, x, "white") for x in chosen)
-        other = portrait(world, others[random.integers(len(others))], "white")
+        references = tuple(reference(world, x) for x in chosen)
+        other = reference(world, others[random.integers(len(others))])
         colour = str(random.choice([name for name in BACKGROUNDS if name != "white"]))
         prompts.append(Prompt(tuple(chosen), Background(colour), references, other))
     return prompts

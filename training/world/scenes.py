@@ -1,7 +1,7 @@
 """Scenes of the emoji world: one or two objects on a plain or shaded background, with captions and exact masks.
 
-Objects have two sizes and lie on the autoencoder's grid of 8 pixels, so that a latent means the same thing wherever the
-object is. Worlds are small on purpose: two cores shall learn the full one in hours, the pocket one within an hour.
+Objects have one size and lie on the autoencoder's grid of 8 pixels, so that a latent means the same thing wherever the
+object is: two cores shall learn the world in hours.
 """
 
 import hashlib
@@ -32,16 +32,13 @@ class WorldSettings:
         return self.nouns + self.instruct_held_out
 
 
+FIRST = ("apple", "banana", "strawberry", "carrot", "pizza", "cat", "frog", "fish",
+         "octopus", "car", "rocket", "house", "tree", "mushroom", "heart", "star")
+MORE = ("hamburger", "watermelon", "dog", "fox", "pig", "lion", "butterfly", "bee",
+        "bus", "sailboat", "cactus", "balloon", "guitar", "crown", "gift", "lemon")
 WORLDS = {
-    "full": WorldSettings(
-        64,
-        ("apple", "banana", "strawberry", "carrot", "pizza", "cat", "frog", "fish",
-         "octopus", "car", "rocket", "house", "tree", "mushroom", "heart", "star"),
-        ("donut", "turtle"),
-    ),
-    "pocket": WorldSettings(
-        32, ("apple", "banana", "carrot", "car", "cat", "heart", "mushroom", "star"), ("fish", "house"), pairs=0.25
-    ),
+    "full": WorldSettings(64, FIRST + MORE, ("donut", "turtle")),
+    "half": WorldSettings(64, FIRST, ("donut", "turtle")),
     "test": WorldSettings(32, ("apple", "banana", "car", "heart"), ("star",)),
 }  # fmt: skip
 HUES = (0, 120, 240)
@@ -146,14 +143,18 @@ class World:
     def draw_background(self, random: np.random.Generator) -> Background:
         return Background(str(random.choice(list(BACKGROUNDS))), bool(random.random() < 0.3))
 
+    @property
+    def object_size(self) -> int:
+        """Side of every object in pixels: half of the picture's, so that one and two objects look alike."""
+        return self.size // 2
+
     def place(self, identities: list[Identity], random: np.random.Generator) -> tuple[Placed, ...]:
-        """One object of three quarters of the picture's side, or two of half of it side by side."""
-        steps = self.size // GRID
-        if len(identities) == 1:
-            left, top = (int(x) * GRID for x in random.integers(0, steps // 4 + 1, 2))
-            return (Placed(identities[0], left, top, steps // 4 * 3 * GRID),)
-        half = steps // 2 * GRID
+        """One object about the middle, or two side by side, all on the grid."""
+        half, steps = self.object_size, self.size // GRID
         tops = [int(x) * GRID for x in random.integers(steps // 8, steps // 2 - steps // 8 + 1, 2)]
+        if len(identities) == 1:
+            left = int(random.integers(steps // 8, steps // 2 - steps // 8 + 1)) * GRID
+            return (Placed(identities[0], left, tops[0], half),)
         return tuple(Placed(x, half * i, tops[i], half) for i, x in enumerate(identities))
 
     def draw(self, random: np.random.Generator, identities: list[Identity] | None = None) -> Scene:
@@ -187,9 +188,9 @@ class World:
         """ "a cat", and with a generator sometimes its look and colour: "a glossy purple cat"."""
         words = []
         if random is not None:
-            if random.random() < 0.4:
+            if random.random() < 0.5:
                 words.append(self.atlas.words[identity.look])
-            if random.random() < 0.4:
+            if random.random() < 0.5:
                 words.append(self.colour(identity))
         words.append(identity.noun)
         return f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}"

@@ -1,6 +1,6 @@
 """Train the world's CLIP on scenes and captions (arXiv 2103.00020), and its byte-pair vocabulary.
 
-    python -m training.world.text_encoder --world pocket --output RUNS/clip --minutes 4
+    python -m training.world.text_encoder --world half --output RUNS/clip --minutes 4
 
 The text half is a transformers CLIPTextModel of width 768 with 77 positions, as Stable Diffusion 1.5 has, but with few
 layers. The vision half is what Kosmos-G's vision tower begins with (`task.vision_weights` of stage 1).
