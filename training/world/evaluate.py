@@ -25,6 +25,7 @@ from .diffusion import text_states
 from .features import Features
 from .sampling import sample
 from .scenes import BACKGROUNDS, HELD_OUT_NOUNS, WORLDS, Background, Identity, Placed, Scene, World, WorldSettings
+from .single_file import SingleFile
 
 Picture = np.ndarray
 
@@ -139,9 +140,10 @@ def draw_prompts(world: World, identities: list[Identity], count: int, entities:
 class Painter:
     """A frozen U-Net with an encoder in front: Kosmos-G, or its own CLIP where `encoder` is None."""
 
-    diffusion: StableDiffusion
+    diffusion: StableDiffusion | SingleFile
     encoder: KosmosG | None
     guidance: float
+    steps: int = 20
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -162,7 +164,7 @@ class Painter:
 
     def paint(self, texts: list[str], pictures: list[list[Picture]] | None = None) -> np.ndarray:
         conditions, null = self.conditions(texts, pictures), self.conditions([""])
-        return sample(self.unet, self.vae, conditions, null, self.seed, self.guidance)
+        return sample(self.unet, self.vae, conditions, null, self.seed, self.guidance, self.steps)
 
 
 class Evaluation:
@@ -274,19 +276,20 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--count", type=int, default=200, help="prompts per row")
     parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps")
     arguments = parser.parse_args()
     world = World.named(arguments.world)
     diffusion = StableDiffusion(arguments.stable_diffusion)
     evaluation = Evaluation(world, arguments.count, arguments.guidance, diffusion)
     evaluation.oracle()
-    evaluation.text("frozen U-Net with its own CLIP", Painter(diffusion, None, arguments.guidance))
+    evaluation.text("frozen U-Net with its own CLIP", Painter(diffusion, None, arguments.guidance, arguments.steps))
     before = None
     if arguments.align:
-        painter = Painter(diffusion, load_model(arguments.align).eval(), arguments.guidance)
+        painter = Painter(diffusion, load_model(arguments.align).eval(), arguments.guidance, arguments.steps)
         evaluation.text("stage 2", painter)
         before = evaluation.by_picture("stage 2, seen, by picture", painter, evaluation.prompts["seen"])
     if arguments.instruct:
-        painter = Painter(diffusion, load_model(arguments.instruct).eval(), arguments.guidance)
+        painter = Painter(diffusion, load_model(arguments.instruct).eval(), arguments.guidance, arguments.steps)
         evaluation.text("stage 3", painter)
         evaluation.instruct(painter, before)
         strangers = World(world.atlas, WorldSettings(world.size, HELD_OUT_NOUNS, ()))
@@ -296,7 +299,7 @@ def main() -> None:
             evaluation.unknown(painter, drawn, "look held out from everything")
     for ablation in arguments.ablation:
         name, _, file = ablation.partition("=")
-        painter = Painter(diffusion, load_model(file).eval(), arguments.guidance)
+        painter = Painter(diffusion, load_model(file).eval(), arguments.guidance, arguments.steps)
         evaluation.text(name, painter)
         evaluation.by_picture(f"{name}, seen, by picture", painter, evaluation.prompts["seen"])
     print(evaluation.write(arguments.output))
