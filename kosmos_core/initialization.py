@@ -15,11 +15,12 @@ from .vision import VisionTower
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, seed: int) -> None:
+def initialize(model: nn.Module, seed: int, aligner_tables: float = 1.0) -> None:
     """Fill every parameter of a Kosmos-G model from a seed, in place.
 
     Linear layers are PyTorch's uniform +-1/sqrt(inputs); in the Magneto stacks the weights and biases of the value and
     output projections and of both feed-forward layers (not of cross-attention) are scaled by the stack's gamma.
+    AlignerNet's queries and positions are normal with deviation `aligner_tables`; 1 is the original's.
     """
     random = torch.Generator(device=next(model.parameters()).device).manual_seed(seed)
     for module in model.modules():
@@ -44,9 +45,12 @@ def initialize(model: nn.Module, seed: int) -> None:
         elif isinstance(module, Resampler):
             _xavier(module, random)
         elif isinstance(module, QueryDecoder):
+            module.queries.weight.mul_(aligner_tables)
             _scale(module.blocks, math.sqrt(math.log(3 * len(module.blocks))))
-        elif isinstance(module, PositionedEncoder) and module.output is not None:
-            _scale(module.blocks, math.sqrt(math.log(2 * len(module.blocks))))  # half N's is an encoder on its own
+        elif isinstance(module, PositionedEncoder):
+            module.positions.weight.mul_(aligner_tables)
+            if module.output is not None:
+                _scale(module.blocks, math.sqrt(math.log(2 * len(module.blocks))))  # half N's is an encoder on its own
     if aligner := getattr(model, "aligner", None):
         encoder, decoder = aligner.source_encoder.blocks, aligner.query_decoder.blocks
         _scale(encoder, math.sqrt(math.log(3 * len(decoder)) * math.log(2 * len(encoder)) / 3))

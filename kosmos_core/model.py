@@ -45,9 +45,12 @@ class KosmosG(nn.Module):
         self.aligner = AlignerNet(config.aligner, width, **factory) if config.aligner else None
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
 
-    def initialize(self, seed: int = 0) -> KosmosG:
-        """Magneto initialisation in place; returns the model. Remembered pictures are forgotten."""
-        initialize(self, seed)
+    def initialize(self, seed: int = 0, aligner_tables: float = 1.0) -> KosmosG:
+        """Magneto initialisation in place; returns the model. Remembered pictures are forgotten.
+
+        `aligner_tables` is the deviation of AlignerNet's first queries and positions; 1 is the original's.
+        """
+        initialize(self, seed, aligner_tables)
         self._features.clear()
         return self
 

@@ -26,11 +26,12 @@ FREE_SIZES = ("decoder.dropout", "resampler.attention_dropout", "aligner.reconst
 
 
 def start_model(
-    config: RunConfig, device: torch.device | str, *, vision_weights: str | None = None
+    config: RunConfig, device: torch.device | str, *, vision_weights: str | None = None, aligner_tables: float = 1.0
 ) -> tuple[KosmosG, list[str]]:
     """The model of a run, float32, with its tokenizer, and what to tell the user about where its weights come from.
 
-    On the meta device only its shapes. `vision_weights` are CLIP's, for a start from scratch.
+    On the meta device only its shapes. `vision_weights` are CLIP's, for a start from scratch; `aligner_tables` is for
+    an AlignerNet that the weights lack, as in `KosmosG.initialize`.
 
     Raises:
         ValueError: a file is missing or of another kind, or does not fit the run's sizes or tokenizer.
@@ -42,7 +43,7 @@ def start_model(
         model = KosmosG(config.model, tokenizer=tokenizer)
     if torch.device(device).type == "meta":
         return model, []
-    model.to_empty(device=device).initialize(config.seed)
+    model.to_empty(device=device).initialize(config.seed, aligner_tables)
     notes = []
     if config.weights:
         source = Path(config.weights)

@@ -151,6 +151,19 @@ def test_bfloat16_stays_close_to_float32_in_every_slot(model, tiny_tokenizer):
     assert F.cosine_similarity(full, found, dim=-1).min() >= 0.999
 
 
+def test_smaller_aligner_tables_change_nothing_else_of_the_initialisation():
+    config = KosmosGConfig.tiny(reconstruction=True)
+    usual, small = KosmosG(config).initialize(0), KosmosG(config).initialize(0, aligner_tables=0.03)
+    tables = {
+        f"aligner.{table}.weight"
+        for table in ("source_encoder.positions", "query_decoder.queries", "reconstruction_decoder.queries",
+                      "reconstruction_encoder.positions")
+    }  # fmt: skip
+    for (name, one), other in zip(usual.state_dict().items(), small.state_dict().values(), strict=True):
+        assert torch.allclose(other, one * (0.03 if name in tables else 1.0)), name
+    assert tables <= usual.state_dict().keys()
+
+
 def test_initialisation_follows_magneto():
     config = KosmosGConfig.medium(reconstruction=True)
     model = KosmosG(config).initialize(0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.world.autoencoder import batch_of_scenes, full_autoencoder, slim_autoencoder, loss_of
+from training.world.autoencoder import batch_of_scenes, full_autoencoder, loss_of, slim_autoencoder
 from training.world.diffusion import Training, build_unet
 from training.world.sampling import sample
 from training.world.scenes import World

@@ -96,7 +96,9 @@ class Training:
         torch.manual_seed(0)
         self.folder, self.unet = folder, build_unet(world.size)
         self.mean = copy.deepcopy(self.unet).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.unet.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+        )
         self.step, self.samples, self.seconds = 0, 0, 0.0
         self.schedule = noise_schedule()
         signal = self.schedule.alphas_cumprod
