@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from kosmos_core.weights import identify
 from tests.comfyui.client import Client
 from tests.comfyui.install import ROOT
@@ -33,6 +35,7 @@ PICTURES = ROOT / "assets/pictures"
 OUTPUT = ROOT / "demo_output"
 DEMO_PACK = "kosmos-g-demo"
 SIZE = 64  # pixels of a side that the small models draw
+SHOWN = 256  # pixels of a side in the overview
 USUAL_PORT = 8188
 
 
@@ -43,6 +46,9 @@ class Weights:
     kosmos: Path
     checkpoint: Path
     remark: str
+    pictures: tuple[Path, Path]
+    prompt: str | None = None  # None keeps the workflow's own
+    guidance: float = 6.0
 
 
 def world_weights() -> Weights | None:
@@ -54,7 +60,10 @@ def world_weights() -> Weights | None:
     if not kosmos or not checkpoints:
         return None
     remark = "The weights are the small ones of assets/world/, trained on pictures of 64 x 64 pixels."
-    return Weights(kosmos[-1], checkpoints[-1], remark)
+    return Weights(
+        kosmos[-1], checkpoints[-1], remark, (WORLD / "cat.png", WORLD / "pizza.png"),
+        prompt="<i> and <i> on a blue background", guidance=4.0,
+    )  # fmt: skip
 
 
 def random_weights(folder: Path) -> Weights:
@@ -64,12 +73,14 @@ def random_weights(folder: Path) -> Weights:
         "It shows that everything works, not what Kosmos-G can do."
     )
     kosmos = save_tiny_kosmos(folder / "tiny-random-kosmos-g.safetensors")
-    return Weights(kosmos, save_tiny_checkpoint(folder / "tiny-random-sd15.safetensors"), remark)
+    checkpoint = save_tiny_checkpoint(folder / "tiny-random-sd15.safetensors")
+    return Weights(kosmos, checkpoint, remark, (PICTURES / "cat.jpg", PICTURES / "coffee.jpg"))
 
 
 def adapted_workflow(weights: Weights) -> dict[str, Any]:
-    """The shipped workflow with the demo's file names and picture size."""
+    """The shipped workflow with the demo's file names, prompt and picture size."""
     workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    pictures = iter(weights.pictures)
     for node in workflow["nodes"]:
         values = node.get("widgets_values")
         if node["type"] == "CheckpointLoaderSimple":
@@ -78,6 +89,12 @@ def adapted_workflow(weights: Weights) -> dict[str, Any]:
             values[0] = weights.kosmos.name
         elif node["type"] == "EmptyLatentImage":
             values[:2] = SIZE, SIZE
+        elif node["type"] == "LoadImage":
+            values[0] = next(pictures).name
+        elif node["type"] == "KosmosGTextEncode":
+            values[0] = weights.prompt or values[0]
+        elif node["type"] == "KSampler":
+            values[3] = weights.guidance
     return workflow
 
 
@@ -89,7 +106,7 @@ def prepare(folder: Path) -> tuple[Weights, dict[str, Any]]:
         target = folder / "models" / kind / path.name
         target.unlink(missing_ok=True)
         shutil.copyfile(path, target)
-    for picture in PICTURES.glob("*.jpg"):
+    for picture in weights.pictures:
         shutil.copyfile(picture, folder / "input" / picture.name)
     workflow = adapted_workflow(weights)
     pack = folder / "custom_nodes" / DEMO_PACK
@@ -97,6 +114,15 @@ def prepare(folder: Path) -> tuple[Weights, dict[str, Any]]:
     (pack / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\n")
     (pack / "workflows" / WORKFLOW.name).write_text(json.dumps(workflow, indent=1), encoding="utf-8")
     return weights, workflow
+
+
+def save_overview(weights: Weights, drawn: Path, path: Path) -> None:
+    """The two reference pictures and the drawn one in a row, enlarged."""
+    row = Image.new("RGB", (3 * SHOWN, SHOWN), "white")
+    for column, picture in enumerate((*weights.pictures, drawn)):
+        shown = Image.open(picture).convert("RGB").resize((SHOWN, SHOWN), Image.Resampling.BICUBIC)
+        row.paste(shown, (column * SHOWN, 0))
+    row.save(path)
 
 
 def usual_or_free_port() -> int:
@@ -130,8 +156,10 @@ def main() -> int:
         saved = draw(server.address, workflow)
         picture = OUTPUT / "two_subjects.png"
         shutil.copyfile(folder / "output" / saved["subfolder"] / saved["filename"], picture)
+        save_overview(weights, picture, OUTPUT / "overview.png")
         address = f"http://{server.address}/?template={WORKFLOW.stem}&source={DEMO_PACK}"
         print(f"Drawn in {time.monotonic() - started:.0f} s, ComfyUI's start included: {picture}")
+        print(f"Beside its two reference pictures, enlarged: {OUTPUT / 'overview.png'}")
         print(f"The same graph in the browser: {address}")
         if serve:
             print("ComfyUI keeps running. Ctrl-C stops it.", flush=True)
