@@ -114,14 +114,25 @@ def test_killed_at_any_moment_it_resumes_with_nothing_twice_and_nothing_missing(
         assert results[0][metric]["mean"] == pytest.approx(results[1][metric]["mean"], abs=1e-3)
 
 
-def test_painting_and_scoring_can_run_apart_and_under_torchrun(bench, whole, tmp_path):
+def test_processes_of_torchrun_share_the_painting_and_the_scoring(bench, whole, tmp_path):
     output = tmp_path / "out"
     launcher = ("torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m")
-    arguments = [*bench, "--output", str(output), "--only", "generate"]
+    arguments = [*bench, "--output", str(output)]
     subprocess.run(command(arguments, launcher), env=environment(), check=True, capture_output=True)
-    shares = [len((output / f"generated-{rank}.jsonl").read_text().splitlines()) for rank in (0, 1)]
-    assert shares == [PICTURES // 2] * 2
-    assert len({record["path"] for record in lines(output, "generated")}) == PICTURES
+    for kind in ("generated", "scores"):
+        shares = [len((output / f"{kind}-{rank}.jsonl").read_text().splitlines()) for rank in (0, 1)]
+        assert shares == [PICTURES // 2] * 2
+        assert len({record["path"] for record in lines(output, kind)}) == PICTURES
+    ours, theirs = ([json.loads(line) for line in (x / "scores.jsonl").open()] for x in (output, whole))
+    assert [record["path"] for record in ours] == [record["path"] for record in theirs]
+    for metric in ("dino", "clip_i", "clip_t", "copy"):
+        assert [x[metric] for x in ours] == pytest.approx([x[metric] for x in theirs], abs=1e-4)
+
+
+def test_painting_and_scoring_can_run_apart(bench, whole, tmp_path):
+    output = tmp_path / "out"
+    assert main([*bench, "--output", str(output), "--only", "generate"]) == 0
+    assert len(lines(output, "generated")) == PICTURES
     assert not (output / "results.json").exists()
     scoring = list(bench)
     for option in ("--weights", "--sd", "--steps"):  # known from the painting
