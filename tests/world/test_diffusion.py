@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.world.autoencoder import batch_of_scenes, full_autoencoder, loss_of, slim_autoencoder
+from training.world.autoencoder import batch_of_scenes, full_autoencoder, loss_of, narrow_autoencoder, slim_autoencoder
 from training.world.diffusion import Training, build_unet
 from training.world.sampling import sample
 from training.world.scenes import World
@@ -32,6 +32,7 @@ def test_the_full_autoencoder_computes_what_the_slim_one_learned(world):
     full = full_autoencoder(slim)
     with torch.no_grad():
         assert torch.equal(full.encoder(pixels), slim.encoder(pixels))
+        assert torch.equal(narrow_autoencoder(full).encoder(pixels), slim.encoder(pixels))
         assert torch.allclose(full.decode(full.encode(pixels).latents).sample, slim.decoder(slim.encoder(pixels)))
 
 

@@ -58,6 +58,15 @@ def full_autoencoder(narrow: AutoencoderTiny) -> AutoencoderTiny:
     return vae
 
 
+@torch.no_grad()
+def narrow_autoencoder(full: AutoencoderTiny) -> AutoencoderTiny:
+    """`full_autoencoder` backwards: the same function with far fewer multiplications."""
+    vae, found = slim_autoencoder(), full.state_dict()
+    for name, tensor in vae.state_dict().items():
+        tensor.copy_(found[name][tuple(slice(0, size) for size in tensor.shape)])
+    return vae
+
+
 def batch_of_scenes(world: World, count: int, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixels -1..1 (count, 3, size, size) and object masks (count, 1, size, size), float32."""
     pixels, masks = [], []

@@ -20,6 +20,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from .autoencoder import narrow_autoencoder
 from .sampling import sample
 from .scenes import WORLDS, Scene, World
 
@@ -82,10 +83,10 @@ def caption_states(clip: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list
 @torch.no_grad()
 def scene_latents(world: World, vae: AutoencoderTiny, scenes: list[Scene]) -> dict[str, torch.Tensor]:
     """Latents (n, 4, s, s)."""
-    latents = []
+    latents, encoder = [], narrow_autoencoder(vae).encoder
     for start in range(0, len(scenes), 64):
         pixels = torch.from_numpy(np.stack([world.render(scene)[0] for scene in scenes[start : start + 64]]))
-        latents.append(vae.encode(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).latents)
+        latents.append(encoder(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1))
     return {"latents": torch.cat(latents)}
 
 

@@ -282,14 +282,19 @@ def main() -> None:
     diffusion = StableDiffusion(arguments.stable_diffusion)
     evaluation = Evaluation(world, arguments.count, arguments.guidance, diffusion)
     evaluation.oracle()
-    evaluation.text("frozen U-Net with its own CLIP", Painter(diffusion, None, arguments.guidance, arguments.steps))
+
+    def painter_of(weights: str | None) -> Painter:
+        encoder = load_model(weights).eval() if weights else None
+        return Painter(diffusion, encoder, arguments.guidance, arguments.steps)
+
+    evaluation.text("frozen U-Net with its own CLIP", painter_of(None))
     before = None
     if arguments.align:
-        painter = Painter(diffusion, load_model(arguments.align).eval(), arguments.guidance, arguments.steps)
+        painter = painter_of(arguments.align)
         evaluation.text("stage 2", painter)
         before = evaluation.by_picture("stage 2, seen, by picture", painter, evaluation.prompts["seen"])
     if arguments.instruct:
-        painter = Painter(diffusion, load_model(arguments.instruct).eval(), arguments.guidance, arguments.steps)
+        painter = painter_of(arguments.instruct)
         evaluation.text("stage 3", painter)
         evaluation.instruct(painter, before)
         strangers = World(world.atlas, WorldSettings(world.size, HELD_OUT_NOUNS, ()))
@@ -299,7 +304,7 @@ def main() -> None:
             evaluation.unknown(painter, drawn, "look held out from everything")
     for ablation in arguments.ablation:
         name, _, file = ablation.partition("=")
-        painter = Painter(diffusion, load_model(file).eval(), arguments.guidance, arguments.steps)
+        painter = painter_of(file)
         evaluation.text(name, painter)
         evaluation.by_picture(f"{name}, seen, by picture", painter, evaluation.prompts["seen"])
     print(evaluation.write(arguments.output))
