@@ -44,12 +44,34 @@ def normalise(norm: nn.Module, x: Tensor) -> Tensor:
     return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float, causal: bool
+) -> Tensor:
+    """Scaled dot-product attention, (b, h, n, d) x (b, h, m, d) -> (b, h, n, d), by the faster of two kernels.
+
+    On CPUs the fused kernel's gradient in half precision takes two to four times as long as plain products do (measured
+    with 15 to 1,024 keys). Those keep n x m weights per head, so they are for sequences where these are small.
+    """
+    keys = key.shape[2]
+    small = query.shape[2] * keys <= 1 << 20
+    if query.device.type != "cpu" or query.dtype == torch.float32 or not torch.is_grad_enabled() or not small:
+        return F.scaled_dot_product_attention(query, key, value, bias, dropout, is_causal=causal)
+    scores = (query * query.shape[3] ** -0.5) @ key.transpose(2, 3)
+    if bias is not None:
+        scores = scores + bias
+    if causal:
+        future = torch.ones(query.shape[2], keys, dtype=torch.bool, device=query.device).triu(1)
+        scores = scores.masked_fill(future, float("-inf"))
+    weights = F.dropout(scores.softmax(-1, dtype=torch.float32).to(value.dtype), dropout)
+    return weights @ value
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, pattern: AttentionPattern, dropout: float) -> Tensor:
     """Scaled dot-product attention, (b, n, d) x (b, m, d) -> (b, n, d)."""
     query, key, value = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (query, key, value))
     bias = None if pattern.key_bias is None else pattern.key_bias[:, None, None, :].to(query.dtype)
     if pattern.lengths is None:
-        out = F.scaled_dot_product_attention(query, key, value, bias, dropout, is_causal=pattern.causal)
+        out = attention(query, key, value, bias, dropout, pattern.causal)
     else:
         key_lengths = pattern.key_lengths or pattern.lengths
         biases = [None] * len(key_lengths) if bias is None else bias.split(key_lengths, dim=-1)
@@ -59,7 +81,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, pattern: Atten
         )
         out = torch.cat(
             [
-                F.scaled_dot_product_attention(q, k, v, bias, dropout, is_causal=pattern.causal)
+                attention(q, k, v, bias, dropout, pattern.causal)
                 for q, k, v, bias in zip(queries, keys, values, biases, strict=True)
             ],
             dim=2,

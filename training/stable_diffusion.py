@@ -17,6 +17,7 @@ from typing import Any
 import safetensors
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -68,7 +69,7 @@ class StableDiffusion:
         self, path: str, device: torch.device | str = "cpu", precision: Precision = "fp32",
         clip_tokenizer: str | None = None, sizes: Mapping[str, Mapping[str, Any]] = SIZES,
     ) -> None:  # fmt: skip
-        self.path, self.device, self.dtype = Path(path).expanduser(), device, DTYPES[precision]
+        self.path, self.device, self.dtype = Path(path).expanduser(), torch.device(device), DTYPES[precision]
         self.clip_tokenizer, self.sizes = clip_tokenizer, sizes
         if not path:
             raise ValueError(
@@ -91,6 +92,8 @@ class StableDiffusion:
                 f"conditions of width {found}, but 4 and {width} are needed; give a text-to-image model of the "
                 "Stable Diffusion 1.x family."
             )
+        if self.device.type == "cpu" and unet.config.sample_size <= 16:
+            unet.set_attn_processor(AttnProcessor())  # at such sizes plain products beat the fused kernel on CPUs
         return unet
 
     def vae(self) -> AutoencoderKL | AutoencoderTiny:

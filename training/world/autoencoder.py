@@ -24,7 +24,7 @@ from .scenes import WORLDS, Placed, Scene, World
 
 # Output channels by the number of TAESD's layer; residual blocks that are not named are a ReLU.
 ENCODER = {0: 16, 2: 32, 4: 32, 6: 64, 8: 64, 10: 64, 12: 64, 13: 64, 14: 4}
-DECODER = {0: 64, 2: 64, 3: 64, 4: 64, 6: 64, 8: 64, 11: 32, 13: 32, 16: 16, 17: 16, 18: 3}
+DECODER = {0: 64, 2: 64, 3: 64, 4: 64, 6: 64, 7: 64, 8: 64, 9: 64, 11: 32, 13: 32, 14: 32, 16: 16, 17: 16, 18: 3}
 
 
 def slim(layers: nn.Sequential, channels: dict[int, int], inputs: int) -> None:
