@@ -6,19 +6,22 @@ a smaller U-Net with the same key names loads as well. Imported on demand only: 
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .safetensors_file import WeightsError
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
 
 UNET, VAE, CONTROLNET = "model.diffusion_model.", "first_stage_model.", "control_model."
 ATTENTION_HEADS = 8  # of every SD1.5 transformer; no tensor tells it
@@ -42,10 +45,11 @@ def load_stable_diffusion(
 
     path = Path(path).expanduser()
     if path.is_file():
-        parts: dict[str, Any] = dict(_read_single_file(path, dtype), text_encoder=None, tokenizer=None)
+        file = SingleFile(path)
         return StableDiffusionPipeline(
-            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
+            unet=file.unet(dtype), vae=file.vae(dtype), scheduler=_scheduler(file), text_encoder=None, tokenizer=None,
+            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        )  # fmt: skip
     if path.exists() and not (path / "model_index.json").is_file():
         raise WeightsError(
             f"{path} is no diffusers folder (it has no model_index.json); give the folder that holds "
@@ -58,10 +62,9 @@ def load_stable_diffusion(
             requires_safety_checker=False, **left_out,
         )  # fmt: skip
     except (OSError, ValueError) as error:
-        reason = str(error).split("\n")[0]
         raise WeightsError(
-            f"no Stable Diffusion 1.5 at {path}: {reason}; give a diffusers folder or a single .safetensors file "
-            "that lies on this machine (nothing is downloaded)"
+            f"no Stable Diffusion 1.5 at {path}: {_first_line(error)}; give a diffusers folder or a single "
+            ".safetensors file that lies on this machine (nothing is downloaded)"
         ) from error
 
 
@@ -74,65 +77,130 @@ def load_controlnet(path: str | Path, dtype: torch.dtype = torch.float32) -> Any
         try:
             return ControlNetModel.from_pretrained(str(path), torch_dtype=dtype, local_files_only=True)
         except (OSError, ValueError) as error:
-            reason = str(error).split("\n")[0]
-            raise WeightsError(f"no ControlNet at {path}: {reason}; give a diffusers folder or a file") from error
-    tensors = _tensors(path)
-    prefix = CONTROLNET if any(name.startswith(CONTROLNET) for name in tensors) else ""
-    if f"{prefix}input_hint_block.0.weight" not in tensors:
-        raise WeightsError(f"{path} holds no ControlNet (input_hint_block...); give a ControlNet for SD1.5")
-    with tempfile.TemporaryDirectory() as folder:
-        _write_config(folder, "controlnet", "ControlNetModel", _unet_config(tensors, prefix, path))
-        return ControlNetModel.from_single_file(
-            tensors, config=folder, subfolder="controlnet", torch_dtype=dtype, local_files_only=True
-        )
+            raise WeightsError(
+                f"no ControlNet at {path}: {_first_line(error)}; give a diffusers folder or a file"
+            ) from error
+    return SingleFile(path).controlnet(dtype)
 
 
-def _read_single_file(path: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """The U-Net, autoencoder and scheduler of a checkpoint in the layout of Stability's own release."""
-    from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+def _scheduler(file: SingleFile) -> Any:
+    from diffusers import PNDMScheduler
 
-    tensors = _tensors(path)
-    if f"{UNET}input_blocks.0.0.weight" not in tensors:
-        raise WeightsError(f"{path} holds no Stable Diffusion U-Net ({UNET}...); give a full SD1.5 checkpoint")
-    if not any(name.startswith(VAE) for name in tensors):
-        raise WeightsError(f"{path} holds no autoencoder ({VAE}...); give a full SD1.5 checkpoint")
-    unet = UNet2DConditionModel.from_single_file
-    with tempfile.TemporaryDirectory() as folder:
-        common = {"config": folder, "torch_dtype": dtype, "local_files_only": True}
-        _write_config(folder, "unet", "UNet2DConditionModel", _unet_config(tensors, UNET, path))
-        parts = {"unet": unet(_under(tensors, UNET), subfolder="unet", **common)}
-        if any("taesd_decoder." in name for name in tensors):
-            parts["vae"] = _tiny_autoencoder(tensors, path, dtype)
-        else:
-            _write_config(folder, "vae", "AutoencoderKL", _vae_config(tensors))
-            parts["vae"] = AutoencoderKL.from_single_file(_under(tensors, VAE), subfolder="vae", **common)
-    return {**parts, "scheduler": PNDMScheduler(**SCHEDULER)}
+    return PNDMScheduler(**{**SCHEDULER, "prediction_type": file.prediction_type})
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
+class SingleFile:
+    """A checkpoint in the layout of Stability's own releases, `.safetensors` or `.ckpt`, told apart by their content.
 
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return content.get("state_dict", content)
-    except Exception as error:  # safetensors, pickle and zip each raise errors of their own
-        reason = str(error).split("\n")[0]
-        raise WeightsError(f"{path} cannot be read as a checkpoint: {reason}; copy or convert it again") from error
+    Sizes come from names and shapes; of a safetensors file only the part that is asked for is read. Every method raises
+    WeightsError, in one sentence, where the file is damaged or lacks what it should hold.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @functools.cached_property
+    def _pickled(self) -> dict[str, Tensor] | None:
+        """The tensors of a `.ckpt` file; None for a safetensors file."""
+        with self.path.open("rb") as file:
+            if file.read(9)[8:] == b"{":
+                return None
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # pickle, zip and torch each raise errors of their own
+            raise WeightsError(
+                f"{self.path} cannot be read as a checkpoint without running code that it may hold "
+                f"({_first_line(error)}); give the .safetensors form of the model"
+            ) from error
+        content = content.get("state_dict", content)
+        return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+
+    @functools.cached_property
+    def names(self) -> frozenset[str]:
+        """Names of all tensors."""
+        if self._pickled is not None:
+            return frozenset(self._pickled)
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                return frozenset(file.keys())
+        except SafetensorError as error:
+            raise WeightsError(
+                f"{self.path} cannot be read as a checkpoint ({_first_line(error)}); copy or download it again"
+            ) from error
+
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        """All tensors whose names begin with `prefix`, under their whole names."""
+        names = sorted(name for name in self.names if name.startswith(prefix))
+        if self._pickled is not None:
+            return {name: self._pickled[name] for name in names}
+        with safe_open(self.path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in names}
+
+    @property
+    def prediction_type(self) -> str:
+        """What the U-Net was trained to predict; velocity models say so by an empty tensor."""
+        return "v_prediction" if "v_pred" in self.names else "epsilon"
+
+    def unet(self, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
+        """The U-Net; of any number of levels and channels."""
+        from diffusers import UNet2DConditionModel
+
+        tensors = self.tensors(UNET)
+        if f"{UNET}input_blocks.0.0.weight" not in tensors:
+            raise WeightsError(
+                f"{self.path} holds no unet (no tensor named {UNET}...); give a whole Stable Diffusion 1.x checkpoint, "
+                "not a LoRA, a VAE or a model of another family"
+            )
+        return self._module(UNet2DConditionModel, tensors, lambda: unet_config(tensors, UNET, self.path), dtype)
+
+    def vae(self, dtype: torch.dtype = torch.float32) -> AutoencoderKL | AutoencoderTiny:
+        """The picture autoencoder, or the TAESD in its place."""
+        from diffusers import AutoencoderKL
+
+        tensors = self.tensors(VAE)
+        if any(name.startswith(f"{VAE}taesd_decoder.") for name in tensors):
+            return _tiny_autoencoder(tensors, self.path, dtype)
+        if f"{VAE}encoder.conv_in.weight" not in tensors or f"{VAE}decoder.conv_in.weight" not in tensors:
+            raise WeightsError(
+                f"{self.path} holds no vae (no tensor named {VAE}...); give a whole Stable Diffusion 1.x checkpoint"
+            )
+        return self._module(AutoencoderKL, tensors, lambda: vae_config(tensors), dtype)
+
+    def controlnet(self, dtype: torch.dtype = torch.float32) -> ControlNetModel:
+        """The ControlNet, in a file of its own."""
+        from diffusers import ControlNetModel
+
+        prefix = CONTROLNET if any(name.startswith(CONTROLNET) for name in self.names) else ""
+        tensors = self.tensors(prefix)
+        if f"{prefix}input_hint_block.0.weight" not in tensors:
+            raise WeightsError(f"{self.path} holds no ControlNet (input_hint_block...); give a ControlNet for SD1.5")
+        return self._module(ControlNetModel, tensors, lambda: unet_config(tensors, prefix, self.path), dtype)
+
+    def _module(
+        self, kind: Any, tensors: dict[str, Tensor], sizes: Callable[[], dict[str, Any]], dtype: torch.dtype
+    ) -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                Path(folder, "config.json").write_text(json.dumps({"_class_name": kind.__name__, **sizes()}))
+                return kind.from_single_file(tensors, config=folder, torch_dtype=dtype, local_files_only=True)
+            except WeightsError:
+                raise
+            except NotImplementedError as error:  # a tensor that the file has not filled
+                raise WeightsError(
+                    f"{self.path} lacks tensors of its {kind.__name__}; give a complete Stable Diffusion 1.x model"
+                ) from error
+            except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+                raise WeightsError(
+                    f"the {kind.__name__} of {self.path} cannot be loaded ({_first_line(error)}); it is damaged or not "
+                    "of the Stable Diffusion 1.x family"
+                ) from error
 
 
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
 
 
-def _write_config(folder: str, part: str, kind: str, sizes: dict[str, Any]) -> None:
-    target = Path(folder, part)
-    target.mkdir()
-    (target / "config.json").write_text(json.dumps({"_class_name": kind, **sizes}))
-
-
-def _unet_config(tensors: dict[str, Tensor], prefix: str, path: Path) -> dict[str, Any]:
+def unet_config(tensors: dict[str, Tensor], prefix: str, path: Path) -> dict[str, Any]:
     """Sizes of a U-Net, or of a ControlNet, as the keys and shapes of its first half tell them."""
     first = f"{prefix}input_blocks."
     blocks = 1 + max(int(name.removeprefix(first).split(".")[0]) for name in tensors if name.startswith(first))
@@ -167,7 +235,7 @@ def _unet_config(tensors: dict[str, Tensor], prefix: str, path: Path) -> dict[st
     return sizes
 
 
-def _vae_config(tensors: dict[str, Tensor]) -> dict[str, Any]:
+def vae_config(tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Sizes of the autoencoder as the keys and shapes of its encoder tell them."""
     places = [re.match(rf"{re.escape(VAE)}encoder\.down\.(\d+)\.block\.(\d+)\.", name) for name in tensors]
     levels = 1 + max(int(place[1]) for place in places if place)
@@ -188,7 +256,9 @@ def _tiny_autoencoder(tensors: dict[str, Tensor], path: Path, dtype: torch.dtype
     if float(tensors.get(f"{VAE}vae_shift", torch.tensor(0.0))):
         raise WeightsError(f"{path} holds a TAESD whose latents are shifted, which is not an SD1.5 autoencoder")
     renamed = {}
-    for name, tensor in _under(tensors, f"{VAE}taesd_").items():
+    for name, tensor in tensors.items():
+        if not name.startswith(f"{VAE}taesd_"):
+            continue
         half, layer, rest = name.removeprefix(f"{VAE}taesd_").split(".", 2)
         # TAESD's decoder begins with a clamp that diffusers does outside of the numbered layers.
         renamed[f"{half}.layers.{int(layer) - (half == 'decoder')}.{rest}"] = tensor

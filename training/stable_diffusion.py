@@ -6,11 +6,8 @@ but for CLIP's tokenizer, which a single file does not hold, where none is named
 
 from __future__ import annotations
 
-import functools
 import json
-import pickle
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,41 +18,14 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from kosmos_core.safetensors_file import WeightsError
+from kosmos_core.stable_diffusion import SCHEDULER, SingleFile
+
 from .draws import Draws
 from .precision import DTYPES, Precision
 
-# Sizes that a single file does not state. What is not listed is the library's default.
-SIZES: dict[str, dict[str, Any]] = {
-    "unet": {
-        "sample_size": 64,
-        "cross_attention_dim": 768,
-        "attention_head_dim": 8,
-        "block_out_channels": [320, 640, 1280, 1280],
-    },
-    "vae": {
-        "sample_size": 512,
-        "block_out_channels": [128, 256, 512, 512],
-        "layers_per_block": 2,
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-        "scaling_factor": 0.18215,
-    },
-    "text_encoder": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "hidden_act": "quick_gelu",
-    },
-    "scheduler": {
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "clip_sample": False,
-        "steps_offset": 1,
-    },
-}
-PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model."}
+CLIP = "cond_stage_model."  # where a single file has the text encoder
+CLIP_HEAD_WIDTH = 64  # of every CLIP text encoder; no tensor tells it
 CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
 
 
@@ -67,10 +37,10 @@ class StableDiffusion:
 
     def __init__(
         self, path: str, device: torch.device | str = "cpu", precision: Precision = "fp32",
-        clip_tokenizer: str | None = None, sizes: Mapping[str, Mapping[str, Any]] = SIZES,
+        clip_tokenizer: str | None = None,
     ) -> None:  # fmt: skip
         self.path, self.device, self.dtype = Path(path).expanduser(), torch.device(device), DTYPES[precision]
-        self.clip_tokenizer, self.sizes = clip_tokenizer, sizes
+        self.clip_tokenizer = clip_tokenizer
         if not path:
             raise ValueError(
                 "task.stable_diffusion: no model given; give a Stable Diffusion 1.5 model as a diffusers folder or as "
@@ -81,10 +51,11 @@ class StableDiffusion:
                 f"task.stable_diffusion: {path} does not exist; give a diffusers folder or a single .safetensors or "
                 ".ckpt file of a Stable Diffusion 1.5 model."
             )
+        self.file = None if self.path.is_dir() else SingleFile(self.path)
 
     def unet(self, width: int = 768) -> UNet2DConditionModel:
         """The U-Net; `width` is that of the condition it has to take."""
-        unet = self._part("unet", UNet2DConditionModel)
+        unet = self._part("unet", UNet2DConditionModel, self.file and self.file.unet)
         found = unet.config.cross_attention_dim
         if found != width or unet.config.in_channels != 4:
             raise ValueError(
@@ -100,11 +71,11 @@ class StableDiffusion:
         """The picture autoencoder; a folder may hold the tiny one instead."""
         config = self.path / "vae" / "config.json"
         tiny = config.is_file() and json.loads(config.read_text()).get("_class_name") == "AutoencoderTiny"
-        return self._part("vae", AutoencoderTiny if tiny else AutoencoderKL)
+        return self._part("vae", AutoencoderTiny if tiny else AutoencoderKL, self.file and self.file.vae)
 
     def text_encoder(self, width: int = 768) -> CLIPTextModel:
         """CLIP's text encoder; its last hidden state, after the final norm, is what stage 2 aligns to."""
-        clip = self._part("text_encoder", CLIPTextModel)
+        clip = self._part("text_encoder", CLIPTextModel, self.file and self._single_clip)
         if clip.config.hidden_size != width:
             raise ValueError(
                 f"task.stable_diffusion: the text encoder of {self.path} has width {clip.config.hidden_size}, but "
@@ -114,10 +85,13 @@ class StableDiffusion:
 
     def scheduler(self) -> DDPMScheduler:
         """The noise schedule of training."""
-        if self.path.is_dir():
+        if self.file is None:
             return DDPMScheduler.from_pretrained(self._folder("scheduler"), subfolder="scheduler")
-        velocity = "v_pred" in self._names  # how single files of velocity models tell
-        return DDPMScheduler(**self.sizes["scheduler"], prediction_type="v_prediction" if velocity else "epsilon")
+        return DDPMScheduler(
+            beta_start=SCHEDULER["beta_start"], beta_end=SCHEDULER["beta_end"], clip_sample=False,
+            beta_schedule=SCHEDULER["beta_schedule"], steps_offset=SCHEDULER["steps_offset"],
+            prediction_type=self.file.prediction_type,
+        )  # fmt: skip
 
     def tokenizer(self) -> CLIPTokenizer:
         """CLIP's tokenizer: `clip_tokenizer`, else the folder's own, else CLIP's from the local cache or the hub."""
@@ -145,14 +119,11 @@ class StableDiffusion:
             )
         return self.path
 
-    def _part(self, part: str, kind: type[nn.Module]) -> Any:
+    def _part(self, part: str, kind: type[nn.Module], of_file: Callable[[torch.dtype], nn.Module] | None) -> Any:
         try:
-            module = self._from_folder(part, kind) if self.path.is_dir() else self._from_file(part, kind)
-        except NotImplementedError as error:  # a tensor that no file has filled
-            raise ValueError(
-                f"task.stable_diffusion: {self.path} lacks tensors of the {part}; give a complete Stable Diffusion 1.x "
-                "model."
-            ) from error
+            module = of_file(self.dtype) if of_file else self._from_folder(part, kind)
+        except WeightsError as error:
+            raise ValueError(f"task.stable_diffusion: {error}.") from error
         except (OSError, RuntimeError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
             raise ValueError(
                 f"task.stable_diffusion: the {part} of {self.path} cannot be loaded ({_first_line(error)}); it is "
@@ -167,63 +138,33 @@ class StableDiffusion:
         variant = {"variant": "fp16"} if halves else {}
         return kind.from_pretrained(folder, subfolder=part, local_files_only=True, **variant, **self._format(kind))
 
-    def _from_file(self, part: str, kind: type[nn.Module]) -> nn.Module:
-        weights = self._weights(PREFIXES[part])
-        if not weights:
-            raise ValueError(
-                f"task.stable_diffusion: {self.path} holds no {part} (no tensor named {PREFIXES[part]}...); give a "
-                "whole Stable Diffusion 1.x checkpoint, not a LoRA, a VAE or a model of another family."
+    def _single_clip(self, dtype: torch.dtype) -> CLIPTextModel:
+        """CLIP's text encoder of a single file; which parts of its names there are depends on who wrote the file."""
+        found = {name.rpartition("text_model.")[2]: tensor for name, tensor in self.file.tensors(CLIP).items()}
+        words = found.get("embeddings.token_embedding.weight")
+        if words is None:
+            raise WeightsError(
+                f"{self.path} holds no text_encoder like Stable Diffusion 1.x's (no tensor named {CLIP}transformer..."
+                "token_embedding.weight); give a whole Stable Diffusion 1.x checkpoint"
             )
-        if part == "text_encoder":
-            return _clip(weights, self.sizes[part], self.path)
-        with tempfile.TemporaryDirectory() as folder:
-            config = {"_class_name": kind.__name__, **self.sizes[part]}
-            (Path(folder) / "config.json").write_text(json.dumps(config))
-            return kind.from_single_file(weights, config=folder, local_files_only=True, **self._format(kind))
-
-    @functools.cached_property
-    def _pickled(self) -> dict[str, Tensor] | None:
-        """The tensors of a .ckpt file; None for a safetensors file."""
-        with self.path.open("rb") as file:
-            if file.read(9)[8:] == b"{":
-                return None
-        try:
-            content = torch.load(self.path, map_location="cpu", mmap=True, weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(
-                f"task.stable_diffusion: {self.path} cannot be read safely ({_first_line(error)}); give the "
-                ".safetensors form of the model."
-            ) from error
-        return content.get("state_dict", content)
-
-    @functools.cached_property
-    def _names(self) -> set[str]:
-        if self._pickled is not None:
-            return set(self._pickled)
-        with safetensors.safe_open(self.path, framework="pt") as file:
-            return set(file.keys())
-
-    def _weights(self, prefix: str) -> dict[str, Tensor]:
-        names = [name for name in self._names if name.startswith(prefix)]
-        if self._pickled is not None:
-            return {name: self._pickled[name] for name in names}
-        with safetensors.safe_open(self.path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in names}
-
-
-def _clip(weights: dict[str, Tensor], sizes: Mapping[str, Any], path: Path) -> CLIPTextModel:
-    """CLIP's text encoder of a single file, whose names lack or have parts that depend on the library's version."""
-    model = CLIPTextModel(CLIPTextConfig(**sizes))
-    expected = model.state_dict()
-    short = {name.removeprefix("text_model."): name for name in expected}
-    found = {name.rpartition("text_model.")[2]: tensor for name, tensor in weights.items()}
-    if missing := sorted(short.keys() - found.keys()):
-        raise ValueError(
-            f"task.stable_diffusion: the text encoder of {path} lacks {len(missing)} tensors, such as {missing[0]}; "
-            "it is not CLIP's as Stable Diffusion 1.x has it."
-        )
-    model.load_state_dict({name: found[key] for key, name in short.items()})
-    return model
+        model = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=words.shape[0], hidden_size=words.shape[1], hidden_act="quick_gelu",
+                num_attention_heads=max(1, words.shape[1] // CLIP_HEAD_WIDTH),
+                intermediate_size=found["encoder.layers.0.mlp.fc1.weight"].shape[0],
+                num_hidden_layers=len({name.split(".")[2] for name in found if name.startswith("encoder.layers.")}),
+                max_position_embeddings=found["embeddings.position_embedding.weight"].shape[0],
+            )
+        )  # fmt: skip
+        # The library's own names have the part in some of its versions.
+        names = {name.removeprefix("text_model."): name for name in model.state_dict()}
+        if missing := sorted(names.keys() - found.keys()):
+            raise WeightsError(
+                f"{self.path} lacks tensors of its text encoder ({len(missing)}, such as {missing[0]}); give a "
+                "complete Stable Diffusion 1.x model"
+            )
+        model.load_state_dict({name: found[key] for key, name in names.items()})
+        return model.to(dtype)
 
 
 def _first_line(error: Exception) -> str:

@@ -37,7 +37,7 @@ def construct(config: ConstructConfig) -> dict:
         else:
             output.join(shard, parts)
     output.close()
-    lock.close()
+    lock.release()
     return total(output, shards, failed)
 
 

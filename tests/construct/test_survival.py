@@ -180,7 +180,7 @@ def test_second_run_on_the_same_folder_is_refused(pictures, tmp_path):
     output, lock = Output.open(config)
     with pytest.raises(ConfigError, match="another run is writing to"):
         Output.open(config)
-    lock.close()
+    lock.release()
     output.close()
 
 

@@ -24,6 +24,7 @@ from kosmos_core.pipeline import KosmosGPipeline
 from kosmos_core.stable_diffusion import SCHEDULER
 from tests.comfyui.tiny_models import save_tiny_checkpoint, save_tiny_controlnet, save_tiny_lora
 from tests.core.golden_roles import Role, assert_close, roles
+from tests.training.tiny_diffusion import SIZES, single_file_names
 
 SMALL = {"height": 16, "width": 16, "num_inference_steps": 2, "output_type": "np"}
 
@@ -195,64 +196,15 @@ def test_single_files_load_with_their_controlnet_and_lora(weights, tmp_path):
     assert numpy.abs(render() - before).max() < 1e-5
 
 
-def stability_names(unet: UNet2DConditionModel, vae: AutoencoderKL) -> dict[str, torch.Tensor]:
-    """The two models under the names of a single-file checkpoint, for one residual block per level."""
-    resnet = (("norm1", "in_layers.0"), ("conv1", "in_layers.2"), ("time_emb_proj", "emb_layers.1"),
-              ("norm2", "out_layers.0"), ("conv2", "out_layers.3"), ("conv_shortcut", "skip_connection"))  # fmt: skip
-    levels = len(unet.config.block_out_channels)
-    prefixes = {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
-    prefixes |= {f"time_embedding.linear_{i}": f"time_embed.{2 * i - 2}" for i in (1, 2)}
-    prefixes |= {"mid_block.attentions.0": "middle_block.1", "mid_block.resnets.0": "middle_block.0"}
-    prefixes["mid_block.resnets.1"] = "middle_block.2"
-    for level in range(levels):
-        down, up = 1 + 2 * level, 2 * level
-        prefixes[f"down_blocks.{level}.resnets.0"] = f"input_blocks.{down}.0"
-        prefixes[f"down_blocks.{level}.attentions.0"] = f"input_blocks.{down}.1"
-        prefixes[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{down + 1}.0.op"
-        attention = hasattr(unet.up_blocks[level], "attentions")
-        for block in range(2):
-            prefixes[f"up_blocks.{level}.resnets.{block}"] = f"output_blocks.{up + block}.0"
-            prefixes[f"up_blocks.{level}.attentions.{block}"] = f"output_blocks.{up + block}.1"
-        prefixes[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{up + 1}.{2 if attention else 1}.conv"
-    named = {}
-    for name, tensor in unet.state_dict().items():
-        prefix = next(x for x in prefixes if name.startswith(f"{x}."))
-        rest = name.removeprefix(prefix)
-        if "resnets" in prefix:
-            own = next(x for x in resnet if rest.startswith(f".{x[0]}."))
-            rest = rest.replace(own[0], own[1])
-        named[f"model.diffusion_model.{prefixes[prefix]}{rest}"] = tensor
-    for name, tensor in vae.state_dict().items():
-        new = name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
-        new = new.replace("mid_block.resnets.0", "mid.block_1").replace("mid_block.resnets.1", "mid.block_2")
-        new = new.replace("mid_block.attentions.0", "mid.attn_1").replace("group_norm", "norm")
-        for theirs, short in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")):
-            new = new.replace(theirs, short)
-        for level in range(len(vae.config.block_out_channels)):
-            above = len(vae.config.block_out_channels) - 1 - level
-            new = new.replace(f"down_blocks.{level}.resnets", f"down.{level}.block")
-            new = new.replace(f"down_blocks.{level}.downsamplers.0", f"down.{level}.downsample")
-            new = new.replace(f"up_blocks.{level}.resnets", f"up.{above}.block")
-            new = new.replace(f"up_blocks.{level}.upsamplers.0", f"up.{above}.upsample")
-        linear = "mid.attn_1" in new and tensor.ndim == 2
-        named[f"first_stage_model.{new}"] = tensor[..., None, None] if linear else tensor
-    return {name: tensor.contiguous() for name, tensor in named.items()}
-
-
 def test_a_single_file_gives_the_same_pictures_as_its_folder(weights, tmp_path):
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=64, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=768, attention_head_dim=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(32, 64), sample_size=512, scaling_factor=0.18215,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    )  # fmt: skip
+    unet, vae = UNet2DConditionModel(**SIZES["unet"]), AutoencoderKL(**SIZES["vae"])
     parts = {"text_encoder": None, "tokenizer": None, "safety_checker": None, "feature_extractor": None}
     scheduler = PNDMScheduler(**SCHEDULER)
     StableDiffusionPipeline(unet=unet, vae=vae, scheduler=scheduler, **parts).save_pretrained(tmp_path / "folder")
-    names = stability_names(unet, vae)
+    names = single_file_names("unet", unet.state_dict(), SIZES["unet"])
+    names |= single_file_names("vae", vae.state_dict(), SIZES["vae"])
+    names = {name: tensor.contiguous() for name, tensor in names.items()}
     save_file(names, tmp_path / "file.safetensors")
     torch.save({"state_dict": names}, tmp_path / "file.ckpt")
 
@@ -304,7 +256,7 @@ def test_wrong_calls_get_a_sentence(pipe, weights, sd, tmp_path):
     broken.write_bytes(b"\x00" * 64)
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
         KosmosGPipeline.from_files(weights, broken)
-    with pytest.raises(ValueError, match="no Stable Diffusion U-Net"):
+    with pytest.raises(ValueError, match="holds no unet"):
         KosmosGPipeline.from_files(weights, weights)
     other = UNet2DConditionModel.from_config(pipe.unet.config, cross_attention_dim=1024)
     with pytest.raises(ValueError, match="width 768, but this U-Net expects 1024"):

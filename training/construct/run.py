@@ -80,7 +80,7 @@ def construct(config: ConstructConfig, console: Console) -> dict[str, Any]:
         raise Stopped(_disk_message(config, error)) from error
     finally:
         output.close()
-        lock.close()
+        lock.release()
     console.print(summary(stats))
     return stats
 

@@ -12,7 +12,6 @@ Nothing in these files depends on time, machine or number of processes.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from ..errors import ConfigError
 from .config import ConstructConfig
@@ -71,30 +71,28 @@ class Output:
         self.parts = self.work / f"parts-{run}"
 
     @staticmethod
-    def open(config: ConstructConfig) -> tuple[Output, Any]:
+    def open(config: ConstructConfig) -> tuple[Output, FileLock]:
         """The folder, ready to be written, and the lock to keep while this run lasts.
 
         Raises:
             ConfigError: it cannot be written, another run is at it, or its shards were made with other settings.
         """
         output = Output(config.output, uuid.uuid4().hex[:12])
+        lock = FileLock(output.work / "lock")
         try:
             output.work.mkdir(parents=True, exist_ok=True)
-            lock = (output.work / "lock").open("w")
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(f"output: another run is writing to {config.output}; wait for it or stop it.") from None
         except OSError as error:
             raise ConfigError(f"output: {config.output} cannot be written ({error.strerror}).") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise ConfigError(f"output: another run is writing to {config.output}; wait for it or stop it.") from None
         for stale in output.work.glob("parts-*"):
             shutil.rmtree(stale, ignore_errors=True)
         output.parts.mkdir()
         try:
             output._check_settings(config)
         except ConfigError:
-            lock.close()
+            lock.release()
             raise
         return output, lock
 

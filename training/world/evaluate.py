@@ -25,7 +25,6 @@ from .diffusion import text_states
 from .features import Features
 from .sampling import sample
 from .scenes import BACKGROUNDS, HELD_OUT_NOUNS, WORLDS, Background, Identity, Placed, Scene, World, WorldSettings
-from .single_file import SingleFile
 
 Picture = np.ndarray
 
@@ -140,7 +139,7 @@ def draw_prompts(world: World, identities: list[Identity], count: int, entities:
 class Painter:
     """A frozen U-Net with an encoder in front: Kosmos-G, or its own CLIP where `encoder` is None."""
 
-    diffusion: StableDiffusion | SingleFile
+    diffusion: StableDiffusion
     encoder: KosmosG | None
     guidance: float
     steps: int = 20

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from .diffusion import build_unet
+from kosmos_core.stable_diffusion import LATENT_SCALE, UNET, VAE
 
-LATENT_SCALE = 0.18215  # what ComfyUI multiplies the latents of Stable Diffusion 1.5 with before the U-Net
 RESIDUAL = {
     "norm1.": "in_layers.0.", "conv1.": "in_layers.2.", "time_emb_proj.": "emb_layers.1.", "norm2.": "out_layers.0.",
     "conv2.": "out_layers.3.", "conv_shortcut.": "skip_connection.",
@@ -52,36 +51,18 @@ def autoencoder_name(name: str) -> str:
     """TAESD's name of a tensor of AutoencoderTiny."""
     part, _, number, rest = name.split(".", 3)
     place = int(number) + (part == "decoder")  # TAESD's decoder begins with a clamp that has no weights
-    return f"first_stage_model.taesd_{part}.{place}.{rest}"
+    return f"{VAE}taesd_{part}.{place}.{rest}"
 
 
 def single_file(folder: Path) -> dict[str, torch.Tensor]:
     """Tensors of the checkpoint, fp16."""
     unet = UNet2DConditionModel.from_pretrained(folder / "unet").state_dict()
-    tensors = {f"model.diffusion_model.{unet_name(name)}": tensor for name, tensor in unet.items()}
+    tensors = {f"{UNET}{unet_name(name)}": tensor for name, tensor in unet.items()}
     vae = AutoencoderTiny.from_pretrained(folder / "vae").state_dict()
     tensors |= {autoencoder_name(name): tensor for name, tensor in vae.items()}
-    tensors["first_stage_model.vae_scale"] = torch.tensor(LATENT_SCALE)
-    tensors["first_stage_model.vae_shift"] = torch.tensor(0.0)
+    tensors[f"{VAE}vae_scale"] = torch.tensor(LATENT_SCALE)
+    tensors[f"{VAE}vae_shift"] = torch.tensor(0.0)
     return {name: tensor.half().contiguous() for name, tensor in tensors.items()}
-
-
-class SingleFile:
-    """U-Net and autoencoder of a file that this module wrote, fp32."""
-
-    def __init__(self, path: str | Path):
-        self.tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
-
-    def unet(self) -> UNet2DConditionModel:
-        unet = build_unet(64)
-        prefix = "model.diffusion_model."
-        unet.load_state_dict({name: self.tensors[prefix + unet_name(name)] for name in unet.state_dict()})
-        return unet.eval()
-
-    def vae(self) -> AutoencoderTiny:
-        vae = AutoencoderTiny()
-        vae.load_state_dict({name: self.tensors[autoencoder_name(name)] for name in vae.state_dict()})
-        return vae.eval()
 
 
 def main() -> None:
