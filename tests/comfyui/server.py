@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .install import COMFYUI_TREE, ROOT
+from .install import COMFYUI_TREE, ROOT, copy_comfyui
 
 PACK_NAME = "kosmos-g"
 MODEL_FOLDERS = ("checkpoints", "controlnet", "loras", "kosmos_g", "text_encoders")
@@ -72,6 +72,7 @@ def running_server(
 
     Raises ServerDied when it ends early, does not answer within `seconds`, or could not import the node pack.
     """
+    copy_comfyui(Path(sys.executable))
     port = port or free_port()
     command = [sys.executable, str(COMFYUI_TREE / "main.py"), "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
     command += ["--base-directory", str(folder), "--database-url", "sqlite:///:memory:"]
