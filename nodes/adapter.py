@@ -20,7 +20,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
-import comfy.ops
 import comfy.sd
 import comfy.utils
 import torch
@@ -30,8 +29,10 @@ from ..kosmos_core import KosmosG, Prompt, load_model
 from ..kosmos_core.attention_maps import recorded
 from ..kosmos_core.reference import Source, model_fingerprint, picture_tokens
 from ..kosmos_core.weights import WeightsError, read_config, read_header
+from .operations import Operations
 
 KEY = "kosmos_g"
+SEEING = ("model.vision.", "model.resampler.")  # names of the weights that turn pictures into tokens
 REMEMBERED_TEXTS = 64  # a quarter of a megabyte each
 Section = list[tuple[Any, ...]]
 
@@ -87,7 +88,7 @@ class TextEncoder(torch.nn.Module):
         self, path: str, *, device: torch.device, dtype: torch.dtype, model_options: dict[str, Any],
     ) -> None:  # fmt: skip
         super().__init__()
-        operations = model_options.get("custom_operations") or comfy.ops.manual_cast
+        operations = model_options.get("custom_operations") or Operations
         self.model = load_model(path, device, dtype, operations, training_half=False)
         self.path = path
         self.dtypes = {dtype}
@@ -99,9 +100,11 @@ class TextEncoder(torch.nn.Module):
         self._texts: OrderedDict[tuple, Tensor] = OrderedDict()
         # ComfyUI stores text encoders in a small type and computes in float32: so here, unless a type was chosen.
         compute_dtype = model_options.get("kosmos_g_compute_dtype", torch.float32)
-        for module in self.model.modules():
-            if hasattr(module, "comfy_cast_weights"):
-                module.compute_dtype = compute_dtype
+        self.casting = [module for module in self.model.modules() if hasattr(module, "comfy_cast_weights")]
+        for module in self.casting:
+            module.compute_dtype = compute_dtype
+        seeing = set(self.model.vision.modules()) | set(self.model.resampler.modules())
+        self._seeing = [module for module in self.casting if module in seeing]
         for block in self.blocks():
             block.register_forward_hook(self._count_block)
 
@@ -112,6 +115,7 @@ class TextEncoder(torch.nn.Module):
         return [block for stack in stacks for block in stack.blocks]
 
     def _count_block(self, *_: Any) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
         if self.on_block is not None:
             self.on_block()
 
@@ -146,10 +150,20 @@ class TextEncoder(torch.nn.Module):
 
     def patched(self) -> bool:
         """Whether other weights than the file's are in place, from a merge or a hook: nothing is remembered then."""
-        return any(self.replaced) or any(getattr(module, "weight_function", None) for module in self.model.modules())
+        return any(self.replaced) or any(module.weight_function for module in self.casting)
 
     def fingerprint(self) -> str:
-        """Hash of the parts of the loaded file that turn pictures into tokens."""
+        """Hash of the parts of the loaded file that turn pictures into tokens.
+
+        Raises ValueError where other weights than the file's are in place there: they have no file to be known by.
+        """
+        names = (name for replaced in self.replaced for name in replaced)
+        if any(name.startswith(SEEING) for name in names) or any(module.weight_function for module in self._seeing):
+            raise ValueError(
+                "This CLIP's picture part is not that of a Kosmos-G file any more: a merge or a hook changed it, and "
+                "saved references belong to one file. Save and load references with the CLIP of Load Kosmos-G itself; "
+                "with this one connect the picture (Load Image or Kosmos-G Reference)."
+            )
         return model_fingerprint(self.path)
 
     def slot_attention(self, section: Section) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ otherwise a result remembered without that output would be handed to a graph tha
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 
@@ -19,10 +20,9 @@ def is_read(output: int, node_class: str) -> bool:
     try:
         # Looked up here, not at import: the server starts after the packs are loaded.
         from comfy_execution.utils import get_executing_context
-        from server import PromptServer
 
         context = get_executing_context()
-        running, _ = PromptServer.instance.prompt_queue.get_current_queue_volatile()
+        running, _ = sys.modules["server"].PromptServer.instance.prompt_queue.get_current_queue_volatile()
         prompt = next(item[2] for item in running if item[1] == context.prompt_id)
         if prompt[context.node_id]["class_type"] != node_class:
             return True

@@ -93,9 +93,9 @@ class KosmosGSaveReference(io.ComfyNode):
         path = new_file(name)
         clip.load_model()
         encoder.reset_clip_options()
+        model = encoder.fingerprint()
         with progress(encoder, 0, len(reference.views)):
             tokens = encoder.picture_tokens(reference.source)
-        model = encoder.fingerprint()
         save_reference(path, tokens, reference, model)
         encoded = Reference(Encoded(tokens, model, path.name), reference.weight, reference.noun)
         shown = str(path.relative_to(folder_paths.get_output_directory()))

@@ -2,7 +2,7 @@
 //
 //   node browser.mjs JOB.json     JOB: {playwright, chromium, address, shots, results, workflows: {name: UI JSON}}
 //
-// Pictures are drawn small and in two steps; with `results` in the workflow's own steps, and the shots show them.
+// Pictures are drawn small and in two steps; the workflows named in `results` as they are, and their shots show them.
 // Prints one JSON object: {name: {saved, prompt, events, refused, missing}}.
 import fs from "node:fs";
 import { pathToFileURL } from "node:url";
@@ -39,13 +39,13 @@ async function open(workflow) {
   }, workflow);
 }
 
-async function run() {
-  return page.evaluate(async (results) => {
-    for (const node of app.graph._nodes) {
+async function run(asItIs) {
+  return page.evaluate(async (asItIs) => {
+    for (const node of asItIs ? [] : app.graph._nodes) {
       for (const widget of node.widgets ?? []) {
         if (node.type === "EmptyLatentImage" && ["width", "height"].includes(widget.name)) widget.value = 64;
         if (node.type === "SolidMask" && ["width", "height"].includes(widget.name)) widget.value = 64;
-        if (widget.name === "steps" && !results) widget.value = 2;
+        if (widget.name === "steps") widget.value = 2;
       }
     }
     const events = [];
@@ -59,9 +59,9 @@ async function run() {
     });
     await app.queuePrompt(0, 1);
     const refused = app.lastNodeErrors && Object.keys(app.lastNodeErrors).length ? app.lastNodeErrors : null;
-    if (!refused) await Promise.race([ended, new Promise((resolve) => setTimeout(resolve, 120000))]);
+    if (!refused) await Promise.race([ended, new Promise((resolve) => setTimeout(resolve, 300000))]);
     return { events, refused };
-  }, job.results);
+  }, asItIs);
 }
 
 async function shoot(path) {
@@ -88,21 +88,23 @@ async function shoot(path) {
     .every((node) => node.imgs?.length && node.imgs.every((picture) => picture.complete && picture.naturalWidth)),
   null, { timeout: 60000 });
   await page.evaluate(() => new Promise((resolve) => {
+    for (const context of [app.canvas.ctx, app.canvas.bgctx]) context.imageSmoothingEnabled = false; // small results
     app.canvas.setDirty(true, true);
     setTimeout(resolve, 300);
   }));
-  await page.screenshot({ path, type: "jpeg", quality: 75, clip });
+  await page.screenshot({ path, clip });
 }
 
 const results = {};
 for (const [name, workflow] of Object.entries(job.workflows)) {
   const opened = await open(workflow);
-  const ran = await run();
+  const shown = job.results.includes(name);
+  const ran = await run(shown);
   results[name] = { ...opened, ...ran };
   if (job.shots) {
     const succeeded = ran.events.some(([kind]) => kind === "execution_success");
-    if (!job.results || !succeeded) await open(workflow);
-    await shoot(`${job.shots}/${name}.jpg`);
+    if (!shown || !succeeded) await open(workflow);
+    await shoot(`${job.shots}/${name}.png`);
   }
 }
 console.log(JSON.stringify(results));

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,12 @@ def install(environment: Path, log: Path) -> None:
 
 def browse(
     environment: Path, address: str, workflows: dict[str, Any], folder: Path, shots: Path | None = None,
-    results: bool = False,
+    results: Collection[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Open, save, queue and wait for workflows in a headless Chromium; `shots` gets a picture of each graph.
+    """Open, save, queue and wait for workflows in a headless Chromium; `shots` gets a PNG of each graph.
 
-    With `results` the pictures are drawn in the workflows' own number of steps, and the shots show them.
+    Those named in `results` are drawn as they are and their shots show what came out; the others are drawn small, in
+    two steps, and shown as they were opened.
     Returns for each workflow what browser.mjs describes. Raises RuntimeError with the browser's words.
     """
     job = {
@@ -78,7 +80,7 @@ def browse(
         "chromium": chromium(),
         "address": address,
         "shots": str(shots) if shots else None,
-        "results": results,
+        "results": list(results),
         "workflows": workflows,
     }
     return _node("browser.mjs", job, folder)
@@ -95,7 +97,7 @@ def validate(environment: Path, workflows: dict[str, Any], folder: Path) -> dict
 def _node(script: str, job: dict[str, Any], folder: Path) -> Any:
     path = folder / f"{script}.json"
     path.write_text(json.dumps(job), encoding="utf-8")
-    ran = subprocess.run(["node", HERE / script, path], capture_output=True, text=True, timeout=500)
+    ran = subprocess.run(["node", HERE / script, path], capture_output=True, text=True, timeout=1800)
     if ran.returncode:
         raise RuntimeError(f"{script} failed:\n{ran.stderr[-3000:]}")
     return json.loads(ran.stdout)

@@ -25,8 +25,11 @@ REFERENCES = "output/kosmos_g_references"
 
 
 @contextlib.contextmanager
-def standing_in(prompt: dict[str, Any], folder: Path) -> Iterator[None]:
-    """Link the files that an API graph names to tiny ones in ComfyUI's `folder`; save the reference that it loads."""
+def standing_in(prompt: dict[str, Any], folder: Path, picture: Path | None = None) -> Iterator[None]:
+    """Link the files that an API graph names to tiny ones in ComfyUI's `folder`; save the reference that it loads.
+
+    That reference is of `picture`, or of the input folder's first one.
+    """
     made: list[Path] = []
     try:
         for node in prompt.values():
@@ -37,23 +40,23 @@ def standing_in(prompt: dict[str, Any], folder: Path) -> Iterator[None]:
                         (folder / place / value).symlink_to(folder / place / stand_in)
                         made.append(folder / place / value)
                 if node["class_type"] == "KosmosGLoadReference":
-                    made += _saved_reference(folder, value)
+                    made += _saved_reference(folder, value, picture)
         yield
     finally:
         for path in made:
             path.unlink()
 
 
-def _saved_reference(folder: Path, name: str) -> list[Path]:
-    """The first of the input folder's pictures, encoded by the folder's Kosmos-G file."""
+def _saved_reference(folder: Path, name: str, picture: Path | None) -> list[Path]:
+    """A picture, encoded by the folder's Kosmos-G file."""
     path = folder / REFERENCES / name
     if path.exists():
         return []
     path.parent.mkdir(parents=True, exist_ok=True)
     file = folder / "models/kosmos_g/kosmos.safetensors"
     model = load_model(file)
-    picture = Image.open(min(path for path in (folder / "input").iterdir() if path.suffix in (".jpg", ".png")))
-    tokens = model.picture_tokens(preprocess_image(picture, model.config.vision.image_size))
+    picture = picture or min(path for path in (folder / "input").iterdir() if path.suffix in (".jpg", ".png"))
+    tokens = model.picture_tokens(preprocess_image(Image.open(picture), model.config.vision.image_size))
     fingerprint = model_fingerprint(file)
     save_reference(path, tokens, Reference(Encoded(tokens, fingerprint, name), noun="cat"), fingerprint)
     return [path]

@@ -245,6 +245,36 @@ def test_a_reference_of_another_model_a_damaged_and_a_missing_file_are_refused(
 ENTITIES = {"crop": "entity square", "margin": 0.0, "background": "white", "weight": 1.0}
 
 
+def merged(graph: SamplingGraph, file: str) -> SamplingGraph:
+    """The graph with its CLIP half merged with another file's."""
+    other = graph.add("KosmosGLoader", file=file, dtype="auto", device="auto")
+    graph.clip = link(graph.add("CLIPMergeSimple", clip1=graph.clip, clip2=link(other), ratio=0.5))
+    return graph
+
+
+def test_a_merged_clip_neither_saves_references_nor_takes_saved_ones(
+    client: Client, server: Server, graph: SamplingGraph, probed: Probed
+) -> None:
+    save(graph, "before merging")
+    client.run(graph.nodes)
+    other = save_tiny_kosmos(server.folder / "models/kosmos_g/half.safetensors", seed=9)
+    try:
+        saving = merged(SamplingGraph(), other.name)
+        save(saving, "of a merge")
+        with pytest.raises(ExecutionFailed, match="a merge or a hook changed it"):
+            client.run(saving.nodes)
+        assert not saved_file(server, "of a merge.safetensors").exists()
+        using = merged(SamplingGraph(), other.name)
+        file = link(using.add("KosmosGLoadReference", file="before merging.safetensors"))
+        with pytest.raises(ExecutionFailed, match="a merge or a hook changed it"):
+            encode(using, client, probed, "a <i>", image_1=file)
+    finally:
+        other.unlink()
+    plain = SamplingGraph()
+    file = link(plain.add("KosmosGLoadReference", file="before merging.safetensors"))
+    assert encode(plain, client, probed, "a <i>", image_1=file).isfinite().all()
+
+
 def entities(graph: SamplingGraph, only: int = 0) -> str:
     """Two masks, and an empty one between them."""
     size = (200, 280)

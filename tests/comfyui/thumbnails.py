@@ -1,18 +1,23 @@
-"""Draw workflows/*.jpg: each workflow's graph as ComfyUI's front end shows it.
+"""Draw workflows/*.jpg: each workflow's graph as ComfyUI's front end shows it, under its pictures and what it drew.
 
     python -m tests.comfyui.thumbnails
+    python -m tests.comfyui.thumbnails --output DIR --kosmos KOSMOS-G-FILE --checkpoint SD-FILE
 
-With the trained weights of assets/world/ they show what was drawn, too; without them they show graphs and no results,
-because the models that run then are tiny and random.
+The pictures come from the trained weights of assets/world/, or from the files that are named. Without them, and for
+workflows that want models which the world does not have, only graphs are shown: tiny random models run then.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
 
 from .browser import browse, missing
 from .client import Client
@@ -23,26 +28,80 @@ from .stand_ins import CHECKPOINT_WITH_CLIP, standing_in
 from .tiny_kosmos import save_tiny_kosmos
 from .tiny_models import save_tiny_checkpoint, save_tiny_controlnet, save_tiny_lora
 from .workflow import to_api
+from .world_workflows import SAVED, has_result, in_the_world, save_pictures
+
+WIDTH, TILE, GAP = 1280, 256, 24
+QUALITY = 82
+
+
+def compose(graph: Image.Image, references: list[Path], results: list[Path]) -> Image.Image:
+    """References, an arrow and results in a row, enlarged without blur, above the graph."""
+    graph = graph.resize((WIDTH, round(graph.height * WIDTH / graph.width)), Image.Resampling.LANCZOS)
+    if not results:
+        return graph
+    picture = Image.new("RGB", (WIDTH, TILE + 2 * GAP + graph.height), "#1b1b1f")
+    picture.paste(graph, (0, TILE + 2 * GAP))
+    parts: list[Path | str] = [*references, "→", *results]
+    sizes = [TILE if isinstance(part, Path) else TILE // 2 for part in parts]
+    left = (WIDTH - sum(sizes) - GAP * (len(parts) - 1)) // 2
+    for part, size in zip(parts, sizes, strict=True):
+        if isinstance(part, Path):
+            shown = Image.open(part).convert("RGB")
+            enlarged = TILE % shown.width == 0 and TILE % shown.height == 0
+            way = Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS
+            picture.paste(shown.resize((TILE, TILE), way), (left, GAP))
+        else:
+            middle = (left + size // 2, GAP + TILE // 2)
+            ImageDraw.Draw(picture).text(middle, part, "#d0d0d0", ImageFont.load_default(96), anchor="mm")
+        left += size + GAP
+    return picture
+
+
+def pictures_of(workflow: dict[str, Any], folder: Path) -> tuple[list[Path], list[Path]]:
+    """Paths of the reference pictures that a workflow reads and of the pictures that it saved."""
+    references, results = [], []
+    for node in workflow["nodes"]:
+        if node["type"] == "LoadImage":
+            references.append(folder / "input" / node["widgets_values"][0])
+        elif node["type"] == "KosmosGLoadReference":
+            references.append(folder / "input" / SAVED)
+        elif node["type"] == "SaveImage":
+            results += sorted((folder / "output").glob(f"{node['widgets_values'][0]}_*.png"))[-1:]
+    return references, results
 
 
 def main() -> int:
     """Draw all; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=ROOT / "workflows", help="folder of the pictures")
+    parser.add_argument("--kosmos", type=Path, help="a trained Kosmos-G file of the world")
+    parser.add_argument("--checkpoint", type=Path, help="the world's Stable Diffusion as one file")
+    options = parser.parse_args()
     environment = Path(sys.executable).parents[1]
     if lack := missing(environment):
         print(lack, file=sys.stderr)
         return 1
-    trained = world_weights()
+    if (options.kosmos is None) != (options.checkpoint is None):
+        parser.error("--kosmos and --checkpoint belong together: give both, or neither for those of assets/world")
+    shipped = world_weights()
+    found = (shipped.kosmos, shipped.checkpoint) if shipped else None
+    trained = (options.kosmos.resolve(), options.checkpoint.resolve()) if options.kosmos else found
     workflows = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "workflows").glob("*.json"))}
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = prepare_folder(Path(name))
-        checkpoint = folder / "models/checkpoints" / CHECKPOINT_WITH_CLIP
+        with_result = set()
         kosmos = folder / "models/kosmos_g/kosmos.safetensors"
         if trained:
-            checkpoint.symlink_to(trained.checkpoint)
-            kosmos.symlink_to(trained.kosmos)
+            kosmos.symlink_to(trained[0])
+            names = "emoji-world-sd.safetensors", "emoji-world-kosmos-g.safetensors"
+            (folder / "models/checkpoints" / names[0]).symlink_to(trained[1])
+            (folder / "models/kosmos_g" / names[1]).symlink_to(trained[0])
+            save_pictures(folder / "input")
+            with_result = {title for title, workflow in workflows.items() if has_result(workflow)}
+            workflows |= {title: in_the_world(title, workflows[title], *names) for title in with_result}
         else:
-            save_tiny_checkpoint(checkpoint, text_encoder=True)
             save_tiny_kosmos(kosmos)
+        save_tiny_checkpoint(folder / "models/checkpoints" / CHECKPOINT_WITH_CLIP, text_encoder=True)
         save_tiny_controlnet(folder / "models/controlnet/tiny.safetensors")
         save_tiny_lora(folder / "models/loras/tiny.safetensors")
         for picture in (ROOT / "assets/pictures").glob("*.jpg"):
@@ -52,12 +111,20 @@ def main() -> int:
         object_info = client.get("/object_info")
         client.close()
         for workflow in workflows.values():
-            stack.enter_context(standing_in(to_api(workflow, object_info), folder))
-        shots = ROOT / "workflows"
-        seen = browse(environment, server.address, workflows, Path(name), shots, results=trained is not None)
-    failed = {name: found for name, found in seen.items() if found["events"] != [["execution_success", ""]]}
-    for name, found in failed.items():
-        print(f"{name} did not run, so its picture shows no result: {found['refused'] or found['events']}")
+            picture = folder / "input" / SAVED if trained else None
+            stack.enter_context(standing_in(to_api(workflow, object_info), folder, picture))
+        shots = folder / "shots"
+        shots.mkdir()
+        seen = browse(environment, server.address, workflows, Path(name), shots, with_result)
+        options.output.mkdir(parents=True, exist_ok=True)
+        for title, workflow in workflows.items():
+            graph = Image.open(shots / f"{title}.png").convert("RGB")
+            references, results = pictures_of(workflow, folder) if title in with_result else ([], [])
+            compose(graph, references, results).save(options.output / f"{title}.jpg", quality=QUALITY)
+    failed = {title: what for title, what in seen.items() if what["events"] != [["execution_success", ""]]}
+    for title, what in failed.items():
+        print(f"{title} did not run, so its picture shows no result: {what['refused'] or what['events']}")
+    print(f"{len(workflows)} pictures in {options.output}, {len(with_result - set(failed))} of them with a result")
     return 1 if failed else 0
 
 

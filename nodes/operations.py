@@ -1,0 +1,43 @@
+"""ComfyUI's casting layers, without their cost where nothing has to be cast.
+
+A casting layer asks, at every call, for streams, devices and the state of an interruption: together a few per cent of a
+small encoder's time. Where a layer's weights already have the type and the device of its input and no patch waits to be
+applied, the plain computation is the same one, bit for bit. In partial loading, with another compute type and under
+LoRA hooks ComfyUI's own path is taken.
+"""
+
+from __future__ import annotations
+
+import comfy.ops
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def is_ready(layer: nn.Module, x: Tensor) -> bool:
+    """Whether the weights can be used as they are for an input `x`."""
+    weight = layer.weight
+    return (
+        weight is not None  # newest ComfyUI's layers have none before they are loaded
+        and weight.dtype == x.dtype
+        and weight.device == x.device
+        and not layer.weight_function
+        and not layer.bias_function
+    )
+
+
+class Operations(comfy.ops.manual_cast):
+    """`comfy.ops.manual_cast` for the layers that are called hundreds of times; the others are inherited."""
+
+    class Linear(comfy.ops.manual_cast.Linear):
+        """x (..., in) -> (..., out)."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight, self.bias) if is_ready(self, x) else super().forward(x)
+
+    class LayerNorm(comfy.ops.manual_cast.LayerNorm):
+        """x (..., width) -> (..., width)."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not is_ready(self, x):
+                return super().forward(x)
+            return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
