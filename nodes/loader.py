@@ -18,6 +18,8 @@ from .schema import node_schema
 
 OWN_FOLDER = "kosmos_g"
 FOLDERS = (OWN_FOLDER, "text_encoders")
+PICKLES = (".pt", ".pth", ".ckpt", ".bin")
+UNREADABLE = "unreadable:"
 SAMPLED_BLOCKS, BLOCK = 64, 65536
 DTYPES = {"auto": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 DEVICES = {"auto": None, "cpu": torch.device("cpu")}
@@ -39,9 +41,9 @@ def _rejection(path: str, modified: int, size: int) -> str | None:
     try:
         return identify(path)
     except WeightsError as error:
-        return f"unreadable: {error}"
+        return f"{UNREADABLE} {error}"
     except OSError as error:
-        return f"unreadable: {error.strerror}"
+        return f"{UNREADABLE} {error.strerror}"
 
 
 @functools.lru_cache(maxsize=1024)
@@ -60,7 +62,7 @@ def rejection(path: str) -> str | None:
     try:
         status = os.stat(path)
     except OSError as error:
-        return f"unreadable: {error.strerror}"
+        return f"{UNREADABLE} {error.strerror}"
     return _rejection(path, status.st_mtime_ns, status.st_size)
 
 
@@ -85,14 +87,27 @@ def explain_missing(name: str) -> str:
     folders = [path for folder in FOLDERS for path in folder_paths.get_folder_paths(folder)]
     seen = candidates()
     if name in seen:
-        return f"{name} is not a Kosmos-G file: it seems to be {rejection(seen[name])}."
+        reason = rejection(seen[name])
+        return f"{name} is not a Kosmos-G file: it {'is' if reason.startswith(UNREADABLE) else 'seems to be'} {reason}."
     usable = sorted(kosmos_files())
     text = f"There is no Kosmos-G file {name!r}. Searched: {', '.join(folders)}. "
     if usable:
         return text + f"Found there: {', '.join(usable)}; choose one of these."
     others = "; ".join(f"{other}: {rejection(path)}" for other, path in sorted(seen.items())[:10])
     text += f"No file there is Kosmos-G's ({others}). " if others else "They hold no .safetensors file. "
-    return text + f"Put a converted or trained Kosmos-G file into {folder_paths.get_folder_paths(OWN_FOLDER)[0]}."
+    own = folder_paths.get_folder_paths(OWN_FOLDER)
+    if pickles := sorted(entry for entry in _entries(own) if entry.endswith(PICKLES)):
+        text += f"{', '.join(pickles)} cannot be read here: convert it with `python -m kosmos_core.convert` first. "
+    return text + f"Put a converted or trained Kosmos-G file into {own[0]}."
+
+
+def _entries(folders: list[str]) -> set[str]:
+    """Names of everything that lies directly in the folders; one that cannot be listed holds nothing."""
+    found: set[str] = set()
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            found.update(os.listdir(folder))
+    return found
 
 
 class KosmosGLoader(io.ComfyNode):

@@ -16,12 +16,13 @@ const browser = await chromium.launch({
     "--disable-component-update", "--disable-sync"],
 });
 const page = await browser.newPage({ viewport: { width: 1920, height: 1080 } });
+page.setDefaultTimeout(300000); // a machine that does other things as well is slow, not wrong
 // Nothing outside this machine is asked for anything.
 await page.route("**/*", (route) =>
   new URL(route.request().url()).hostname === "127.0.0.1" ? route.continue() : route.abort());
 await page.goto(`http://${job.address}/`);
 await page.waitForFunction(() => window.app?.graph && window.LiteGraph?.registered_node_types?.KosmosGTextEncode
-  && window.app.extensionManager, null, { timeout: 120000 });
+  && window.app.extensionManager);
 // A picture of the graph alone: no menus, no announcements.
 await page.addStyleTag({ content: `body * { visibility: hidden !important }
   #graph-canvas, .dom-widget, .dom-widget * { visibility: visible !important }` });
@@ -85,8 +86,7 @@ async function shoot(path) {
   });
   // Nodes load the pictures they show on their own time.
   await page.waitForFunction(() => app.graph._nodes.filter((node) => node.type === "LoadImage")
-    .every((node) => node.imgs?.length && node.imgs.every((picture) => picture.complete && picture.naturalWidth)),
-  null, { timeout: 60000 });
+    .every((node) => node.imgs?.length && node.imgs.every((picture) => picture.complete && picture.naturalWidth)),);
   await page.evaluate(() => new Promise((resolve) => {
     for (const context of [app.canvas.ctx, app.canvas.bgctx]) context.imageSmoothingEnabled = false; // small results
     app.canvas.setDirty(true, true);
