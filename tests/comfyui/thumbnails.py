@@ -1,10 +1,11 @@
 """Draw workflows/*.jpg: each workflow's graph as ComfyUI's front end shows it, under its pictures and what it drew.
 
     python -m tests.comfyui.thumbnails
-    python -m tests.comfyui.thumbnails --output DIR --kosmos KOSMOS-G-FILE --checkpoint SD-FILE
+    python -m tests.comfyui.thumbnails two_subjects --output DIR --kosmos KOSMOS-G-FILE --checkpoint SD-FILE
 
-The pictures come from the trained weights of assets/world/, or from the files that are named. Without them, and for
-workflows that want models which the world does not have, only graphs are shown: tiny random models run then.
+Without names all are drawn. The pictures come from the trained weights of assets/world/, or from the files that are
+named. Without them, and for workflows that want models which the world does not have, only graphs are shown: tiny
+random models run then.
 """
 
 from __future__ import annotations
@@ -71,8 +72,10 @@ def pictures_of(workflow: dict[str, Any], folder: Path) -> tuple[list[Path], lis
 
 
 def main() -> int:
-    """Draw all; returns the exit status."""
+    """Draw; returns the exit status."""
+    known = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"workflows to draw: {', '.join(known)}")
     parser.add_argument("--output", type=Path, default=ROOT / "workflows", help="folder of the pictures")
     parser.add_argument("--kosmos", type=Path, help="a trained Kosmos-G file of the world")
     parser.add_argument("--checkpoint", type=Path, help="the world's Stable Diffusion as one file")
@@ -86,7 +89,9 @@ def main() -> int:
     shipped = world_weights()
     found = (shipped.kosmos, shipped.checkpoint) if shipped else None
     trained = (options.kosmos.resolve(), options.checkpoint.resolve()) if options.kosmos else found
-    workflows = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "workflows").glob("*.json"))}
+    if unknown := sorted(set(options.names) - set(known)):
+        parser.error(f"there is no workflow {', '.join(unknown)}; choose from {', '.join(known)}")
+    workflows = {title: json.loads((ROOT / f"workflows/{title}.json").read_text()) for title in options.names or known}
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = prepare_folder(Path(name))
         with_result = set()
@@ -101,7 +106,8 @@ def main() -> int:
             workflows |= {title: in_the_world(title, workflows[title], *names) for title in with_result}
         else:
             save_tiny_kosmos(kosmos)
-        save_tiny_checkpoint(folder / "models/checkpoints" / CHECKPOINT_WITH_CLIP, text_encoder=True)
+        if with_result != set(workflows):
+            save_tiny_checkpoint(folder / "models/checkpoints" / CHECKPOINT_WITH_CLIP, text_encoder=True)
         save_tiny_controlnet(folder / "models/controlnet/tiny.safetensors")
         save_tiny_lora(folder / "models/loras/tiny.safetensors")
         for picture in (ROOT / "assets/pictures").glob("*.jpg"):
