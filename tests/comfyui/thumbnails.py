@@ -31,7 +31,7 @@ from .tiny_models import save_tiny_checkpoint, save_tiny_controlnet, save_tiny_l
 from .workflow import to_api
 from .world_workflows import SAVED, has_result, in_the_world, save_pictures
 
-WIDTH, TILE, GAP = 1280, 256, 24
+WIDTH, TILE, GAP = 1360, 384, 24  # three pictures and an arrow in a row; a multiple of the world's 32 and 64 pixels
 QUALITY = 82
 
 
@@ -43,7 +43,7 @@ def compose(graph: Image.Image, references: list[Path], results: list[Path]) -> 
     picture = Image.new("RGB", (WIDTH, TILE + 2 * GAP + graph.height), "#1b1b1f")
     picture.paste(graph, (0, TILE + 2 * GAP))
     parts: list[Path | str] = [*references, "→", *results]
-    sizes = [TILE if isinstance(part, Path) else TILE // 2 for part in parts]
+    sizes = [TILE if isinstance(part, Path) else TILE // 4 for part in parts]
     left = (WIDTH - sum(sizes) - GAP * (len(parts) - 1)) // 2
     for part, size in zip(parts, sizes, strict=True):
         if isinstance(part, Path):
