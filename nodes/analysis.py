@@ -57,7 +57,12 @@ class KosmosGInspect(io.ComfyNode):
             second = compared_with[0][0].float().cpu()
             rows.append(("compared_with", second[0].norm(dim=-1)))
             lines += describe("compared_with", compared_with) + compare(first[0], second[0])
-        return io.NodeOutput(tiles([bars(rows, "Norm of each slot")]), "\n".join(lines))
+        return io.NodeOutput(tiles([bars(rows, "Norm of each slot")]), table(lines))
+
+
+def table(lines: list[str]) -> str:
+    """Lines whose columns and <i> marks survive ComfyUI's Preview Any, which reads Markdown: indented, it is code."""
+    return "\n".join(f"    {line}" for line in lines)
 
 
 def describe(name: str, conditioning: list[list[Any]]) -> list[str]:
@@ -162,4 +167,4 @@ class KosmosGTokenMap(io.ComfyNode):
             slots = ", ".join(f"{slot} ({shares[slot, index]:.0%})" for slot in strongest)
             lines.append(f"{group.label[:24]:24} {float(shares[:, index].mean()):5.1%}   {slots}")
         drawn = grid(shares, [group.label for group in groups], "What fills each of the 77 slots")
-        return io.NodeOutput(tiles([drawn]), "\n".join(lines))
+        return io.NodeOutput(tiles([drawn]), table(lines))

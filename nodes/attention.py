@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..kosmos_core.attention_maps import Trace, group_maps
 from ..kosmos_core.charts import overlay, tiles
-from .analysis import CATEGORY, prompt_attention, text_input
+from .analysis import CATEGORY, prompt_attention, table, text_input
 from .pictures import PromptPictures, as_bytes, picture_inputs
 from .schema import node_schema
 
@@ -195,7 +195,7 @@ class KosmosGAttentionMap(io.ComfyNode):
             lines.append("The trace reached its memory limit: the last pictures of the batch are not in it.")
         nothing = torch.zeros(1, 64, 64, 3)
         return io.NodeOutput(
-            *(tiles(overlays) if overlays else nothing for overlays in (shown[True], shown[False])), "\n".join(lines)
+            *(tiles(overlays) if overlays else nothing for overlays in (shown[True], shown[False])), table(lines)
         )
 
 

@@ -201,4 +201,4 @@ def describe(path: Path, clip: object) -> str:
     if encoder.model.tokenizer is None:
         lines.append("no tokenizer in the file: it cannot read prompts; convert it again with --spm and --dict")
     lines += [f"{key}: {value}" for key, value in description["provenance"].items()]
-    return "\n".join(lines)
+    return "\n".join(f"- {line}" for line in lines)  # a list also where text is read as Markdown, as in Preview Any

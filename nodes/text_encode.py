@@ -158,16 +158,17 @@ def _length(section: dict[str, Any], encoder: TextEncoder) -> int:
 
 
 def _report(prompts: list[Prompt], negative: Prompt, pictures: PromptPictures, lengths: list[int]) -> str:
-    """The `parsed` text."""
+    """The `parsed` text, in Markdown: ComfyUI's Preview Any shows it so, and would swallow a bare <i1>."""
     prompt = prompts[0]
-    lines = [prompt.normalised() or "(empty prompt)", f"{lengths[0]} of {CONTEXT} tokens"]
+    length = f"{lengths[0]} of {CONTEXT} tokens"
     if lengths[0] > CONTEXT:
-        lines[-1] += ": longer than any sequence the model was trained on, expect little of its end"
+        length += ": longer than any sequence the model was trained on, expect little of its end"
+    lines = [length]
     for picture in prompt.pictures:
         weight = "" if picture.weight == 1 else f", weight {picture.weight:g}"
         source = describe_source(pictures.batches[0][picture.index])
-        lines.append(f"<i{picture.slot}>: image_{picture.slot}, {source}{weight}")
+        lines.append(f"`<i{picture.slot}>`: image_{picture.slot}, {source}{weight}")
     if len(prompts) > 1:
         lines.append(f"{len(prompts)} conditionings, one for each picture of the batch")
-    lines.append(f"negative: {negative.normalised() or '(empty)'}, {lengths[1]} tokens")
-    return "\n".join(lines)
+    lines.append(f"negative: `{negative.normalised() or '(empty)'}`, {lengths[1]} tokens")
+    return "\n".join([f"`{prompt.normalised() or '(empty prompt)'}`", "", *(f"- {line}" for line in lines)])

@@ -86,9 +86,8 @@ async function shoot(path) {
   });
   // Nodes load the pictures they show on their own time.
   await page.waitForFunction(() => app.graph._nodes.filter((node) => node.type === "LoadImage")
-    .every((node) => node.imgs?.length && node.imgs.every((picture) => picture.complete && picture.naturalWidth)),);
+    .every((node) => node.imgs?.length && node.imgs.every((picture) => picture.complete && picture.naturalWidth)));
   await page.evaluate(() => new Promise((resolve) => {
-    for (const context of [app.canvas.ctx, app.canvas.bgctx]) context.imageSmoothingEnabled = false; // small results
     app.canvas.setDirty(true, true);
     setTimeout(resolve, 300);
   }));

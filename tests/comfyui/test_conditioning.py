@@ -72,16 +72,16 @@ def test_weights_slots_and_escapes_are_the_cores_grammar(
     prompt = Prompt.parse(text, slots=[1, 3])
     expected = reference.encode(prompt, [pictures["dog.png"], pictures["tree.png"]])
     assert torch.equal(probed("grammar").condition, expected)
-    assert run.text(shown).splitlines()[0] == prompt.normalised()
-    assert "<i3>: image_3, 280 x 280, weight 1.5" in run.text(shown)
+    assert run.text(shown).splitlines()[0] == f"`{prompt.normalised()}`"
+    assert "- `<i3>`: image_3, 280 x 280, weight 1.5" in run.text(shown)
 
 
 def test_the_report_counts_the_tokens_that_the_model_reads(client: Client, reference: KosmosG) -> None:
     graph = SamplingGraph().prompt(TEXT, "dog.png", "hat.png", negative="a red car")
     shown = graph.add("PreviewAny", source=link(graph.encoder, 3))
     lines = client.run(graph.nodes).text(shown).splitlines()
-    assert lines[1] == f"{len(reference.tokenizer.layout(TEXT).token_ids)} of 2048 tokens"
-    assert lines[-1] == f"negative: a red car, {len(reference.tokenizer.layout('a red car').token_ids)} tokens"
+    assert lines[2] == f"- {len(reference.tokenizer.layout(TEXT).token_ids)} of 2048 tokens"
+    assert lines[-1] == f"- negative: `a red car`, {len(reference.tokenizer.layout('a red car').token_ids)} tokens"
 
 
 def combine(graph: SamplingGraph, other: list) -> str:

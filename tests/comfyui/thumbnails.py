@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from .browser import browse, missing
 from .client import Client
@@ -33,6 +33,7 @@ from .world_workflows import SAVED, has_result, in_the_world, save_pictures
 
 WIDTH, TILE, GAP = 1360, 384, 24  # three pictures and an arrow in a row; a multiple of the world's 32 and 64 pixels
 QUALITY = 82
+GREY = "#d0d0d0"
 
 
 def compose(graph: Image.Image, references: list[Path], results: list[Path]) -> Image.Image:
@@ -42,18 +43,20 @@ def compose(graph: Image.Image, references: list[Path], results: list[Path]) -> 
         return graph
     picture = Image.new("RGB", (WIDTH, TILE + 2 * GAP + graph.height), "#1b1b1f")
     picture.paste(graph, (0, TILE + 2 * GAP))
-    parts: list[Path | str] = [*references, "→", *results]
-    sizes = [TILE if isinstance(part, Path) else TILE // 4 for part in parts]
+    parts: list[Path | None] = [*references, None, *results]
+    sizes = [TILE if part else TILE // 4 for part in parts]
     left = (WIDTH - sum(sizes) - GAP * (len(parts) - 1)) // 2
     for part, size in zip(parts, sizes, strict=True):
-        if isinstance(part, Path):
+        if part:
             shown = Image.open(part).convert("RGB")
             enlarged = TILE % shown.width == 0 and TILE % shown.height == 0
             way = Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS
             picture.paste(shown.resize((TILE, TILE), way), (left, GAP))
         else:
-            middle = (left + size // 2, GAP + TILE // 2)
-            ImageDraw.Draw(picture).text(middle, part, "#d0d0d0", ImageFont.load_default(96), anchor="mm")
+            middle, half = GAP + TILE // 2, size // 2
+            draw = ImageDraw.Draw(picture)
+            draw.polygon([(left + size, middle), (left + half, middle - half), (left + half, middle + half)], GREY)
+            draw.rectangle((left, middle - size // 8, left + half, middle + size // 8), GREY)
         left += size + GAP
     return picture
 
