@@ -364,3 +364,18 @@ def test_a_caption_too_long_for_the_prompt_is_left_out(tiny_tokenizer):
     sample = CaptionSample(**KEYS, caption="a photo of a red dog on the beach", picture=PICTURE.getvalue())
     with pytest.raises(Filtered, match="caption too long"):
         task._row(sample, random.Random(0))
+
+
+def test_alignment_takes_pictures_for_words_and_keeps_the_whole_caption_as_target(tiny_tokenizer, tmp_path):
+    sample = cook_compositional(KEYS | next(compositional_samples(random.Random(5), 1, 48)))
+    task = AlignTask(AlignData(drop_entity=1.0), tiny_tokenizer, clip_tokenizer(tmp_path / "clip"), image_size=16)
+    shown = task._row(sample, random.Random(0))
+    told = task._row(TextSample(**KEYS, text=sample.caption), random.Random(0))
+    pictures = len(sample.entities)
+    assert pictures and shown.clip_ids == told.clip_ids
+    assert sum(shown.image_mask) == pictures * tiny_tokenizer.latents
+    batch = task.batch([told, shown])
+    assert batch["pixels"].shape == (pictures, 3, 16, 16)
+    assert batch["image_mask"].shape == batch["token_ids"].shape
+    assert batch["image_mask"].sum(1).tolist() == [0, pictures * tiny_tokenizer.latents]
+    assert "pixels" not in task.batch([told])

@@ -42,9 +42,11 @@ def lm_stream(config: LmData, stream: Stream, tokenizer: Tokenizer, image_size: 
     return DataStream(LmTask(config, tokenizer, image_size), config, stream)
 
 
-def align_stream(config: AlignData, stream: Stream, tokenizer: Tokenizer, clip_tokenizer: Any) -> DataStream:
+def align_stream(
+    config: AlignData, stream: Stream, tokenizer: Tokenizer, clip_tokenizer: Any, image_size: int = 224
+) -> DataStream:
     """Stage 2: captions in both vocabularies. clip_tokenizer: that of the Stable Diffusion model (transformers)."""
-    return DataStream(AlignTask(config, tokenizer, clip_tokenizer), config, stream)
+    return DataStream(AlignTask(config, tokenizer, clip_tokenizer, image_size), config, stream)
 
 
 def instruct_stream(config: InstructData, stream: Stream, tokenizer: Tokenizer, image_size: int = 224) -> DataStream:

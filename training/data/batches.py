@@ -3,8 +3,8 @@
 | entry          | shape, type          | stage         |                                                              |
 | -------------- | -------------------- | ------------- | ------------------------------------------------------------ |
 | `token_ids`    | (b, s) int64         | all           | padded with 1 on the right                                   |
-| `image_mask`   | (b, s) bool          | lm, instruct  | positions that picture features fill                         |
-| `pixels`       | (n, 3, S, S) f32     | lm, instruct  | pictures of all rows, CLIP-normalised; None without pictures |
+| `image_mask`   | (b, s) bool          | all           | positions that picture features fill                         |
+| `pixels`       | (n, 3, S, S) f32     | all           | pictures of all rows, CLIP-normalised; None without pictures |
 | `loss_mask`    | (b, s) bool          | lm            | where `token_ids[t]` is a target: text and `</s>`            |
 | `document_ids` | (b, s) int64         | lm, optional  | number of the document within its row, -1 on padding         |
 | `clip_ids`     | (b, 77) int64        | align         | the caption in CLIP's vocabulary, padded by CLIP's own rule  |
@@ -64,11 +64,16 @@ def lm_batch(rows: list[Packed], tokenizer: Tokenizer, length: int, document_mas
 
 
 def align_batch(rows: list[Row], pad_to: int) -> Batch:
-    """Captions in both vocabularies."""
-    return {
+    """Prompts, and their captions in CLIP's vocabulary; picture entries only where a prompt has pictures."""
+    batch = {
         "token_ids": padded([row.token_ids for row in rows], PAD, torch.int64, pad_to),
         "clip_ids": torch.tensor([row.clip_ids for row in rows], dtype=torch.int64),
     }
+    pixels = _pictures([row.pixels for row in rows])
+    if pixels is not None:
+        mask = padded([row.image_mask for row in rows], False, torch.bool, batch["token_ids"].shape[1])
+        batch |= {"image_mask": mask, "pixels": pixels}
+    return batch
 
 
 def instruct_batch(rows: list[Row], pad_to: int) -> Batch:

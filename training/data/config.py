@@ -73,8 +73,26 @@ class LmData(DataConfig):
 
 
 @dataclass
-class AlignData(DataConfig):
-    """Stage 2: captions only."""
+class PromptData(DataConfig):
+    """What stages 2 and 3 draw for a compositional sample."""
+
+    drop_entity: float = 0.5
+    """Probability that an entity's words give way to its picture (compositional data)."""
+    drop_scope: Literal["sample", "entity"] = "sample"
+    """One draw for all entities of a sample, as the first implementation did, or one for each."""
+    keep_background: float = 0.5
+    """Probability that an entity's picture keeps its background instead of standing on white."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("drop_entity", "keep_background", "drop_caption"):
+            if not 0 <= getattr(self, key, 0) <= 1:
+                raise ValueError(f"data.{key}: {getattr(self, key)} must be a probability, from 0 to 1.")
+
+
+@dataclass
+class AlignData(PromptData):
+    """Stage 2: captions, and beyond the paper compositional samples: their pictures stand for words of the caption."""
 
     max_clip_tokens: int = 75
     """Longer captions are left out: CLIP sees 77 tokens, two of them start and end."""
@@ -85,17 +103,11 @@ class AlignData(DataConfig):
 
 
 @dataclass
-class InstructData(DataConfig):
+class InstructData(PromptData):
     """Stage 3: prompts with pictures, and the picture to generate."""
 
     resolution: int = 512
     """Side of the square target in pixels."""
-    drop_entity: float = 0.5
-    """Probability that an entity's words give way to its picture (compositional data)."""
-    drop_scope: Literal["sample", "entity"] = "sample"
-    """One draw for all entities of a sample, as the first implementation did, or one for each."""
-    keep_background: float = 0.5
-    """Probability that an entity's picture keeps its background instead of standing on white."""
     drop_caption: float = 0.5
     """Probability that the caption before an editing instruction's picture is dropped."""
     min_side: int = 0
@@ -109,8 +121,5 @@ class InstructData(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("drop_entity", "keep_background", "drop_caption"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"data.{key}: {getattr(self, key)} must be a probability, from 0 to 1.")
         if self.resolution < 8 or self.resolution % 8:
             raise ValueError(f"data.resolution: {self.resolution} must be a multiple of 8, the autoencoder's factor.")

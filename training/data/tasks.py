@@ -81,21 +81,22 @@ class LmTask:
 
 @dataclass
 class AlignTask:
-    """Captions. clip_tokenizer: a transformers CLIP tokenizer, the one of the Stable Diffusion model."""
+    """Captions, also with pictures in the place of words. clip_tokenizer: that of the Stable Diffusion model."""
 
     config: AlignData
     tokenizer: Tokenizer
     clip_tokenizer: Any
+    image_size: int = 224
     stage: str = "align"
-    kinds: frozenset[str] = frozenset(("text", "captions", "original-laion"))
+    kinds: frozenset[str] = frozenset(("text", "captions", "compositional", "original-laion"))
 
     def needed(self, kind: str) -> Callable[[str], bool] | None:
-        return _only_text
+        return None if kind == "compositional" else _only_text
 
     def row(self, lane: Lane) -> tuple[str, Any]:
         return lane.next(self._row)
 
-    def _row(self, sample: CaptionSample | TextSample, rng: random.Random) -> Row:
+    def _row(self, sample: CaptionSample | TextSample | CompositionalSample, rng: random.Random) -> Row:
         caption = sample.text if isinstance(sample, TextSample) else sample.caption
         ids = encode(caption, self.tokenizer)
         if len(ids) > self.config.max_tokens:
@@ -104,7 +105,14 @@ class AlignTask:
         if len(clip) - 2 > min(self.config.max_clip_tokens, CLIP_LENGTH - 2):
             raise Filtered("caption too long for CLIP")
         clip = clip + [self.clip_tokenizer.pad_token_id] * (CLIP_LENGTH - len(clip))
-        return Row([BOS, *ids], clip_ids=clip)
+        if not isinstance(sample, CompositionalSample):
+            return Row([BOS, *ids], clip_ids=clip)
+        config = self.config
+        sequence = compositional_sequence(
+            sample, self.tokenizer, rng, config.drop_entity, config.keep_background, config.drop_scope
+        )
+        pictures = [preprocess_image(picture, self.image_size) for picture in sequence.pictures]
+        return Row(sequence.token_ids[:-1], sequence.image_mask[:-1], pictures, clip_ids=clip)
 
     def batch(self, rows: list[Any]) -> Batch:
         return align_batch(rows, self.config.pad_to)

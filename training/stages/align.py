@@ -1,7 +1,8 @@
-"""Stage 2, `align`: AlignerNet learns CLIP's text space from captions alone (paper section 2.2).
+"""Stage 2, `align`: AlignerNet learns CLIP's text space, in the paper from captions alone (section 2.2).
 
 Trained: both halves of AlignerNet. The frozen language model stays in train mode, as in the original: with its dropout
-both AlignerNet's input and the target of the reconstruction are noisy.
+both AlignerNet's input and the target of the reconstruction are noisy. Beyond the paper, compositional samples can be
+mixed in (`kind: compositional`): a prompt with pictures is aligned to CLIP's states of the whole caption.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from ..draws import Draws
 from ..stable_diffusion import StableDiffusion
 from ..warm_start import start_model
 from . import Batch, BatchStream, Losses, Stream
+from .pictures import embed_blank
 
 if TYPE_CHECKING:
     from ..config import RunConfig
 
 DataConfig = AlignData
 Reconstruction = Literal["original", "paper"]
+TEXT_KINDS = frozenset(("text", "captions", "original-laion"))
 
 
 @dataclass
@@ -88,18 +91,25 @@ class AlignStage:
     clip_tokenizer: Any
     notes: list[str]
     frozen: dict[str, nn.Module] = field(default_factory=dict)
+    pictures: bool = False  # whether some prompts may have pictures
 
     def set_trainable(self) -> None:
         self.model.train().requires_grad_(False)
         self.model.aligner.requires_grad_(True)
 
     def stream(self, stream: Stream) -> BatchStream:
-        return align_stream(self.data, stream, self.model.tokenizer, self.clip_tokenizer)
+        return align_stream(
+            self.data, stream, self.model.tokenizer, self.clip_tokenizer, self.model.config.vision.image_size
+        )
 
     def training_step(self, model: KosmosG, batch: Batch, draws: Draws) -> Losses:
         with torch.no_grad():
             target = self.frozen["clip"](batch["clip_ids"]).last_hidden_state
-        mse, rec = sample_losses(model, batch["token_ids"], target, rec=self.task.rec)
+        if self.pictures and "pixels" not in batch:
+            with torch.no_grad():
+                embed_blank(model)
+        pictures = {name: batch[name] for name in ("pixels", "image_mask") if name in batch}
+        mse, rec = sample_losses(model, batch["token_ids"], target, rec=self.task.rec, **pictures)
         return Losses.of_rows(mse + rec, batch["sources"], mse=mse, rec=rec)
 
 
@@ -108,4 +118,5 @@ def build(config: RunConfig, device: torch.device, model_device: torch.device) -
     model, notes = start_model(config, model_device, aligner_tables=config.task.aligner_tables)
     diffusion = StableDiffusion(config.task.stable_diffusion, device, config.precision, config.task.clip_tokenizer)
     clip = diffusion.text_encoder(width=config.model.aligner.width)
-    return AlignStage(model, config.task, config.data, diffusion.tokenizer(), notes, {"clip": clip})
+    pictures = any(source.kind not in TEXT_KINDS for source in config.data.sources.values())
+    return AlignStage(model, config.task, config.data, diffusion.tokenizer(), notes, {"clip": clip}, pictures)

@@ -18,9 +18,13 @@ def picture_tokens(model: KosmosG, pixels: Tensor | None) -> tuple[Tensor | None
         return model.embed_images(pixels), 0.0
     if not torch.is_grad_enabled() or not model.resampler.dense.weight.requires_grad:
         return None, 0.0
+    return None, 0.0 * embed_blank(model).sum()
+
+
+def embed_blank(model: KosmosG) -> Tensor:
+    """Picture tokens of a blank picture, for the sake of the modules that this touches."""
     size = model.config.vision.image_size
-    blank = torch.zeros(1, 3, size, size, device=model.device)
-    return None, 0.0 * model.embed_images(blank).sum()
+    return model.embed_images(torch.zeros(1, 3, size, size, device=model.device))
 
 
 def train_vision_end(model: KosmosG, last_block: str) -> None:

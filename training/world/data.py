@@ -73,10 +73,16 @@ class Samples:
         return self.world.draw(self.random, self.seen_identities(count))
 
     def captions(self, count: int, seen: bool) -> Iterator[Parts]:
-        for _ in range(count):
+        """Scenes, and as many objects that fill their picture: without these, stage 1 learns backgrounds and colours
+        but no shapes, for the resampler would first have to find the object."""
+        for number in range(count):
             scene = self.seen_scene() if seen else self.world.draw(self.random)
-            caption = self.world.caption(scene, self.random)
-            yield {"txt": caption.encode(), "png": png(self.world.render(scene)[0])}
+            picture, caption = self.world.render(scene)[0], self.world.caption(scene, self.random)
+            if number % 2 and not seen:
+                placed = scene.objects[0]
+                picture = picture[placed.top : placed.top + placed.size, placed.left : placed.left + placed.size]
+                caption = self.world.caption(Scene((placed,), scene.background), self.random)
+            yield {"txt": caption.encode(), "png": png(picture)}
 
     def interleaved(self, count: int) -> Iterator[Parts]:
         """Documents in which words and pictures of the same scenes follow each other, in both orders."""

@@ -137,13 +137,17 @@ def draw_prompts(world: World, identities: list[Identity], count: int, entities:
 
 @dataclass
 class Painter:
-    """A frozen U-Net with an encoder in front: Kosmos-G, or its own CLIP where `encoder` is None."""
+    """A frozen U-Net with an encoder in front: Kosmos-G, or its own CLIP where `encoder` is None.
+
+    Guidance leads away from the encoder's null condition. Only stage 3 trains it: before that, `clip_null` takes CLIP's.
+    """
 
     diffusion: StableDiffusion
     encoder: KosmosG | None
     guidance: float
     steps: int = 20
     seed: int = 1
+    clip_null: bool = False
 
     def __post_init__(self) -> None:
         self.unet, self.vae = self.diffusion.unet(), self.diffusion.vae()
@@ -153,7 +157,7 @@ class Painter:
 
     @torch.no_grad()
     def conditions(self, texts: list[str], pictures: list[list[Picture]] | None = None) -> torch.Tensor:
-        if self.encoder is None:
+        if self.encoder is None or (self.clip_null and texts == [""]):
             return text_states(*self.clip(), texts).float()
         found = []
         for start in range(0, len(texts), 16):
@@ -282,14 +286,14 @@ def main() -> None:
     evaluation = Evaluation(world, arguments.count, arguments.guidance, diffusion)
     evaluation.oracle()
 
-    def painter_of(weights: str | None) -> Painter:
+    def painter_of(weights: str | None, clip_null: bool = False) -> Painter:
         encoder = load_model(weights).eval() if weights else None
-        return Painter(diffusion, encoder, arguments.guidance, arguments.steps)
+        return Painter(diffusion, encoder, arguments.guidance, arguments.steps, clip_null=clip_null)
 
     evaluation.text("frozen U-Net with its own CLIP", painter_of(None))
     before = None
     if arguments.align:
-        painter = painter_of(arguments.align)
+        painter = painter_of(arguments.align, clip_null=True)
         evaluation.text("stage 2", painter)
         before = evaluation.by_picture("stage 2, seen, by picture", painter, evaluation.prompts["seen"])
     if arguments.instruct:
