@@ -372,7 +372,8 @@ def test_alignment_takes_pictures_for_words_and_keeps_the_whole_caption_as_targe
     shown = task._row(sample, random.Random(0))
     told = task._row(TextSample(**KEYS, text=sample.caption), random.Random(0))
     pictures = len(sample.entities)
-    assert pictures and shown.clip_ids == told.clip_ids
+    assert pictures
+    assert shown.clip_ids == told.clip_ids
     assert sum(shown.image_mask) == pictures * tiny_tokenizer.latents
     batch = task.batch([told, shown])
     assert batch["pixels"].shape == (pictures, 3, 16, 16)

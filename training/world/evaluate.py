@@ -139,7 +139,7 @@ def draw_prompts(world: World, identities: list[Identity], count: int, entities:
 class Painter:
     """A frozen U-Net with an encoder in front: Kosmos-G, or its own CLIP where `encoder` is None.
 
-    Guidance leads away from the encoder's null condition. Only stage 3 trains it: before that, `clip_null` takes CLIP's.
+    Guidance leads away from the encoder's null condition. Only stage 3 trains it: earlier, `clip_null` takes CLIP's.
     """
 
     diffusion: StableDiffusion
