@@ -380,3 +380,12 @@ def test_alignment_takes_pictures_for_words_and_keeps_the_whole_caption_as_targe
     assert batch["image_mask"].shape == batch["token_ids"].shape
     assert batch["image_mask"].sum(1).tolist() == [0, pictures * tiny_tokenizer.latents]
     assert "pixels" not in task.batch([told])
+
+
+def test_empty_captions_align_the_null_condition(tiny_tokenizer, tmp_path):
+    clip = clip_tokenizer(tmp_path / "clip")
+    task = AlignTask(AlignData(empty_captions=1.0), tiny_tokenizer, clip, image_size=16)
+    row = task._row(_compositional(), random.Random(0))
+    assert row.token_ids == tiny_tokenizer.layout("").token_ids
+    assert row.clip_ids == clip("", padding="max_length", max_length=77).input_ids
+    assert not row.pixels

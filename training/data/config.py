@@ -85,7 +85,7 @@ class PromptData(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("drop_entity", "keep_background", "drop_caption"):
+        for key in ("drop_entity", "keep_background", "drop_caption", "empty_captions"):
             if not 0 <= getattr(self, key, 0) <= 1:
                 raise ValueError(f"data.{key}: {getattr(self, key)} must be a probability, from 0 to 1.")
 
@@ -94,6 +94,8 @@ class PromptData(DataConfig):
 class AlignData(PromptData):
     """Stage 2: captions, and beyond the paper compositional samples: their pictures stand for words of the caption."""
 
+    empty_captions: float = 0.0
+    """Share of rows with neither words nor pictures; above 0 the null condition is aligned too, beyond the paper."""
     max_clip_tokens: int = 75
     """Longer captions are left out: CLIP sees 77 tokens, two of them start and end."""
     max_tokens: int = 85

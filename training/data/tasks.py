@@ -97,7 +97,9 @@ class AlignTask:
         return lane.next(self._row)
 
     def _row(self, sample: CaptionSample | TextSample | CompositionalSample, rng: random.Random) -> Row:
+        empty = self.config.empty_captions > 0 and rng.random() < self.config.empty_captions
         caption = sample.text if isinstance(sample, TextSample) else sample.caption
+        caption = "" if empty else caption
         ids = encode(caption, self.tokenizer)
         if len(ids) > self.config.max_tokens:
             raise Filtered("caption too long")
@@ -105,7 +107,7 @@ class AlignTask:
         if len(clip) - 2 > min(self.config.max_clip_tokens, CLIP_LENGTH - 2):
             raise Filtered("caption too long for CLIP")
         clip = clip + [self.clip_tokenizer.pad_token_id] * (CLIP_LENGTH - len(clip))
-        if not isinstance(sample, CompositionalSample):
+        if empty or not isinstance(sample, CompositionalSample):
             return Row([BOS, *ids], clip_ids=clip)
         config = self.config
         sequence = compositional_sequence(
