@@ -153,7 +153,7 @@ def speed(count: int, rounds: int) -> dict:
             return time.process_time() - started
 
         rows = [(*ours(), bare()) for _ in range(rounds)]
-        lock.close()
+        lock.release()
         output.close()
     return {
         "pictures": count,

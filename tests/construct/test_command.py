@@ -1,8 +1,10 @@
 """The command as a person types it: the smoke configuration, the linter's verdict, and what can be wrong."""
 
 import csv
+import shutil
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -84,13 +86,18 @@ def test_index_beside_a_shard_is_what_the_reader_would_make_itself(tmp_path):
     assert len(ours) == 11
 
 
-def test_open_images_rotation_licence_and_origin_are_applied(tmp_path):
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "tar.gz"])
+def test_open_images_rotation_licence_and_origin_are_applied(packed, tmp_path):
     source = tmp_path / "in" / "train"
     source.mkdir(parents=True)
     names = ["0" * 16, "1" * 16, "2" * 16, "f" * 16]
     for name in names:
         (source / f"{name}.jpg").write_bytes(encoded(scene(3).pixels))
         (source / f"{name}.txt").write_text(scene(3).caption)
+    if packed:
+        with tarfile.open(tmp_path / "in" / "train_0.tar.gz", "w:gz") as tar:
+            tar.add(source, "train_0")
+        shutil.rmtree(source)
     columns = ["ImageID", "Subset", "OriginalURL", "OriginalLandingURL", "License", "Rotation"]
     with (tmp_path / "images.csv").open("w", newline="") as file:
         rows = csv.writer(file)
