@@ -73,7 +73,7 @@ class Training:
     def signal(self, number: int, rank: int = 0) -> None:
         os.kill(self.processes[rank].pid, number)
 
-    def wait_for(self, text: str, timeout: float = 200) -> None:
+    def wait_for(self, text: str, timeout: float = 900) -> None:
         """Wait until the output holds `text`."""
         end = time.monotonic() + timeout
         while text not in self.output():
@@ -84,11 +84,11 @@ class Training:
     def output(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
-    def wait(self, timeout: float = 400) -> Result:
-        """The end of all processes; when one dies, the others are ended as torchrun would."""
+    def wait(self, timeout: float = 1500) -> Result:
+        """The end of all processes; when one is killed, the others are ended as torchrun would."""
         end = time.monotonic() + timeout
         while any(p.is_alive() for p in self.processes):
-            if any(p.exitcode not in (None, 0) for p in self.processes):
+            if any((p.exitcode or 0) < 0 for p in self.processes):
                 time.sleep(0.5)
                 for process in self.processes:
                     process.kill()

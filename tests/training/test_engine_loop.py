@@ -8,7 +8,8 @@ import torch
 
 from tests.training.launch import SpoilLoss, Training, differences, tensors, train
 
-pytestmark = pytest.mark.processes  # starts, kills and resumes whole runs; see README
+# A busy machine may take minutes for what a quiet one does in seconds.
+pytestmark = pytest.mark.timeout(1800)
 
 
 def records(run_folder):
