@@ -45,7 +45,10 @@ def test_two_ranks_equal_one_process_on_the_same_global_batch(trained, stage, sh
     """20 steps with dropout, ragged counts and accumulation: 4 micro-batches on one process, 2 on each of two."""
     alone = trained(stage, 1)
     together = trained(stage, 2, "--parallel.sharding", sharding)
-    torch.testing.assert_close(curve(together), curve(alone), rtol=1e-5, atol=0)
+    losses, norms = curve(together).unbind(1)
+    torch.testing.assert_close(losses, curve(alone)[:, 0], rtol=1e-5, atol=0)
+    # The norm of a gradient that nearly vanishes is rounding in part: stage 3 comes down to 0.03 here.
+    torch.testing.assert_close(norms, curve(alone)[:, 1], rtol=1e-5, atol=1e-6)
     weights, expected = (tensors(f / "checkpoints" / f"step-{STEPS:08d}") for f in (together, alone))
     rate = max(json.loads(line)["lr"] for line in (alone / "log.jsonl").read_text().splitlines())
     for name, tensor in expected.items():
