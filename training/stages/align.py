@@ -71,8 +71,7 @@ def loss(
     """Alignment and reconstruction loss, means over the batch.
 
     Args:
-        token_ids: (b, s), right-padded with 1.
-        clip_target: (b, 77, 768), CLIP's last hidden state of the same captions.
+        token_ids, clip_target: (b, s), right-padded with 1; (b, 77, 768), CLIP's last hidden state of the captions.
         pixels, image_mask: as in `KosmosG.forward`, for prompts with pictures; the paper aligns on text only.
     Returns:
         mse, rec, and loss: their sum.
@@ -98,9 +97,8 @@ class AlignStage:
         self.model.aligner.requires_grad_(True)
 
     def stream(self, stream: Stream) -> BatchStream:
-        return align_stream(
-            self.data, stream, self.model.tokenizer, self.clip_tokenizer, self.model.config.vision.image_size
-        )
+        side = self.model.config.vision.image_size
+        return align_stream(self.data, stream, self.model.tokenizer, self.clip_tokenizer, side)
 
     def training_step(self, model: KosmosG, batch: Batch, draws: Draws) -> Losses:
         with torch.no_grad():
