@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from training.optimizer import MovingAverage, OptimConfig, build_optimizer, learning_rate
+from training.parallel import total_norm
 from training.precision import LossScale
 
 
@@ -87,3 +88,10 @@ def test_bf16_has_no_loss_scale():
 def test_impossible_settings_name_their_key(key, value):
     with pytest.raises(ValueError, match=f"optim.{key}"):
         OptimConfig(**{key: value})
+
+
+def test_the_gradient_norm_of_large_tensors_is_exact_to_float32():
+    torch.manual_seed(0)
+    gradients = [torch.randn(4000, 1000), torch.randn(64, 3, 14, 14), torch.randn(500), torch.randn(())]
+    exact = torch.cat([g.double().flatten() for g in gradients]).norm()
+    torch.testing.assert_close(total_norm(gradients).double(), exact, rtol=1e-6, atol=0)
