@@ -116,6 +116,14 @@ def sample_pictures(
     return torch.stack(rows)
 
 
+def sample_sheet(
+    model: KosmosG, frozen: Mapping[str, nn.Module], scheduler: DDPMScheduler, data: InstructData, preview: Preview
+) -> Image.Image:
+    """The prompts of a preview, sampled, as one sheet."""
+    batch = rows_to_show(preview, data, model.tokenizer, model.config.vision.image_size)
+    return grid(batch, sample_pictures(model, frozen, scheduler, batch, preview), model)
+
+
 def grid(batch: Batch, pictures: Tensor, model: KosmosG) -> Image.Image:
     """What `sample_pictures` took and gave as one sheet: per prompt its text, its reference pictures, the target where
     the data has one, the samples."""

@@ -167,6 +167,17 @@ class StableDiffusion:
         return model.to(dtype)
 
 
+def snr_weights(scheduler: DDPMScheduler, bounds: tuple[float, float] | None) -> Tensor:
+    """clamp(SNR, *bounds) / SNR of each timestep, (timesteps,) float32; ones without bounds.
+
+    With these weights of the predicted noise's error, the picture's own error counts `clamp(SNR, *bounds)`: min-SNR
+    (arXiv 2303.09556) with a lower bound besides.
+    """
+    signal = scheduler.alphas_cumprod.float()
+    ratio = signal / (1 - signal)
+    return torch.ones_like(ratio) if bounds is None else ratio.clamp(*bounds) / ratio
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 

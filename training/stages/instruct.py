@@ -17,8 +17,8 @@ from kosmos_core import KosmosG
 
 from ..data import InstructData, instruct_stream
 from ..draws import Draws
-from ..preview import Preview, grid, rows_to_show, sample_pictures
-from ..stable_diffusion import StableDiffusion, encode_pictures
+from ..preview import Preview, sample_sheet
+from ..stable_diffusion import StableDiffusion, encode_pictures, snr_weights
 from ..warm_start import start_model
 from . import Batch, BatchStream, Losses, Stream
 from .null_condition import encode_with_null
@@ -40,6 +40,9 @@ class Config:
     """Share of the samples whose condition is replaced by the null condition, for classifier-free guidance."""
     vision_last_block: Literal["trained", "frozen"] = "trained"
     """frozen reproduces the original, whose activation checkpointing kept the last block from learning."""
+    snr_bounds: tuple[float, float] | None = None
+    """Weighs a sample's loss by clamp(SNR, low, high) / SNR of its timestep: min-SNR (arXiv 2303.09556) with a lower
+    bound, since the condition decides where noise hides the picture, and there errors are small. Empty: 1 (paper)."""
     preview: Preview = field(default_factory=Preview)
     """The prompts that are sampled every log.sample_every steps."""
 
@@ -52,14 +55,13 @@ def sample_losses(
     model: KosmosG, unet: nn.Module, scheduler: Any, batch: Batch, noise: Tensor, timesteps: Tensor, drop: Tensor
 ) -> Tensor:
     """Mean squared error of the predicted noise of each sample, (b,) float32."""
-    latents = batch["latents"]
     features, anchor = picture_tokens(model, batch.get("pixels"))
     conditions, null = encode_with_null(model, batch["token_ids"], batch.get("image_mask"), features)
     condition = torch.where(drop.to(null.device)[:, None, None], null, conditions) + anchor
-    noisy = scheduler.add_noise(latents, noise, timesteps)
+    noisy = scheduler.add_noise(batch["latents"], noise, timesteps)
     predicted = unet(noisy.to(unet.dtype), timesteps, encoder_hidden_states=condition.to(unet.dtype)).sample
     velocity = scheduler.config.prediction_type == "v_prediction"
-    expected = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
+    expected = scheduler.get_velocity(batch["latents"], noise, timesteps) if velocity else noise
     return (predicted.float() - expected.float()).square().mean((1, 2, 3))
 
 
@@ -68,10 +70,8 @@ def loss(
 ) -> dict[str, Tensor]:
     """Diffusion loss, mean over samples.
 
-    Args:
-        scheduler: diffusers' DDPM scheduler of the model, or another that can add noise.
-        batch: token_ids (b, s), image_mask (b, s), pixels (n, 3, S, S) or None, latents (b, 4, h, w) scaled.
-        noise, timesteps, drop: (b, 4, h, w), (b,) and (b,) bool, True where the null condition replaces the sample's.
+    batch holds token_ids (b, s), image_mask (b, s), pixels (n, 3, S, S) or None, latents (b, 4, h, w) scaled; drop (b,)
+    is True where the null condition replaces the sample's; scheduler is diffusers' DDPM or another that can add noise.
     """
     return {"loss": sample_losses(model, unet, scheduler, batch, noise, timesteps, drop).mean()}
 
@@ -86,12 +86,10 @@ class InstructStage:
     scheduler: Any
     notes: list[str]
     frozen: dict[str, nn.Module] = field(default_factory=dict)
-    shown: Batch | None = None  # the prompts of `sample`
 
     def set_trainable(self) -> None:
-        self.model.train().requires_grad_(False)
-        half = self.model.aligner.source_encoder, self.model.aligner.query_decoder
-        for part in (self.model.decoder, self.model.resampler, *half):
+        model = self.model.train().requires_grad_(False)
+        for part in (model.decoder, model.resampler, model.aligner.source_encoder, model.aligner.query_decoder):
             part.requires_grad_(True)
         train_vision_end(self.model, self.task.vision_last_block)
 
@@ -104,15 +102,13 @@ class InstructStage:
         noise = draws.normal("noise", tuple(latents.shape), device)
         timesteps = draws.integers("timestep", scheduler.config.num_train_timesteps, rows, device)
         drop = draws.uniform("null", rows, device) < self.task.null_probability
-        batch, unet = batch | {"latents": latents}, self.frozen["unet"]
-        losses = sample_losses(model, unet, scheduler, batch, noise, timesteps, drop)
-        return Losses.of_rows(losses, batch["sources"])
+        batch = batch | {"latents": latents}
+        losses = sample_losses(model, self.frozen["unet"], scheduler, batch, noise, timesteps, drop)
+        weights = snr_weights(scheduler, self.task.snr_bounds).to(device)
+        return Losses.of_rows(losses * weights[timesteps], batch["sources"])
 
     def sample(self, model: KosmosG) -> Image:
-        if self.shown is None:
-            self.shown = rows_to_show(self.task.preview, self.data, model.tokenizer, model.config.vision.image_size)
-        pictures = sample_pictures(model, self.frozen, self.scheduler, self.shown, self.task.preview)
-        return grid(self.shown, pictures, model)
+        return sample_sheet(model, self.frozen, self.scheduler, self.data, self.task.preview)
 
 
 def build(config: RunConfig, device: torch.device, model_device: torch.device) -> InstructStage:

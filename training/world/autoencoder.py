@@ -71,7 +71,7 @@ def batch_of_scenes(world: World, count: int, random: np.random.Generator) -> tu
     """Pixels -1..1 (count, 3, size, size) and object masks (count, 1, size, size), float32."""
     pixels, masks = [], []
     for number in range(count):
-        picture, parts = world.render(crowd(world, random) if number % 2 else world.draw(random))
+        picture, parts = world.render(crowd(world, random) if number % 4 else world.draw(random))
         pixels.append(picture)
         masks.append(np.any(parts, axis=0))
     pixels = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1

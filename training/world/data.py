@@ -97,7 +97,10 @@ class Samples:
             yield {"json": json.dumps({"segments": segments}).encode(), **parts}
 
     def compositional(self, count: int) -> Iterator[Parts]:
-        """A scene, its caption, and each object's square crop with its exact mask."""
+        """A scene, its caption, and each object's square crop with its exact mask.
+
+        The caption tells all that a picture can, so that stage 2 aligns a picture to one condition, not to a mean.
+        """
         for _ in range(count):
             scene = self.seen_scene()
             pixels, masks = self.world.render(scene)
@@ -105,7 +108,7 @@ class Samples:
             caption, entities = "", []
             for number, (placed, mask) in enumerate(zip(scene.objects, masks, strict=True)):
                 caption += " and " if caption else ""
-                phrase = self.world.phrase(placed.identity, self.random)
+                phrase = self.world.phrase(placed.identity, self.random, share=1.0)
                 entities.append({"text": phrase, "span": [len(caption), len(caption) + len(phrase)]})
                 caption += phrase
                 box = np.s_[placed.top : placed.top + placed.size, placed.left : placed.left + placed.size]

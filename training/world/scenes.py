@@ -41,7 +41,7 @@ WORLDS = {
     "half": WorldSettings(64, FIRST, ("donut", "turtle")),
     "test": WorldSettings(32, ("apple", "banana", "car", "heart"), ("star",)),
 }  # fmt: skip
-HUES = (0, 120, 240)
+HUES = (0, 120)
 BACKGROUNDS = {
     "red": (214, 92, 92), "green": (110, 178, 110), "blue": (100, 140, 212), "yellow": (232, 212, 110),
     "purple": (160, 116, 196), "orange": (232, 160, 96), "grey": (150, 150, 150), "white": (244, 244, 244),
@@ -184,13 +184,13 @@ class World:
             masks = [other & ~mask for other in masks] + [mask]
         return np.rint(canvas.clip(0, 1) * 255).astype(np.uint8), masks
 
-    def phrase(self, identity: Identity, random: np.random.Generator | None = None) -> str:
-        """ "a cat", and with a generator sometimes its look and colour: "a glossy purple cat"."""
+    def phrase(self, identity: Identity, random: np.random.Generator | None = None, share: float = 0.5) -> str:
+        """ "a cat", and with a generator its look and its colour in `share` of the cases: "a glossy purple cat"."""
         words = []
         if random is not None:
-            if random.random() < 0.5:
+            if random.random() < share:
                 words.append(self.atlas.words[identity.look])
-            if random.random() < 0.5:
+            if random.random() < share:
                 words.append(self.colour(identity))
         words.append(identity.noun)
         return f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}"
