@@ -77,11 +77,9 @@ class Samples:
         but no shapes, for the resampler would first have to find the object."""
         for number in range(count):
             scene = self.seen_scene() if seen else self.world.draw(self.random)
-            picture, caption = self.world.render(scene)[0], self.world.caption(scene, self.random)
-            if number % 2 and not seen:
-                placed = scene.objects[0]
-                picture = picture[placed.top : placed.top + placed.size, placed.left : placed.left + placed.size]
-                caption = self.world.caption(Scene((placed,), scene.background), self.random)
+            close = number % 2 and not seen
+            picture, scene = self.world.close_up(scene) if close else (self.world.render(scene)[0], scene)
+            caption = self.world.caption(scene, self.random)
             yield {"txt": caption.encode(), "png": png(picture)}
 
     def interleaved(self, count: int) -> Iterator[Parts]:

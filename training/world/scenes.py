@@ -184,6 +184,12 @@ class World:
             masks = [other & ~mask for other in masks] + [mask]
         return np.rint(canvas.clip(0, 1) * 255).astype(np.uint8), masks
 
+    def close_up(self, scene: Scene) -> tuple[np.ndarray, Scene]:
+        """The first object of a scene, filling the picture as references do, and the scene that this shows."""
+        placed = scene.objects[0]
+        where = np.s_[placed.top : placed.top + placed.size, placed.left : placed.left + placed.size]
+        return self.render(scene)[0][where], scene.edited(objects=(placed,))
+
     def phrase(self, identity: Identity, random: np.random.Generator | None = None, share: float = 0.5) -> str:
         """ "a cat", and with a generator its look and its colour in `share` of the cases: "a glossy purple cat"."""
         words = []

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
@@ -118,17 +119,27 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=4)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--freeze-text", action="store_true", help="go on from --output, only the vision half learns")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     world = World.named(arguments.world)
-    tokenizer = save_tokenizer(world, arguments.output / "tokenizer")
-    model = Contrast(build_text_model(tokenizer, arguments.layers), world.size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.01)
+    if arguments.freeze_text:
+        tokenizer = CLIPTokenizer.from_pretrained(arguments.output / "tokenizer")
+        model = Contrast(CLIPTextModel.from_pretrained(arguments.output / "text_encoder"), world.size)
+        model.text.requires_grad_(False)
+        model.picture = CLIPVisionModel.from_pretrained(arguments.output / "vision")
+    else:
+        tokenizer = save_tokenizer(world, arguments.output / "tokenizer")
+        model = Contrast(build_text_model(tokenizer, arguments.layers), world.size)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=5e-4, weight_decay=0.01)
 
     def batch(count: int, seed: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         random = np.random.default_rng(seed)
-        scenes = [world.draw(random) for _ in range(count)]
-        pixels = torch.from_numpy(np.stack([world.render(scene)[0] for scene in scenes]))
+        shown = [(world.render(scene)[0], scene) for scene in (world.draw(random) for _ in range(count // 2))]
+        shown += [world.close_up(world.draw(random)) for _ in range(count - count // 2)]
+        pixels = [Image.fromarray(picture).resize((world.size, world.size), Image.BICUBIC) for picture, _ in shown]
+        pixels, scenes = torch.from_numpy(np.stack(pixels)), [scene for _, scene in shown]
         # The longest caption, not 77 positions: attention is causal, so what follows the end changes nothing.
         words = tokenizer([world.caption(scene, random) for scene in scenes], padding=True, return_tensors="pt")
         return words.input_ids, normalise(pixels.permute(0, 3, 1, 2))
@@ -142,7 +153,7 @@ def main() -> None:
             loss = model(*batch(arguments.batch, [2, step]))
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         step += 1
         if step % 20 == 0:
