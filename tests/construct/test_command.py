@@ -197,17 +197,21 @@ def test_preview_of_an_empty_output_is_an_empty_sheet(tmp_path):
     assert Image.open(write_preview(config)).height < 200
 
 
-def test_preview_shows_the_target_and_both_crops_of_every_entity(tmp_path):
+def test_preview_shows_the_marked_caption_masks_and_both_crops_of_every_entity(tmp_path):
     write_folder(tmp_path / "in", range(6))
     config = settings(tmp_path / "in", tmp_path / "out", "--preview=3", "--crops.dilation=0")
     in_process.construct(config)
     sheet = np.asarray(Image.open(write_preview(config)))
-    from training.construct.preview import CELL, GAP, MARGIN
+    from training.construct.preview import CELL, GAP, LINE, MARGIN, MARKS, TITLE
 
-    number, known = 0, scene(0)
+    known = scene(0)
     colours = [known.pixels[mask][len(known.pixels[mask]) // 2].astype(int) for mask in known.masks.values()]
     rows = slice(MARGIN, MARGIN + CELL + 80)
+    caption = sheet[MARGIN + TITLE : MARGIN + TITLE + LINE]
+    target = sheet[MARGIN + TITLE + LINE : MARGIN + CELL, MARGIN : MARGIN + CELL]
     for number, colour in enumerate(colours):
+        for place, part in (("words", caption), ("mask's border", target)):
+            assert (part == MARKS[number]).all(-1).sum() > 20, f"entity {number}: its {place} have no colour"
         for column in (1 + 2 * number, 2 + 2 * number):
             left = MARGIN + column * (CELL + GAP)
             cell = sheet[rows, left : left + CELL].astype(int)

@@ -109,6 +109,22 @@ def test_components_are_those_of_scipys_labels_in_the_same_order():
         assert _component_boxes(mask).tolist() == boxes
 
 
+@pytest.mark.parametrize("size", [352, 384, 431, 480, 768])
+def test_part_that_is_computed_gives_the_crop_of_the_whole_picture(size):
+    """Regions of every place and size, on maps whose grid meets the picture's at 352, 32, 1, 32 and 32 places."""
+    rng = np.random.default_rng(size)
+    y, x = np.mgrid[0:352, 0:352]
+    for number in range(12):
+        cx, cy, radius = rng.uniform(0, 352), rng.uniform(0, 352), rng.uniform(2, 200)
+        noise = rng.standard_normal((352, 352)) * rng.choice([0, 8])
+        logits = ((radius - np.hypot(x - cx, y - cy) + noise) / 4).astype(np.float32)
+        region = Region(logits > 0 if number % 3 == 0 else logits, 1.0)
+        whole = dilate(binary_mask(region, (size, size), 0.3), size // 100)
+        crop = find_crop(region, (size, size))
+        assert np.array_equal(crop.mask, whole)
+        assert crop.box == largest_box(whole)
+
+
 def test_mask_of_other_components_stays_inside_the_crop():
     mask = drawn((90, 90), (10, 10, 50, 50), (52, 20, 54, 30))
     crop = find_crop(Region(mask, 1.0), (90, 90))

@@ -19,6 +19,12 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+Window = tuple[slice, slice]
+
+# Pictures are spread over processes of one core each: OpenCV's own threads would take time from the others, most of it
+# for waiting, which they do in a loop.
+cv2.setNumThreads(1)
+
 
 @dataclass(frozen=True)
 class Region:
@@ -45,7 +51,7 @@ class Crop:
     share: float
 
     @property
-    def window(self) -> tuple[slice, slice]:
+    def window(self) -> Window:
         """The crop as an index into an (h, w, ...) array."""
         left, top, side = self.square
         return slice(top, top + side), slice(left, left + side)
@@ -58,9 +64,13 @@ def binary_mask(region: Region, size: tuple[int, int], threshold: float) -> np.n
             return region.map
         rows, columns = (np.arange(new) * old // new for new, old in zip(size, region.map.shape, strict=True))
         return region.map[np.ix_(rows, columns)]
-    # sigmoid(x) > t and x > log(t / (1 - t)) are the same, the second without an exponential per pixel.
     logits = cv2.resize(region.map.astype(np.float32, copy=False), size[::-1], interpolation=cv2.INTER_LINEAR)
-    return logits > math.log(threshold / (1 - threshold))
+    return logits > _level(threshold)
+
+
+def _level(threshold: float) -> float:
+    """sigmoid(x) > t and x > log(t / (1 - t)) are the same, the second without an exponential per pixel."""
+    return math.log(threshold / (1 - threshold))
 
 
 def dilate(mask: np.ndarray, window: int) -> np.ndarray:
@@ -124,6 +134,10 @@ def _joined(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     a chain of n links is settled after about log2(n) rounds. Then all nodes of a component point to its first one.
     """
     pointer = np.arange(count)
+    # Most nodes are in chains: these are followed first, each node pointing to the first before it that it touches.
+    pointer[second[::-1]] = first[::-1]
+    for _ in range(count.bit_length()):
+        pointer = pointer[pointer]
     while True:
         a, b = pointer[first], pointer[second]
         if (a == b).all():
@@ -136,7 +150,27 @@ def _joined(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return (np.cumsum(pointer == np.arange(count)) - 1)[pointer]
 
 
-def _extent(mask: np.ndarray) -> tuple[slice, slice] | None:
+def _reach(hot: np.ndarray, size: tuple[int, int]) -> tuple[Window, Window] | None:
+    """Windows of a small map (h, w) bool and of a picture of `size` that match; all of the map's mask is inside.
+
+    A window of the map, resized, is the window of the resized map where both begin and end at common multiples of the
+    two grids. Where the lengths have no common divisor that is the whole, but most have: 352 and 768 meet 32 times.
+    """
+    found = _extent(hot)
+    if found is None:
+        return None
+    pairs = []
+    for part, old, new in zip(found, hot.shape, size, strict=True):
+        meetings = math.gcd(old, new)
+        step = old // meetings
+        # With a neighbour on each side: values between it and the mask's border may be above the level.
+        first, last = max(part.start - 1, 0) // step, min(-(-(part.stop + 1) // step), meetings)
+        pairs.append([slice(first * length // meetings, last * length // meetings) for length in (old, new)])
+    source, target = zip(*pairs, strict=True)
+    return source, target
+
+
+def _extent(mask: np.ndarray) -> Window | None:
     rows = np.flatnonzero(mask.any(axis=1))
     if not len(rows):
         return None
@@ -162,19 +196,21 @@ def find_crop(region: Region, size: tuple[int, int], threshold: float = 0.3, dil
     Args:
         dilation: the dilation window is the height divided by this, rounded down; 0 leaves the mask as it is.
     """
-    mask = binary_mask(region, size, threshold)
-    inside = _extent(mask)
-    if inside is None:
+    # Only the part of the picture that the mask reaches is computed; most pictures are empty elsewhere.
+    windows = _reach(region.map if region.map.dtype == bool else region.map > _level(threshold), size)
+    if windows is None:
         return None
+    source, target = windows
+    extent = tuple(part.stop - part.start for part in target)
+    mask = np.zeros(size, dtype=bool)
+    mask[target] = binary_mask(Region(region.map[source], region.score), extent, threshold)
     window = size[0] // dilation if dilation else 0
-    if window >= 2:
-        # Dilation reaches no further than the window: the empty rest of the picture need not be gone through.
-        inside = tuple(slice(max(s.start - window, 0), s.stop + window) for s in inside)
-        dilated = np.zeros(size, dtype=bool)
-        dilated[inside] = dilate(mask[inside], window)
-        mask = dilated
-    left, top, right, bottom = largest_box(mask[inside])
-    rows, columns = inside
-    box = left + columns.start, top + rows.start, right + columns.start, bottom + rows.start
+    rows, columns = inside = tuple(slice(max(part.start - window, 0), part.stop + window) for part in target)
+    mask[inside] = dilate(mask[inside], window)
+    box = largest_box(mask[inside])
+    if box is None:
+        return None
+    left, top, right, bottom = box
     share = np.count_nonzero(mask[inside][top:bottom, left:right]) / mask.size
+    box = left + columns.start, top + rows.start, right + columns.start, bottom + rows.start
     return Crop(mask, box, square_around(box, size), share)

@@ -62,6 +62,12 @@ def decode_square(
     return _centre_square(np.asarray(picture))
 
 
+def square_side(content: bytes) -> int:
+    """Side of the centre square of a picture that was decoded before, from its header alone."""
+    with Image.open(io.BytesIO(content)) as picture:
+        return min(picture.size)
+
+
 def _plain_jpeg(picture: Image.Image, content: bytes, at_least: int) -> np.ndarray | None:
     """The pixels of an RGB JPEG as stored; None for everything else, damaged ones included, which Pillow then judges.
 

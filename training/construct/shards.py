@@ -128,12 +128,12 @@ class Output:
 
     def write_part(self, chunk: Chunk, samples: list[Sample]) -> Part:
         """Write a chunk's samples as one part. Raises OSError where they cannot be written; nothing is left then."""
-        pieces, offsets = tar_members(samples)
+        content, offsets = tar_members(samples)
         if samples:
-            write_whole(self.part_path(chunk.shard, chunk.number), pieces, self.parts, durable=False)
+            write_whole(self.part_path(chunk.shard, chunk.number), content, self.parts, durable=False)
         entities = sum(name.endswith(".mask.png") for sample in samples for name in sample.members)
         return Part(
-            chunk.shard, chunk.number, chunk.last, chunk.problem, offsets, sum(map(len, pieces)), entities,
+            chunk.shard, chunk.number, chunk.last, chunk.problem, offsets, len(content), entities,
             chunk.skipped, chunk.notes,
         )  # fmt: skip
 
@@ -217,15 +217,12 @@ def total(output: Output, shards: list[InputShard], failed: dict[str, str]) -> d
     return summed
 
 
-def write_whole(path: Path, content: bytes | list[bytes], work: Path, durable: bool = True) -> None:
-    """Write a file, given whole or in pieces, in the folder `work` and rename it.
-
-    `durable` waits until it would survive a power cut.
-    """
+def write_whole(path: Path, content: bytes, work: Path, durable: bool = True) -> None:
+    """Write a file in the folder `work` and rename it; `durable` waits until it would survive a power cut."""
     partial = work / f"{uuid.uuid4().hex}.tmp"
     try:
         with partial.open("wb") as file:
-            file.writelines([content] if isinstance(content, bytes) else content)
+            file.write(content)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())

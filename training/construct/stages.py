@@ -14,7 +14,7 @@ from .captions import Captioner
 from .config import ConstructConfig, FilterConfig
 from .crops import Crop, find_crop
 from .entities import Extractor
-from .pictures import decode_square, perceptual_hash, resize
+from .pictures import decode_square, perceptual_hash, resize, square_side
 from .records import Chunk, Picture, Unusable
 from .samples import Cut, Sample, encode
 from .segments import Segmenter
@@ -133,17 +133,18 @@ def segment(chunk: Chunk, segmenter: Segmenter) -> None:
 
 
 def finish(chunk: Chunk, config: ConstructConfig) -> list[Sample]:
-    """Decode each picture in full, cut its entities out, and encode the samples."""
+    """Find each entity's place, then decode the pictures that have some in full, cut out, and encode the samples."""
     samples = []
     for picture in chunk.pictures:
+        side = square_side(picture.content)
+        cuts = _cuts(chunk, picture, (side, side), config)
+        if len(cuts) < config.filters.min_entities:
+            chunk.skip(picture.key, "entities: too few found in the picture")
+            continue
         try:
             pixels = decode_square(picture.content, config.filters, picture.rotation)
         except Unusable as reason:
             chunk.skip(picture.key, str(reason))
-            continue
-        cuts = _cuts(chunk, picture, pixels.shape[:2], config)
-        if len(cuts) < config.filters.min_entities:
-            chunk.skip(picture.key, "entities: too few found in the picture")
         else:
             samples.append(encode(picture, pixels, cuts, config.crops))
     chunk.pictures = []
