@@ -145,6 +145,22 @@ def test_a_tenth_of_the_conditions_is_null():
     assert float((drawn < instruct.Config().null_probability).float().mean()) == pytest.approx(0.1, abs=0.02)
 
 
+@torch.no_grad()
+def test_bounds_of_the_signal_to_noise_ratio_weigh_each_sample_by_its_timestep(stages, tiny_tokenizer):
+    task, draws = stages["instruct"], Draws(seed=0, step=0)
+    task.model.eval()
+    batch = _batch("instruct", tiny_tokenizer) | {"sources": list("abcd")}
+    plain = task.training_step(task.model, batch, draws).parts
+    task.task.snr_bounds = (0.01, 0.5)
+    weighted = task.training_step(task.model, batch, draws).parts
+    signal = task.scheduler.alphas_cumprod[draws.integers("timestep", 1000, ROWS)]
+    ratio = signal / (1 - signal)
+    assert ratio.min() < 0.01 < 0.5 < ratio.max()
+    for row, source in enumerate("abcd"):
+        expected = ratio[row].clamp(0.01, 0.5) / ratio[row]
+        assert float(weighted[source][0] / plain[source][0]) == pytest.approx(float(expected), rel=1e-4)
+
+
 # -- the preview of stage 3
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from kosmos_core.stable_diffusion import LATENT_SCALE
 from training.stable_diffusion import StableDiffusion
 from training.world.autoencoder import batch_of_scenes, full_autoencoder, loss_of, narrow_autoencoder, slim_autoencoder
-from training.world.diffusion import Training, build_unet
+from training.world.diffusion import Training, blurred, build_unet
 from training.world.sampling import sample
 from training.world.scenes import World
 from training.world.single_file import single_file, unet_name
@@ -49,6 +49,16 @@ def test_a_stopped_unet_goes_on_with_the_same_numbers(world, tmp_path):
     going_on = Training(world, tmp_path)
     assert going_on.samples == 4
     assert [going_on.train_step(latents, states, 1e-3) for _ in range(2)] == first[1:]
+
+
+def test_blurred_conditions_stay_nearest_to_their_own():
+    states = torch.randn(6, 77, 768, generator=torch.Generator().manual_seed(0))
+    made = blurred(states, torch.Generator().manual_seed(1))
+    distances = torch.cdist(made.flatten(1), states.flatten(1))
+    assert distances.argmin(1).tolist() == list(range(6))
+    assert distances.diagonal().min() > 0
+    second = distances.masked_fill(torch.eye(6, dtype=torch.bool), torch.inf).argmin(1)
+    assert second.tolist() == [5, 0, 1, 2, 3, 4]  # towards the row before
 
 
 def test_pictures_depend_on_condition_and_seed_only():
