@@ -69,6 +69,13 @@ def test_pad_keeps_what_a_square_would_cut_and_only_the_square_warns():
     assert int(padded.mask.sum()) == 2000
 
 
+@pytest.mark.parametrize(("width", "warned"), [(40, False), (41, True)])
+def test_more_than_a_quarter_cut_away_warns(width, warned):
+    crop = crop_subject(torch.zeros(30, width, 3, dtype=torch.uint8), torch.ones(30, width, dtype=torch.bool))
+    assert crop.lost == pytest.approx(1 - 30 / width)
+    assert (crop.warning is not None) == warned
+
+
 def test_margin_widens_the_square_by_its_share_on_each_side():
     mask = torch.zeros(100, 100, dtype=torch.bool)
     mask[40:60, 45:55] = True

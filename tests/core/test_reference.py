@@ -118,6 +118,15 @@ def test_a_reference_of_another_model_is_refused(model):
         tokens(model, average([foreign, Reference(View(picture(1)))]))
 
 
+def test_a_reference_of_a_release_that_prepared_pictures_differently_is_refused(model, tmp_path: Path, monkeypatch):
+    reference = Reference(View(picture(1)))
+    with monkeypatch.context() as other_release:
+        other_release.setattr("kosmos_core.reference.PREPARATION", "another")
+        save_reference(tmp_path / "old.safetensors", tokens(model, reference), reference, "model")
+    with pytest.raises(WeightsError, match=r"old\.safetensors was saved by a release that prepared pictures"):
+        load_reference(tmp_path / "old.safetensors")
+
+
 def test_files_that_are_no_references_are_refused(model, tmp_path: Path):
     save_model(model, tmp_path / "model.safetensors")
     with pytest.raises(WeightsError, match="not a saved Kosmos-G reference"):

@@ -15,9 +15,13 @@ from training.data.synthetic import LAYOUTS, pair_samples, write_tars
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_sound_data_set_is_fit_and_shown(tmp_path, layout, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    """The sheet lies beside the data set; where the command is given, nothing is written unasked."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
     write_tars(tmp_path / layout, LAYOUTS[layout](random.Random(0), 30, 48), per_shard=20)
-    assert main([str(tmp_path / layout), "--workers", "1", "--json", "findings.json"]) == 0
+    assert main([f"../{layout}", "--workers", "1", "--json", "../findings.json"]) == 0
+    assert not list(elsewhere.iterdir())
     assert "Fit for training" in capsys.readouterr().out
     findings = json.loads((tmp_path / "findings.json").read_text())
     assert (findings["samples"], findings["read"], findings["unusable"]) == (30, 30, {})
@@ -65,6 +69,15 @@ def test_oddities_are_shown_but_no_fault(tmp_path):
     found = tmp_path / "found.json"
     assert main([str(tmp_path / "set"), "--sheet", str(tmp_path / "s.png"), "--json", str(found)]) == 0
     assert len(json.loads(found.read_text())["odd"]["mask and crop differ in size"]) == 3
+
+
+@pytest.mark.parametrize("option", ["--sheet", "--json"])
+def test_a_file_that_cannot_be_written_is_a_sentence(tmp_path, option, capsys):
+    write_tars(tmp_path / "web", pair_samples(random.Random(0), 20, 48), per_shard=10)
+    target = tmp_path / "missing" / "found.png"
+    assert main([str(tmp_path / "web"), option, str(target)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said == f"{target} cannot be written (No such file or directory); give another file with {option}."
 
 
 @pytest.mark.parametrize("path", ["nowhere", "empty", "strange"])

@@ -1,6 +1,7 @@
 """The training loop: signals, steps that are not finite, exact means over uneven micro-batches, what it reports."""
 
 import json
+import re
 import signal
 
 import pytest
@@ -101,6 +102,37 @@ def test_the_keys_of_a_bad_batch_are_those_of_the_data(smoke_stages, tmp_path):
         batches = [next(streams[micro % 2]) for micro in range(4)]
         expected = [key for batch in batches for key in batch["keys"]]
     assert entry["keys"] == expected
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.01, 1000.0])
+def test_the_gradient_is_cut_to_clip_norm_where_it_is_longer(smoke_stages, tmp_path, limit):
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", "--steps", "1", "--optim.clip_norm", str(limit))
+    result = train(arguments, tmp_path / "log")
+    assert result.ok, result.output
+    (record,) = records(tmp_path / "run")
+    moments = tensors(tmp_path / "run/checkpoints/step-00000001").items()
+    # After one step Adam's first moment is a tenth of the gradient that it was given.
+    given = 10 * torch.cat([tensor.flatten() for name, tensor in moments if name.endswith(".exp_avg")]).norm()
+    assert float(given) == pytest.approx(limit if limit == 0.01 else record["gradient_norm"], rel=1e-3)
+
+
+def test_unusable_samples_are_told_at_the_end_of_an_epoch_and_too_many_of_them_end_the_run(smoke_stages, tmp_path):
+    lines = [json.dumps({"text": "a red circle on white. " * 2 if number % 10 else " "}) for number in range(100)]
+    (tmp_path / "words.jsonl").write_text("\n".join(lines))
+    options = "--steps", "30", "--data.sources.text.path", str(tmp_path / "words.jsonl")
+    lenient = smoke_stages.arguments("lm", tmp_path / "lenient", *options, "--data.max_bad", "20")
+    result = train(lenient, tmp_path / "log")
+    assert result.ok, result.output
+    assert re.search(
+        r"data: end of epoch 2 of text: 2\d\d samples read, \d+ unusable \(empty text \d+\)", result.output
+    )
+    result = train(smoke_stages.arguments("lm", tmp_path / "run", *options), tmp_path / "log")
+    assert result.codes == [1], result.output
+    assert "more than max_bad = 5 %" in result.output
+    listing = (tmp_path / "run" / "unusable-samples-0.txt").read_text().splitlines()
+    assert listing
+    assert {line.partition(": ")[0] for line in listing} <= {f"words.jsonl/{number}" for number in range(0, 100, 10)}
+    assert all(line.endswith(": empty text") for line in listing)
 
 
 def test_a_record_holds_what_a_person_wants_to_see(smoke_stages, tmp_path):

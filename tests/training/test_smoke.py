@@ -64,6 +64,11 @@ def test_prompts_are_sampled_to_a_grid(smoke_run: Path):
     assert samples.getextrema() != ((255, 255), (255, 255), (255, 255))
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_records_go_to_tensorboard_unasked(smoke_run: Path, stage: str):
+    assert list((smoke_run / stage / "tensorboard").glob("events.out.tfevents*"))
+
+
 def test_where_the_weights_come_from_is_said(smoke_run: Path):
     said = (smoke_run / "output.txt").read_text()
     assert "weights: none given, initialised from seed 0" in said

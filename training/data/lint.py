@@ -3,8 +3,9 @@
     python -m training.data.lint PATH [--kind edit] [--sheet sheet.png] [--limit 10000] [--json findings.json]
 
 Every sample is read, cooked and its pictures decoded as training would. The table says what is unusable and why; the
-contact sheet shows twelve samples with their prompts. Exit code 0: fit for training; 1: more than --max-bad per cent of
-the samples, or a file, are unusable; 2: no data set of a known layout.
+contact sheet, PATH-sheet.png beside the data set, shows twelve samples with their prompts. Exit code 0: fit for
+training; 1: more than --max-bad per cent of the samples, or a file, are unusable; 2: no data set of a known layout, or
+the results cannot be written.
 """
 
 from __future__ import annotations
@@ -201,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.data.lint", description=__doc__.partition("\n")[0])
     parser.add_argument("path", help="a folder of .tar, .jsonl or .tsv files, or one such file")
     parser.add_argument("--kind", choices=get_args(Kind), default="auto", help="layout, where it cannot be recognised")
-    parser.add_argument("--sheet", help="where the contact sheet goes (default: NAME-sheet.png here)")
+    parser.add_argument("--sheet", type=Path, help="where the contact sheet goes (default: PATH-sheet.png)")
     parser.add_argument("--limit", type=int, default=0, help="read only so many samples (default: all)")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="reading processes")
     parser.add_argument("--max-bad", type=float, default=DataConfig.max_bad, help="per cent of samples (default: 5)")
@@ -220,12 +221,20 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     found = check_all(dataset, kind, given.limit, given.workers, console)
     show(given.path, dataset, kind, found, console)
-    if given.json:
-        given.json.write_text(json.dumps(report(given.path, dataset, kind, found), indent=1, ensure_ascii=False))
-    sheet = Path(given.sheet or f"{Path(given.path).resolve().stem}-sheet.png")
-    if (shown := contact_sheet(dataset, kind, SHOWN)) is not None:
-        shown.save(sheet)
-        console.print(f"Twelve samples: {sheet}", highlight=False)
+    path = Path(given.path).resolve()
+    sheet = given.sheet or path.with_name(f"{path.stem}-sheet.png")
+    option = "--json"
+    try:
+        if given.json:
+            given.json.write_text(json.dumps(report(given.path, dataset, kind, found), indent=1, ensure_ascii=False))
+        option = "--sheet"
+        if (shown := contact_sheet(dataset, kind, SHOWN)) is not None:
+            shown.save(sheet)
+            console.print(f"Twelve samples: {sheet}", highlight=False)
+    except OSError as error:
+        said = f"{error.filename} cannot be written ({error.strerror}); give another file with {option}."
+        print(said, file=sys.stderr)
+        return 2
     share = 100 * found.bad_samples / max(found.samples, 1)
     fit = share <= given.max_bad and not dataset.damaged
     verdict = "Fit for training." if fit else "Not fit for training:"

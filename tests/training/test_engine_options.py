@@ -1,0 +1,69 @@
+"""Options of the engine that change no number: each does what it is there for."""
+
+import pytest
+import torch
+
+from training.config import parse
+from training.draws import Draws
+from training.parallel import parallelize
+from training.processes import World
+from training.stages import Stream, stage_module
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def engine_and_batch(smoke_stages, tmp_path):
+    """A stage ready to train in this process, and its first micro-batch."""
+
+    def made(stage, *options):
+        config = parse(smoke_stages.arguments(stage, tmp_path / "run", *options))
+        built = stage_module(stage).build(config, CPU, CPU)
+        built.set_trainable()
+        engine = parallelize(built, "single", config.parallel, config.optim, "fp32", World(0, 1, CPU))
+        return engine, next(built.stream(Stream(0, 0, 1, 1, 1)))
+
+    return made
+
+
+def trained_once(engine, batch):
+    """The loss of a micro-batch after its backward pass."""
+    torch.manual_seed(0)  # dropout's
+    loss = engine.step("training_step", batch, Draws(0, 0)).total
+    loss.backward()
+    return loss.detach()
+
+
+@pytest.mark.parametrize(("option", "passes"), [("false", 1), ("true", 2)])
+def test_activation_checkpointing_computes_blocks_and_unet_a_second_time(engine_and_batch, option, passes):
+    engine, batch = engine_and_batch("instruct", "--parallel.activation_checkpointing", option)
+    model, unet = engine.stage.model, engine.stage.frozen["unet"]
+    watched = {
+        "decoder": model.decoder.blocks[0].feed_forward,
+        "aligner": model.aligner.source_encoder.blocks[0].feed_forward,
+        "vision": model.vision.blocks[-1].feed_forward,
+        "unet": unet.up_blocks[-1].resnets[-1],  # the first has no gradient to compute: nothing in it trains
+        "frozen vision": model.vision.blocks[0].feed_forward,
+    }
+    counts = dict.fromkeys(watched, 0)
+    for name, module in watched.items():
+        # Before and not after it: recomputing stops as soon as everything is there that the gradient needs.
+        module.register_forward_pre_hook(lambda *_, name=name: counts.update({name: counts[name] + 1}))
+    trained_once(engine, batch)
+    assert counts == {name: 1 if name == "frozen vision" else passes for name in watched}
+
+
+def test_compiled_blocks_give_the_same_loss_and_gradient(engine_and_batch, monkeypatch):
+    """Captured and differentiated by torch.compile; the C++ that it would write takes a minute for these blocks."""
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="aot_eager"))
+    certain = "--model.decoder.dropout", "0", "--model.resampler.attention_dropout", "0"
+    expected, batch = engine_and_batch("lm", *certain)
+    compiled, _ = engine_and_batch("lm", *certain, "--parallel.compile", "true")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    torch.testing.assert_close(trained_once(compiled, batch), trained_once(expected, batch), rtol=1e-5, atol=0)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
+    for name, parameter in expected.parameters.items():
+        found = compiled.parameters[name].grad
+        torch.testing.assert_close(found, parameter.grad, rtol=1e-4, atol=1e-6 * float(parameter.grad.abs().max() + 1))
