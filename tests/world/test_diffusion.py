@@ -11,7 +11,7 @@ from training.world.autoencoder import batch_of_scenes, full_autoencoder, loss_o
 from training.world.diffusion import Training, blurred, build_unet
 from training.world.sampling import sample
 from training.world.scenes import World
-from training.world.single_file import single_file, unet_name
+from training.world.single_file import save_clip, save_diffusers, single_file, unet_name
 
 
 @pytest.fixture(scope="module")
@@ -82,17 +82,37 @@ def test_the_single_file_has_every_tensor_under_comfyuis_names(chain):
     assert tensors["model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"].shape == (320, 768)
     assert tensors["first_stage_model.taesd_decoder.1.weight"].shape == (64, 4, 3, 3)
     assert tensors["first_stage_model.vae_scale"].item() == pytest.approx(LATENT_SCALE, abs=1e-4)
-    assert all(tensor.dtype == torch.float16 for tensor in tensors.values())
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16, torch.float8_e4m3fn}
 
 
 def test_the_single_file_reads_back_as_the_models_that_it_was_made_of(chain, tmp_path):
     save_file(single_file(chain.folder / "sd"), tmp_path / "sd.safetensors")
     folder, file = (StableDiffusion(str(path)) for path in (chain.folder / "sd", tmp_path / "sd.safetensors"))
-    for made, read in ((folder.unet(), file.unet()), (folder.vae(), file.vae())):
+    unet = folder.unet()
+    for made, read in ((unet, file.unet()), (folder.vae(), file.vae())):
         weights = read.state_dict()
         for name, tensor in made.state_dict().items():
-            assert torch.equal(weights[name], tensor.half().float()), name
+            stored = torch.float8_e4m3fn if made is unet and tensor.ndim > 1 else torch.float16
+            assert torch.equal(weights[name], tensor.to(stored).float()), name
     assert file.vae().config.scaling_factor == pytest.approx(folder.vae().config.scaling_factor, rel=1e-3)
+
+
+def test_the_diffusers_folder_comes_back_from_the_shipped_files(chain, tmp_path):
+    save_file(single_file(chain.folder / "sd"), tmp_path / "sd.safetensors")
+    save_clip(chain.folder / "sd", tmp_path / "clip")
+    save_diffusers(tmp_path / "sd.safetensors", tmp_path / "clip", tmp_path / "back")
+    made, read = (StableDiffusion(str(path)) for path in (chain.folder / "sd", tmp_path / "back"))
+    words = made.tokenizer()("a glossy red heart", return_tensors="pt").input_ids
+    assert torch.equal(words, read.tokenizer()("a glossy red heart", return_tensors="pt").input_ids)
+    states = [model.text_encoder()(words).last_hidden_state for model in (made, read)]
+    assert torch.allclose(*states, atol=2e-2)
+    assert not torch.equal(*states)  # fp16 on disk
+    latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(made.vae().decode(latents).sample, read.vae().decode(latents).sample, atol=2e-2)
+    assert read.vae().config.scaling_factor == made.vae().config.scaling_factor
+    training = Training(chain.world, tmp_path / "new", start=tmp_path / "back")
+    for name, tensor in training.unet.state_dict().items():
+        assert torch.equal(tensor, read.unet().state_dict()[name]), name
 
 
 def test_a_second_level_is_refused_by_name():

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not KOSMOS.exists(), reason="assets/world holds 
 
 
 def test_an_identity_held_out_from_stage_3_comes_nearer_by_its_own_picture_than_by_another():
-    world = World.named("half")
+    world = World.named("full")
     held_out = [identity for identity in world.identities if world.held_out_of_instruct(identity)]
     prompts = draw_prompts(world, held_out, 16, 1, seed=30)
     painter = Painter(StableDiffusion(str(STABLE_DIFFUSION)), load_model(KOSMOS).eval(), guidance=4.0, steps=10)

@@ -104,9 +104,11 @@ def blurred(states: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 class Training:
     """U-Net, its running mean, optimiser and position; saved whole so that a stopped run loses little."""
 
-    def __init__(self, world: World, folder: Path):
+    def __init__(self, world: World, folder: Path, start: Path | None = None):
         torch.manual_seed(0)
         self.folder, self.unet = folder, build_unet(world.size)
+        if start:
+            self.unet.load_state_dict(UNet2DConditionModel.from_pretrained(start / "unet").state_dict())
         self.mean = copy.deepcopy(self.unet).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.unet.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True
@@ -162,6 +164,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=16000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--start", type=Path, help="diffusers folder whose U-Net a new run begins with")
     parser.add_argument("--show-every", type=float, default=5, metavar="MINUTES")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -174,7 +177,7 @@ def main() -> None:
     latents = kept(arguments.output / "latents.pt", lambda: scene_latents(world, vae, scenes))["latents"]
     numbers, states = text["numbers"], text["states"]
     print(f"{len(latents)} scenes, {len(states) - 1} captions, latent std {latents.std():.3f}", flush=True)
-    training = Training(world, arguments.output)
+    training = Training(world, arguments.output, arguments.start)
     random = np.random.default_rng(5)
     shown = [f"a {noun} on a {colour} background" for noun in world.nouns for colour in ("blue", "white")][:20]
     shown += ["a cat and a car on a grey background", "a red heart and a banana on a green background",

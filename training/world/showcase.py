@@ -50,7 +50,7 @@ def singles(world: World, painter: Painter) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", default="half")
+    parser.add_argument("--world", default="full")
     parser.add_argument("--kosmos_g", type=Path, default=ASSETS / "emoji-world-kosmos-g.safetensors")
     parser.add_argument("--stable_diffusion", type=Path, default=ASSETS / "emoji-world-sd.safetensors")
     parser.add_argument("--output", type=Path, default=ASSETS)

@@ -1,9 +1,12 @@
-"""The world's Stable Diffusion as one file for ComfyUI's CheckpointLoaderSimple, fp16.
+"""The world's Stable Diffusion as one file for ComfyUI's CheckpointLoaderSimple, and back.
 
-    python -m training.world.single_file RUNS/sd/diffusers assets/world/emoji-world-sd.safetensors
+    python -m training.world.single_file RUNS/sd/diffusers assets/world/emoji-world-sd.safetensors assets/world/clip
+    python -m training.world.single_file --back RUNS/sd/diffusers SD.safetensors CLIP-FOLDER
 
-The U-Net gets the names of the first Stable Diffusion code, the autoencoder those of TAESD. CLIP is left out: ComfyUI's
-is of a fixed size that the world's does not have, and Kosmos-G takes its place.
+The U-Net gets the names of the first Stable Diffusion code, the autoencoder those of TAESD. The U-Net's matrices are
+fp8 (pictures differ by less than one of 255 steps), all else fp16. CLIP goes into a folder of its own: ComfyUI's is of
+a fixed size that the world's does not have, and Kosmos-G takes its place. `--back` makes the diffusers folder again,
+from which the U-Net and stages 2 and 3 can be trained on and the evaluation runs.
 """
 
 import argparse
@@ -11,9 +14,15 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import save
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from kosmos_core.stable_diffusion import LATENT_SCALE, UNET, VAE
+from kosmos_core.stable_diffusion import LATENT_SCALE, UNET, VAE, SingleFile
+
+from ..data.index import write_whole
+from .diffusion import save_pipeline
+
+LATENTS = 8  # of a side of the world's pictures
 
 RESIDUAL = {
     "norm1.": "in_layers.0.", "conv1.": "in_layers.2.", "time_emb_proj.": "emb_layers.1.", "norm2.": "out_layers.0.",
@@ -55,24 +64,50 @@ def autoencoder_name(name: str) -> str:
 
 
 def single_file(folder: Path) -> dict[str, torch.Tensor]:
-    """Tensors of the checkpoint, fp16."""
+    """Tensors of the checkpoint, in their types on disk."""
     unet = UNet2DConditionModel.from_pretrained(folder / "unet").state_dict()
     tensors = {f"{UNET}{unet_name(name)}": tensor for name, tensor in unet.items()}
     vae = AutoencoderTiny.from_pretrained(folder / "vae").state_dict()
     tensors |= {autoencoder_name(name): tensor for name, tensor in vae.items()}
     tensors[f"{VAE}vae_scale"] = torch.tensor(LATENT_SCALE)
     tensors[f"{VAE}vae_shift"] = torch.tensor(0.0)
-    return {name: tensor.half().contiguous() for name, tensor in tensors.items()}
+
+    def stored(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        small = name.startswith(UNET) and tensor.ndim > 1
+        return tensor.to(torch.float8_e4m3fn if small else torch.float16).contiguous()
+
+    return {name: stored(name, tensor) for name, tensor in tensors.items()}
+
+
+def save_clip(folder: Path, output: Path) -> None:
+    """CLIP's text half, fp16, and its tokenizer, in one folder of transformers' layout."""
+    CLIPTextModel.from_pretrained(folder / "text_encoder").half().save_pretrained(output)
+    CLIPTokenizer.from_pretrained(folder / "tokenizer").save_pretrained(output)
+
+
+def save_diffusers(checkpoint: Path, clip: Path, folder: Path) -> None:
+    """The diffusers folder of a checkpoint and its CLIP, float32."""
+    file, tokenizer = SingleFile(checkpoint), CLIPTokenizer.from_pretrained(clip)
+    unet, vae = file.unet(), file.vae()
+    unet.register_to_config(sample_size=LATENTS)
+    vae.register_to_config(scaling_factor=1.0)  # the file's is rounded
+    save_pipeline(unet, vae, CLIPTextModel.from_pretrained(clip).float(), tokenizer, folder)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="diffusers folder")
-    parser.add_argument("output", type=Path)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("clip", type=Path, help="folder of CLIP's text half and tokenizer")
+    parser.add_argument("--back", action="store_true", help="make the diffusers folder of the checkpoint")
     arguments = parser.parse_args()
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    save_file(single_file(arguments.folder), arguments.output, metadata={"format": "pt"})
-    print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB")
+    if arguments.back:
+        save_diffusers(arguments.checkpoint, arguments.clip, arguments.folder)
+        return
+    arguments.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(arguments.checkpoint, save(single_file(arguments.folder), metadata={"format": "pt"}))
+    save_clip(arguments.folder, arguments.clip)
+    print(f"{arguments.checkpoint}: {arguments.checkpoint.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
