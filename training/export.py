@@ -2,6 +2,7 @@
 
     python -m training.export runs/instruct kosmos-g.safetensors
     python -m training.export runs/instruct kosmos-g.safetensors --ema --dtype bfloat16 --step 20000
+    python -m training.export runs/align kosmos-g.safetensors --half M
 
 The file carries the model's sizes, its tokenizer and where it came from: configuration, steps, data, git commit and
 library versions.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def export(
-    run_folder: str | Path, output: str | Path, *, ema: bool = False, step: int | None = None, dtype: str = "float32"
-) -> dict[str, Any]:
+    run_folder: str | Path, output: str | Path, *, ema: bool = False, step: int | None = None, dtype: str = "float32",
+    half: str = "MN",
+) -> dict[str, Any]:  # fmt: skip
     """Write the weights of a run's checkpoint to `output`, atomically; returns the provenance stored in the file.
 
     Args:
         ema: the moving average of the trained weights instead of their last values.
         step: which checkpoint; None takes the latest.
+        half: M leaves out AlignerNet's training half, which stage 2 needs and nothing else; MN keeps what there is.
     Raises:
         CheckpointError: there is no such run, checkpoint or moving average, or it cannot be read.
     """
@@ -56,6 +60,8 @@ def export(
             f"{folder} has no checkpoint{'' if step is None else f' of step {step}'}; found: {found}."
         )
     sizes = KosmosGConfig.from_dict(config["model"])
+    if half == "M" and sizes.aligner:
+        sizes = replace(sizes, aligner=replace(sizes.aligner, reconstruction=False))
     with torch.device("meta"):
         names = KosmosG(sizes).state_dict()
     weights = {name: torch.empty_like(tensor, device="cpu") for name, tensor in names.items()}
@@ -89,9 +95,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--ema", action="store_true", help="the moving average instead of the last weights")
     parser.add_argument("--step", type=int, help="the step of the checkpoint; default: the latest")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="number format of the file")
+    parser.add_argument("--half", choices=("M", "MN"), default="MN", help="M leaves out AlignerNet's training half")
     options = parser.parse_args(arguments)
     try:
-        provenance = export(options.run_folder, options.output, ema=options.ema, step=options.step, dtype=options.dtype)
+        provenance = export(**vars(options))
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
