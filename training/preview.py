@@ -74,8 +74,9 @@ def prompt_batch(prompts: list[PreviewPrompt], tokenizer: Tokenizer, image_size:
     }
 
 
-def rows_to_show(preview: Preview, data: InstructData, tokenizer: Tokenizer, image_size: int) -> Batch:
+def rows_to_show(preview: Preview, data: InstructData, model: KosmosG) -> Batch:
     """The prompts of a preview as a batch; without prompts the first rows of the data."""
+    tokenizer, image_size = model.tokenizer, model.config.vision.image_size
     if preview.prompts:
         return prompt_batch(preview.prompts, tokenizer, image_size)
     rows = Stream(seed=0, index=0, streams=1, micro_batch=preview.rows, micro_batches=1)
@@ -117,10 +118,9 @@ def sample_pictures(
 
 
 def sample_sheet(
-    model: KosmosG, frozen: Mapping[str, nn.Module], scheduler: DDPMScheduler, data: InstructData, preview: Preview
+    model: KosmosG, frozen: Mapping[str, nn.Module], scheduler: DDPMScheduler, batch: Batch, preview: Preview
 ) -> Image.Image:
-    """The prompts of a preview, sampled, as one sheet."""
-    batch = rows_to_show(preview, data, model.tokenizer, model.config.vision.image_size)
+    """A preview's batch, sampled, as one sheet."""
     return grid(batch, sample_pictures(model, frozen, scheduler, batch, preview), model)
 
 

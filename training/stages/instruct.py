@@ -17,7 +17,7 @@ from kosmos_core import KosmosG
 
 from ..data import InstructData, instruct_stream
 from ..draws import Draws
-from ..preview import Preview, sample_sheet
+from ..preview import Preview, rows_to_show, sample_sheet
 from ..stable_diffusion import StableDiffusion, encode_pictures, snr_weights
 from ..warm_start import start_model
 from . import Batch, BatchStream, Losses, Stream
@@ -86,6 +86,7 @@ class InstructStage:
     scheduler: Any
     notes: list[str]
     frozen: dict[str, nn.Module] = field(default_factory=dict)
+    shown: Batch | None = None  # the prompts of `sample`, read once
 
     def set_trainable(self) -> None:
         model = self.model.train().requires_grad_(False)
@@ -102,13 +103,13 @@ class InstructStage:
         noise = draws.normal("noise", tuple(latents.shape), device)
         timesteps = draws.integers("timestep", scheduler.config.num_train_timesteps, rows, device)
         drop = draws.uniform("null", rows, device) < self.task.null_probability
-        batch = batch | {"latents": latents}
+        batch, weights = batch | {"latents": latents}, snr_weights(scheduler, self.task.snr_bounds).to(device)
         losses = sample_losses(model, self.frozen["unet"], scheduler, batch, noise, timesteps, drop)
-        weights = snr_weights(scheduler, self.task.snr_bounds).to(device)
         return Losses.of_rows(losses * weights[timesteps], batch["sources"])
 
     def sample(self, model: KosmosG) -> Image:
-        return sample_sheet(model, self.frozen, self.scheduler, self.data, self.task.preview)
+        self.shown = self.shown or rows_to_show(self.task.preview, self.data, model)
+        return sample_sheet(model, self.frozen, self.scheduler, self.shown, self.task.preview)
 
 
 def build(config: RunConfig, device: torch.device, model_device: torch.device) -> InstructStage:
