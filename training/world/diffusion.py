@@ -26,6 +26,8 @@ from .sampling import sample
 from .scenes import WORLDS, Scene, World
 
 EMPTY_CAPTIONS = 0.1
+# How often a caption's phrases name look and colour, and how many captions do so: prompts name nouns alone, or all.
+SHARES, CAPTIONS = (0.0, 0.5, 1.0), (0.4, 0.2, 0.4)
 SNR_BOUNDS = (0.15, 5.0)
 # Kosmos-G's conditions are never quite CLIP's. A U-Net that has seen only CLIP's own states paints from states with a
 # twelfth of their variance in error only half of the nouns that it paints from exact ones.
@@ -74,7 +76,7 @@ def draw_scenes(world: World, count: int) -> tuple[list[Scene], list[str]]:
     """The scenes that the U-Net trains on, always the same, and their captions."""
     random = np.random.default_rng(11)
     scenes = [world.draw(random) for _ in range(count)]
-    return scenes, [world.caption(scene, random) for scene in scenes]
+    return scenes, [world.caption(scene, random, random.choice(SHARES, p=CAPTIONS)) for scene in scenes]
 
 
 def caption_states(clip: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[str]) -> dict[str, torch.Tensor]:
@@ -163,6 +165,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--scenes", type=int, default=16000)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--pairs", type=float, default=0.4, help="share of the pictures with two objects")
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--start", type=Path, help="diffusers folder whose U-Net a new run begins with")
     parser.add_argument("--show-every", type=float, default=5, metavar="MINUTES")
@@ -179,6 +182,8 @@ def main() -> None:
     print(f"{len(latents)} scenes, {len(states) - 1} captions, latent std {latents.std():.3f}", flush=True)
     training = Training(world, arguments.output, arguments.start)
     random = np.random.default_rng(5)
+    pair = np.array([len(scene.objects) == 2 for scene in scenes])
+    chances = np.where(pair, arguments.pairs / pair.sum(), (1 - arguments.pairs) / (~pair).sum())
     shown = [f"a {noun} on a {colour} background" for noun in world.nouns for colour in ("blue", "white")][:20]
     shown += ["a cat and a car on a grey background", "a red heart and a banana on a green background",
               "a sticker car on a yellow background", "a glossy green apple on a white background"]  # fmt: skip
@@ -187,7 +192,7 @@ def main() -> None:
     limit, began = 60 * arguments.minutes, training.samples
     beginning = time.monotonic()
     while (spent := time.monotonic() - started) < limit:
-        rows = torch.from_numpy(random.integers(0, len(latents), arguments.batch))
+        rows = torch.from_numpy(random.choice(len(latents), arguments.batch, p=chances))
         chosen = numbers[rows] * torch.from_numpy(random.random(arguments.batch) >= EMPTY_CAPTIONS)
         rate = arguments.rate * min(1, (training.step + 1) / 50, max(0.03, (1 - spent / limit) / 0.3))
         loss = training.train_step(latents[rows], states[chosen], rate)

@@ -78,14 +78,13 @@ class Judge:
         self.gallery = features([portrait(world, identity, "grey") for identity in self.identities])
         self.number = {identity: n for n, identity in enumerate(self.identities)}
         self.nouns = np.array([identity.noun for identity in self.identities])
-        self.natural = torch.tensor([identity.hue == 0 for identity in self.identities])
 
     def singles(self, name: str, pictures: np.ndarray, prompts: list[Prompt]) -> Row:
-        """Similarity to the identity asked for, whether it is the nearest of all, and whether the noun is right."""
+        """Similarity to the identity asked for, whether it is the nearest of all, and whether the nearest one's noun is
+        right."""
         scores = self.features(list(pictures)) @ self.gallery.T
         wanted = [self.number[prompt.identities[0]] for prompt in prompts]
-        natural = torch.where(self.natural, scores, -2.0)
-        nouns = self.nouns[natural.argmax(1).numpy()]
+        nouns = self.nouns[scores.argmax(1).numpy()]
         values = {
             "similarity": scores[torch.arange(len(wanted)), wanted].numpy(),
             "identity": (scores.argmax(1).numpy() == np.array(wanted)).astype(float),
@@ -100,7 +99,7 @@ class Judge:
         both, own = [], []
         for row, prompt in enumerate(prompts):
             numbers = [self.number[identity] for identity in prompt.identities]
-            nouns = [self.nouns[torch.where(self.natural, half[row], -2.0).argmax()] for half in halves]
+            nouns = [self.nouns[half[row].argmax()] for half in halves]
             both.append(float(all(n == x.noun for n, x in zip(nouns, prompt.identities, strict=True))))
             own.append(float(all(halves[i][row, numbers[i]] > halves[i][row, numbers[1 - i]] for i in range(2))))
         return Row(name, {"both nouns": np.array(both), "own reference": np.array(own)}, pictures)

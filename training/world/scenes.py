@@ -201,8 +201,9 @@ class World:
         words.append(identity.noun)
         return f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}"
 
-    def caption(self, scene: Scene, random: np.random.Generator | None = None) -> str:
-        return " and ".join(self.phrase(x.identity, random) for x in scene.objects) + " " + scene.background.phrase
+    def caption(self, scene: Scene, random: np.random.Generator | None = None, share: float = 0.5) -> str:
+        phrases = (self.phrase(placed.identity, random, share) for placed in scene.objects)
+        return " and ".join(phrases) + " " + scene.background.phrase
 
 
 def rotate_hue(colour: np.ndarray, degrees: int | None) -> np.ndarray:
