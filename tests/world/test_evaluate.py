@@ -18,7 +18,7 @@ def world() -> World:
 
 @pytest.fixture(scope="module")
 def judge(world) -> Judge:
-    return Judge(world, Features())
+    return Judge(Features(), world)
 
 
 def test_the_background_is_taken_away(world):

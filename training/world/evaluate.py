@@ -70,12 +70,13 @@ def interval(values: np.ndarray, draws: int = 2000) -> list[float]:
 
 
 class Judge:
-    """Features of all identities that an answer is compared with."""
+    """Features of all identities of one world or more, which an answer is compared with."""
 
-    def __init__(self, world: World, features: Features):
-        self.world, self.features = world, features
-        self.identities = world.identities
-        self.gallery = features([portrait(world, identity, "grey") for identity in self.identities])
+    def __init__(self, features: Features, *worlds: World):
+        self.worlds, self.features = worlds, features
+        shown = [(world, identity) for world in worlds for identity in world.identities]
+        self.identities = [identity for _, identity in shown]
+        self.gallery = features([portrait(world, identity, "grey") for world, identity in shown])
         self.number = {identity: n for n, identity in enumerate(self.identities)}
         self.nouns = np.array([identity.noun for identity in self.identities])
 
@@ -147,6 +148,7 @@ class Painter:
     steps: int = 20
     seed: int = 1
     clip_null: bool = False
+    size: int | None = None  # pixels of a side; None takes the U-Net's own
 
     def __post_init__(self) -> None:
         self.unet, self.vae = self.diffusion.unet(), self.diffusion.vae()
@@ -166,7 +168,9 @@ class Painter:
 
     def paint(self, texts: list[str], pictures: list[list[Picture]] | None = None) -> np.ndarray:
         conditions, null = self.conditions(texts, pictures), self.conditions([""])
-        return sample(self.unet, self.vae, conditions, null, self.seed, self.guidance, self.steps)
+        return sample(
+            self.unet, self.vae, conditions, null, self.seed, self.guidance, self.steps, size=self.size
+        )
 
 
 class Evaluation:
@@ -174,7 +178,7 @@ class Evaluation:
 
     def __init__(self, world: World, count: int, guidance: float, diffusion: StableDiffusion):
         self.world, self.count, self.guidance, self.diffusion = world, count, guidance, diffusion
-        self.judge = Judge(world, Features())
+        self.judge = Judge(Features(), world)
         self.rows: list[Row] = []
         self.differences: list[dict] = []
         seen = [x for x in world.identities if not world.held_out_of_instruct(x)]
@@ -232,7 +236,7 @@ class Evaluation:
     def unknown(self, painter: Painter, world: World, name: str) -> None:
         """Identities that nothing was trained on; the gallery holds them beside the known ones."""
         prompts = draw_prompts(world, world.identities, self.count, 1, 23)
-        known, self.judge = self.judge, Judge(world, self.judge.features)
+        known, self.judge = self.judge, Judge(self.judge.features, *self.judge.worlds, world)
         row = self.by_picture(f"stage 3, {name}, by picture", painter, prompts)
         other = self.by_picture(f"stage 3, {name}, shuffled pictures", painter, prompts, shuffled=True)
         self.differences.append(row.compare(other))

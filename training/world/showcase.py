@@ -13,10 +13,10 @@ from PIL import Image
 
 from kosmos_core import load_model
 
+from ..stable_diffusion import StableDiffusion
 from .atlas import ASSETS
 from .evaluate import Painter, draw_prompts, reference
 from .scenes import Identity, World
-from .single_file import SingleFile
 
 COLUMNS, SCALE, GAP = 8, 2, 8
 BACKGROUNDS = ("blue", "yellow")
@@ -59,7 +59,8 @@ def main() -> None:
     for noun, look in (("cat", "fluent-3d"), ("pizza", "noto")):
         picture = Image.fromarray(reference(world, Identity(noun, look, 0)))
         picture.resize((world.size, world.size), Image.Resampling.NEAREST).save(arguments.output / f"{noun}.png")
-    painter = Painter(SingleFile(arguments.stable_diffusion), load_model(arguments.kosmos_g).eval(), guidance=4.0)
+    diffusion = StableDiffusion(str(arguments.stable_diffusion))
+    painter = Painter(diffusion, load_model(arguments.kosmos_g).eval(), guidance=4.0, size=world.size)
     singles(world, painter).save(arguments.output / "results.png")
 
 
