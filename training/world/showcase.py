@@ -56,8 +56,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ASSETS)
     arguments = parser.parse_args()
     world = World.named(arguments.world)
-    for noun, look in (("cat", "fluent-3d"), ("pizza", "noto")):
-        picture = Image.fromarray(reference(world, Identity(noun, look, 0)))
+    for noun, look, hue in (("cat", "fluent-3d", 120), ("pizza", "fluent-3d", 0)):  # both were seen in stage 3
+        picture = Image.fromarray(reference(world, Identity(noun, look, hue)))
         picture.resize((world.size, world.size), Image.Resampling.NEAREST).save(arguments.output / f"{noun}.png")
     diffusion = StableDiffusion(str(arguments.stable_diffusion))
     painter = Painter(diffusion, load_model(arguments.kosmos_g).eval(), guidance=4.0, size=world.size)
