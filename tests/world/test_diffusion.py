@@ -66,11 +66,11 @@ def test_pictures_depend_on_condition_and_seed_only():
     unet, vae = build_unet(32), full_autoencoder(slim_autoencoder())
     torch.nn.init.normal_(unet.conv_out.weight, std=0.02)
     conditions, null = torch.randn(3, 77, 768), torch.zeros(1, 77, 768)
-    together = sample(unet, vae, conditions, null, seed=1, steps=3)
+    together = sample(unet, vae, conditions, null, 32, seed=1, steps=3)
     assert together.shape == (3, 32, 32, 3)
-    assert np.array_equal(together, sample(unet, vae, conditions, null, seed=1, steps=3))
-    assert not np.array_equal(together, sample(unet, vae, conditions, null, seed=2, steps=3))
-    assert not np.array_equal(together[1:2], sample(unet, vae, conditions[:1], null, seed=1, steps=3))
+    assert np.array_equal(together, sample(unet, vae, conditions, null, 32, seed=1, steps=3))
+    assert not np.array_equal(together, sample(unet, vae, conditions, null, 32, seed=2, steps=3))
+    assert not np.array_equal(together[1:2], sample(unet, vae, conditions[:1], null, 32, seed=1, steps=3))
 
 
 def test_the_single_file_has_every_tensor_under_comfyuis_names(chain):

@@ -23,7 +23,7 @@ def test_an_identity_held_out_from_stage_3_comes_nearer_by_its_own_picture_than_
     held_out = [identity for identity in world.identities if world.held_out_of_instruct(identity)]
     prompts = draw_prompts(world, held_out, 16, 1, seed=30)
     diffusion, encoder = StableDiffusion(str(STABLE_DIFFUSION)), load_model(KOSMOS).eval()
-    painter = Painter(diffusion, encoder, guidance=4.0, steps=10, size=world.size)
+    painter = Painter(diffusion, encoder, world.size, guidance=4.0, steps=10)
     texts, judge = [prompt.marks for prompt in prompts], Judge(Features(), world)
     own = judge.singles("own", painter.paint(texts, [list(p.references) for p in prompts]), prompts)
     other = judge.singles("other", painter.paint(texts, [[p.shuffled] for p in prompts]), prompts)

@@ -204,20 +204,19 @@ def main() -> None:
             training.save()
         if time.monotonic() - showed > 60 * arguments.show_every:
             showed = time.monotonic()
-            show(training.mean, vae, shown_states, arguments.output / f"samples-{training.samples:07d}.png")
+            show(training.mean, vae, shown_states, world.size, arguments.output / f"samples-{training.samples:07d}.png")
     training.seconds = time.monotonic() - started
     training.save()
-    show(training.mean, vae, shown_states, arguments.output / f"samples-{training.samples:07d}.png")
+    show(training.mean, vae, shown_states, world.size, arguments.output / f"samples-{training.samples:07d}.png")
     save_pipeline(training.mean, vae, clip, tokenizer, arguments.output / "diffusers")
 
 
-def show(unet: UNet2DConditionModel, vae: AutoencoderTiny, states: torch.Tensor, path: Path) -> None:
+def show(unet: UNet2DConditionModel, vae: AutoencoderTiny, states: torch.Tensor, size: int, path: Path) -> None:
     """A sheet of samples, enlarged; row by row in the order of the captions."""
-    pictures = sample(unet, vae, states[1:], states[:1], seed=0, guidance=4.0)
-    side = pictures.shape[1]
+    pictures = sample(unet, vae, states[1:], states[:1], size, seed=0, guidance=4.0)
     rows = [np.concatenate(list(pictures[i : i + 8]), 1) for i in range(0, len(pictures) // 8 * 8, 8)]
     sheet = Image.fromarray(np.concatenate(rows))
-    sheet.resize((sheet.width * 96 // side, sheet.height * 96 // side), Image.Resampling.NEAREST).save(path)
+    sheet.resize((sheet.width * 96 // size, sheet.height * 96 // size), Image.Resampling.NEAREST).save(path)
 
 
 def save_pipeline(

@@ -85,10 +85,11 @@ class Judge:
         right."""
         scores = self.features(list(pictures)) @ self.gallery.T
         wanted = [self.number[prompt.identities[0]] for prompt in prompts]
-        nouns = self.nouns[scores.argmax(1).numpy()]
+        nearest = scores.argmax(1).numpy()
+        nouns = self.nouns[nearest]
         values = {
             "similarity": scores[torch.arange(len(wanted)), wanted].numpy(),
-            "identity": (scores.argmax(1).numpy() == np.array(wanted)).astype(float),
+            "identity": (nearest == np.array(wanted)).astype(float),
             "noun": np.array([noun == p.identities[0].noun for noun, p in zip(nouns, prompts, strict=True)], float),
         }
         return Row(name, values, pictures)
@@ -144,11 +145,11 @@ class Painter:
 
     diffusion: StableDiffusion
     encoder: KosmosG | None
+    size: int  # pixels of a side
     guidance: float
     steps: int = 20
     seed: int = 1
     clip_null: bool = False
-    size: int | None = None  # pixels of a side; None takes the U-Net's own
 
     def __post_init__(self) -> None:
         self.unet, self.vae = self.diffusion.unet(), self.diffusion.vae()
@@ -168,9 +169,7 @@ class Painter:
 
     def paint(self, texts: list[str], pictures: list[list[Picture]] | None = None) -> np.ndarray:
         conditions, null = self.conditions(texts, pictures), self.conditions([""])
-        return sample(
-            self.unet, self.vae, conditions, null, self.seed, self.guidance, self.steps, size=self.size
-        )
+        return sample(self.unet, self.vae, conditions, null, self.size, self.seed, self.guidance, self.steps)
 
 
 class Evaluation:
@@ -291,7 +290,7 @@ def main() -> None:
 
     def painter_of(weights: str | None, clip_null: bool = False) -> Painter:
         encoder = load_model(weights).eval() if weights else None
-        return Painter(diffusion, encoder, arguments.guidance, arguments.steps, clip_null=clip_null)
+        return Painter(diffusion, encoder, world.size, arguments.guidance, arguments.steps, clip_null=clip_null)
 
     evaluation.text("frozen U-Net with its own CLIP", painter_of(None))
     before = None

@@ -8,16 +8,16 @@ from diffusers.models.attention_processor import AttnProcessor
 
 @torch.no_grad()
 def sample(
-    unet: UNet2DConditionModel, vae: AutoencoderTiny, conditions: torch.Tensor, null: torch.Tensor,
-    seed: int = 0, guidance: float = 4.0, steps: int = 20, batch: int = 32, size: int | None = None,
+    unet: UNet2DConditionModel, vae: AutoencoderTiny, conditions: torch.Tensor, null: torch.Tensor, size: int,
+    seed: int = 0, guidance: float = 4.0, steps: int = 20, batch: int = 32,
 ) -> np.ndarray:  # fmt: skip
-    """uint8 pictures (n, side, side, 3) for conditions (n, 77, 768) and the null condition (1, 77, 768).
+    """uint8 pictures (n, size, size, 3) for conditions (n, 77, 768) and the null condition (1, 77, 768).
 
-    `size` is the pictures' side in pixels; without it the U-Net's own, which is 512 for every single file.
+    The U-Net cannot tell `size`, the side in pixels: one from a single file always names 512.
     The noise of picture i depends on (seed, i) only, so that rows of different conditions can be compared.
     """
     unet.set_attn_processor(AttnProcessor())
-    side = size // 8 if size else unet.config.sample_size
+    side = size // 8
     noise = torch.stack([
         torch.randn(4, side, side, generator=torch.Generator().manual_seed(seed * 1_000_003 + i))
         for i in range(len(conditions))

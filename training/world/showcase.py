@@ -60,7 +60,7 @@ def main() -> None:
         picture = Image.fromarray(reference(world, Identity(noun, look, hue)))
         picture.resize((world.size, world.size), Image.Resampling.NEAREST).save(arguments.output / f"{noun}.png")
     diffusion = StableDiffusion(str(arguments.stable_diffusion))
-    painter = Painter(diffusion, load_model(arguments.kosmos_g).eval(), guidance=4.0, size=world.size)
+    painter = Painter(diffusion, load_model(arguments.kosmos_g).eval(), world.size, guidance=4.0)
     singles(world, painter).save(arguments.output / "results.png")
 
 
