@@ -125,7 +125,7 @@ class Measured:
         batch = batch | {"latents": draws.normal("latents", shape)}
         timesteps, drop = draws.integers("timestep", 1000, ROWS), draws.uniform("null", ROWS) < 0.1
         noise = draws.normal("noise", shape)
-        losses = instruct.sample_losses(model, self.frozen["unet"], self.scheduler, batch, noise, timesteps, drop)
+        losses, _ = instruct.sample_losses(model, self.frozen["unet"], self.scheduler, batch, noise, timesteps, drop)
         return Losses.of_rows(losses, batch["sources"])
 
 

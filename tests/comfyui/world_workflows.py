@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from training.world.scenes import Background, Identity, Placed, Scene, World
+from training.world.scenes import Identity, World
 
 SIZE, WRITTEN_FOR = 64, 512  # pixels of a side
 GUIDANCE = 4.0
@@ -45,10 +45,8 @@ WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 def save_pictures(folder: Path) -> None:
     """The references: subjects on white that fill the picture, as the world's training samples show them."""
     world = World.named("full")
-    side = world.object_size
     for name, identity in PICTURES.items():
-        pixels, _ = world.render(Scene((Placed(identity, 0, 0, side),), Background("white")))
-        Image.fromarray(pixels[:side, :side]).save(folder / name)
+        Image.fromarray(world.reference(identity)).save(folder / name)
 
 
 def has_result(workflow: dict[str, Any]) -> bool:

@@ -389,3 +389,26 @@ def test_empty_captions_align_the_null_condition(tiny_tokenizer, tmp_path):
     assert row.token_ids == tiny_tokenizer.layout("").token_ids
     assert row.clip_ids == clip("", padding="max_length", max_length=77).input_ids
     assert not row.pixels
+
+
+def test_stage_three_reads_the_caption_of_its_target_where_the_data_tells_it(tiny_tokenizer, tmp_path):
+    clip = clip_tokenizer(tmp_path / "clip")
+    task = InstructTask(InstructData(resolution=32), tiny_tokenizer, 16, clip)
+    edit = next(edit_samples(random.Random(0), 1, 48))
+    described = json.loads(edit["json"]) | {"output": "a blue square"}
+    told = cook_edit(KEYS | edit | {"json": json.dumps(described).encode()})
+    compositional = cook_compositional(KEYS | next(compositional_samples(random.Random(0), 1, 48)))
+    samples = [cook_edit(KEYS | edit), told, compositional]
+    batch = task.batch([task._row(sample, random.Random(0)) for sample in samples])
+    captions = [told.edited, compositional.caption]
+    assert batch["captioned"].tolist() == [False, True, True]
+    assert [clip.decode(ids, skip_special_tokens=True) for ids in batch["clip_ids"]] == captions
+    plain = InstructTask(InstructData(resolution=32), tiny_tokenizer, 16)
+    assert "clip_ids" not in plain.batch([plain._row(sample, random.Random(0)) for sample in samples])
+
+
+def test_an_output_that_is_no_caption_is_a_bad_sample():
+    edit = next(edit_samples(random.Random(0), 1, 48))
+    described = json.loads(edit["json"]) | {"output": 3}
+    with pytest.raises(BadSample, match="bad output"):
+        cook_edit(KEYS | edit | {"json": json.dumps(described).encode()})

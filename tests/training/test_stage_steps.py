@@ -161,6 +161,31 @@ def test_bounds_of_the_signal_to_noise_ratio_weigh_each_sample_by_its_timestep(s
         assert float(weighted[source][0] / plain[source][0]) == pytest.approx(float(expected), rel=1e-4)
 
 
+@torch.no_grad()
+def test_alignment_of_stage_three_adds_the_error_of_the_rows_that_have_a_caption(stages, parts, tiny_tokenizer):
+    task, draws, batch = stages["instruct"], Draws(seed=0, step=0), _batch("instruct", tiny_tokenizer)
+    task.model.eval()
+    plain = task.training_step(task.model, batch, draws)
+    task.task.alignment, task.clip_tokenizer, task.frozen["clip"] = 0.5, "given", parts["text_encoder"]
+    without = task.training_step(task.model, batch, draws)
+    assert float(without.total) == float(plain.total), "no row has a caption"
+    captioned = torch.tensor([False, True, False, True])
+    clip_ids = torch.randint(0, 298, (2, 77), generator=torch.Generator().manual_seed(2))
+    losses = task.training_step(task.model, batch | {"captioned": captioned, "clip_ids": clip_ids}, draws)
+    features = task.model.embed_images(batch["pixels"])
+    conditions = task.model.encode_tokens(batch["token_ids"], image_mask=batch["image_mask"], image_features=features)
+    states = parts["text_encoder"](clip_ids).last_hidden_state
+    expected = (conditions[captioned] - states).square().mean((1, 2)).sum()
+    assert float(losses.parts["mse"][0]) == pytest.approx(float(expected), rel=1e-4)
+    assert float(losses.parts["diffusion"][0]) == pytest.approx(float(plain.total), rel=1e-6)
+    assert float(losses.total) == pytest.approx(float(plain.total + 0.5 * expected), rel=1e-5)
+
+
+def test_a_negative_alignment_gets_a_sentence():
+    with pytest.raises(ValueError, match=r"task\.alignment: -1 must be 0 or more"):
+        instruct.Config(alignment=-1)
+
+
 # -- the preview of stage 3
 
 

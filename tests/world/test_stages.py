@@ -6,7 +6,6 @@ import pytest
 import torch
 from PIL import Image
 
-from training.world.evaluate import reference
 from training.world.scenes import Identity
 
 
@@ -34,7 +33,7 @@ def test_stage_three_changes_every_part_that_it_trains_and_no_other(chain):
 @torch.no_grad()
 def test_the_exported_model_reads_words_and_pictures(chain):
     model = chain.model("instruct")
-    apple, car = (Image.fromarray(reference(chain.world, Identity(noun, "noto"))) for noun in ("apple", "car"))
+    apple, car = (Image.fromarray(chain.world.reference(Identity(noun, "noto"))) for noun in ("apple", "car"))
     prompt = "<i> on a blue background"
     assert model.encode(prompt, [apple]).shape == (1, 77, 768)
     assert torch.equal(model.encode(prompt, [apple]), model.encode(prompt, [apple]))

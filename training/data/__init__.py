@@ -49,6 +49,11 @@ def align_stream(
     return DataStream(AlignTask(config, tokenizer, clip_tokenizer, image_size), config, stream)
 
 
-def instruct_stream(config: InstructData, stream: Stream, tokenizer: Tokenizer, image_size: int = 224) -> DataStream:
-    """Stage 3: prompts with pictures, and target pictures. image_size: of the vision tower, in pixels."""
-    return DataStream(InstructTask(config, tokenizer, image_size), config, stream)
+def instruct_stream(
+    config: InstructData, stream: Stream, tokenizer: Tokenizer, image_size: int = 224, clip_tokenizer: Any = None
+) -> DataStream:
+    """Stage 3: prompts with pictures, and target pictures; with clip_tokenizer, as in stage 2, also their captions.
+
+    image_size: of the vision tower, in pixels.
+    """
+    return DataStream(InstructTask(config, tokenizer, image_size, clip_tokenizer), config, stream)

@@ -7,7 +7,9 @@
 | `pixels`       | (n, 3, S, S) f32     | all           | pictures of all rows, CLIP-normalised; None without pictures |
 | `loss_mask`    | (b, s) bool          | lm            | where `token_ids[t]` is a target: text and `</s>`            |
 | `document_ids` | (b, s) int64         | lm, optional  | number of the document within its row, -1 on padding         |
-| `clip_ids`     | (b, 77) int64        | align         | the caption in CLIP's vocabulary, padded by CLIP's own rule  |
+| `clip_ids`     | (b, 77) int64        | align         | the caption in CLIP's vocabulary, padded by CLIP's own rule; |
+|                |                      | instruct, opt.| there of the target, and (m, 77) of the rows with a caption  |
+| `captioned`    | (b,) bool            | instruct, opt.| which rows `clip_ids` belong to                              |
 | `target`       | (b, 3, H, W) f32     | instruct      | the picture to generate, in -1 ... 1                         |
 | `keys`         | b str                | all           | names of the samples in each row                             |
 | `sources`      | b str                | all           | the source of each row                                       |
@@ -77,13 +79,20 @@ def align_batch(rows: list[Row], pad_to: int) -> Batch:
 
 
 def instruct_batch(rows: list[Row], pad_to: int) -> Batch:
-    """Prompts with pictures, and targets."""
-    return {
+    """Prompts with pictures, and targets; caption entries only where a row has one."""
+    batch = {
         "token_ids": padded([row.token_ids for row in rows], PAD, torch.int64, pad_to),
         "image_mask": padded([row.image_mask for row in rows], False, torch.bool, pad_to),
         "pixels": _pictures([row.pixels for row in rows]),
         "target": centred(torch.stack([row.target for row in rows])),
     }
+    captions = [row.clip_ids for row in rows if row.clip_ids]
+    if captions:
+        batch |= {
+            "clip_ids": torch.tensor(captions, dtype=torch.int64),
+            "captioned": torch.tensor([bool(row.clip_ids) for row in rows]),
+        }
+    return batch
 
 
 def _pictures(rows: list[list[Tensor]]) -> Tensor | None:

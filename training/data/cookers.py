@@ -10,7 +10,7 @@ the `kind` sub-flavour, so an Energon task encoder (with `decoder = None`) can t
 | interleaved   | `json` `{"segments": [{"text": ...}, {"image": "0.jpg"}, ...]}` and the named parts                |
 | compositional | `jpg` target, `<k>.jpg` square crops, `<k>.mask.png` or the crop on white `<k>.white.jpg`,         |
 |               | `json` `{"caption", "entities": [{"span": [start, end]}]}`                                         |
-| edit          | `json` `{"input", "edit"}` and pairs `<k>_0.jpg` (before), `<k>_1.jpg` (after)                     |
+| edit          | `json` `{"input", "edit"}`, also `"output"`, pairs `<k>_0.jpg` (before) and `<k>_1.jpg` (after)      |
 """
 
 from __future__ import annotations
@@ -157,7 +157,12 @@ def cook_edit(crude: dict[str, Any]) -> EditSample:
     pairs = [(_picture(crude, f"{number}_0"), _picture(crude, f"{number}_1")) for number in numbers]
     if not pairs:
         raise BadSample("missing picture")
-    return EditSample(**basic_sample_keys(crude), caption=caption, instruction=instruction, pairs=pairs)
+    edited = described.get("output")
+    if edited is not None and not isinstance(edited, str):
+        raise BadSample("bad output")
+    return EditSample(
+        **basic_sample_keys(crude), caption=caption, instruction=instruction, pairs=pairs, edited=edited
+    )
 
 
 COOKS: dict[str, Callable[[dict[str, Any]], Any]] = {

@@ -76,8 +76,12 @@ class CompositionalSample(Sample):
 
 @edataclass
 class EditSample(Sample):
-    """A caption, an editing instruction and pairs of pictures (before, after)."""
+    """A caption, an editing instruction and pairs of pictures (before, after).
+
+    edited: caption of the pictures after; None where the data set has none.
+    """
 
     caption: str
     instruction: str
     pairs: list[tuple[bytes, bytes]]
+    edited: str | None = None

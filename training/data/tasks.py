@@ -42,6 +42,14 @@ def _only_text(part: str) -> bool:
     return part in TEXT_PARTS
 
 
+def _clip_ids(caption: str, clip_tokenizer: Any, most: int) -> list[int]:
+    """The caption in CLIP's vocabulary, padded; Filtered where it is longer than `most` tokens or than CLIP takes."""
+    clip = clip_tokenizer(caption, verbose=False).input_ids  # too long ones are counted here, not warned of
+    if len(clip) - 2 > min(most, CLIP_LENGTH - 2):
+        raise Filtered("caption too long for CLIP")
+    return clip + [clip_tokenizer.pad_token_id] * (CLIP_LENGTH - len(clip))
+
+
 @dataclass
 class LmTask:
     """Packed sequences. image_size: side of the vision tower's pictures in pixels."""
@@ -103,10 +111,7 @@ class AlignTask:
         ids = encode(caption, self.tokenizer)
         if len(ids) > self.config.max_tokens:
             raise Filtered("caption too long")
-        clip = self.clip_tokenizer(caption, verbose=False).input_ids  # too long ones are counted here, not warned of
-        if len(clip) - 2 > min(self.config.max_clip_tokens, CLIP_LENGTH - 2):
-            raise Filtered("caption too long for CLIP")
-        clip = clip + [self.clip_tokenizer.pad_token_id] * (CLIP_LENGTH - len(clip))
+        clip = _clip_ids(caption, self.clip_tokenizer, self.config.max_clip_tokens)
         if empty or not isinstance(sample, CompositionalSample):
             return Row([BOS, *ids], clip_ids=clip)
         config = self.config
@@ -122,11 +127,15 @@ class AlignTask:
 
 @dataclass
 class InstructTask:
-    """Prompts with pictures and the picture to generate. image_size: side of the vision tower's pictures in pixels."""
+    """Prompts with pictures and the picture to generate. image_size: side of the vision tower's pictures in pixels.
+
+    With a `clip_tokenizer` rows also hold the caption of the picture to generate, where the data set tells it.
+    """
 
     config: InstructData
     tokenizer: Tokenizer
     image_size: int = 224
+    clip_tokenizer: Any = None
     stage: str = "instruct"
     kinds: frozenset[str] = frozenset(
         ("captions", "compositional", "edit", "original-laion", "original-instructpix2pix", "original-openimage")
@@ -139,7 +148,9 @@ class InstructTask:
         return lane.next(self._row)
 
     def _row(self, sample: CaptionSample | CompositionalSample | EditSample, rng: random.Random) -> Row:
-        config = self.config
+        config, caption = self.config, sample.edited if isinstance(sample, EditSample) else sample.caption
+        described = self.clip_tokenizer is not None and caption is not None
+        clip_ids = _clip_ids(caption, self.clip_tokenizer, CLIP_LENGTH) if described else []
         if isinstance(sample, CaptionSample):
             if sample.picture is None:
                 raise BadSample("missing picture")
@@ -162,6 +173,7 @@ class InstructTask:
             sequence.token_ids[:-1],  # without </s>: generation ends the prompt without it too
             sequence.image_mask[:-1],
             [preprocess_image(picture, self.image_size) for picture in sequence.pictures],
+            clip_ids=clip_ids,
             target=target_pixels(sequence.target, config.resolution),
         )
 

@@ -20,6 +20,7 @@ from ..draws import Draws
 from ..stable_diffusion import StableDiffusion
 from ..warm_start import start_model
 from . import Batch, BatchStream, Losses, Stream
+from .caption_error import squared_errors
 from .pictures import embed_blank
 
 if TYPE_CHECKING:
@@ -60,8 +61,7 @@ def sample_losses(
     condition = model.align(hidden, padding)
     restored = model.reconstruct(condition, length)
     factor = condition.shape[1] / length if rec == "original" else 1.0
-    alignment = (condition.float() - clip_target.float()).square().mean((1, 2))
-    return alignment, (restored.float() - hidden.float()).square().mean((1, 2)) * factor
+    return squared_errors(condition, clip_target), squared_errors(restored, hidden) * factor
 
 
 def loss(

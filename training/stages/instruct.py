@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import nn
 
 from kosmos_core import KosmosG
 
@@ -21,13 +21,15 @@ from ..preview import Preview, rows_to_show, sample_sheet
 from ..stable_diffusion import StableDiffusion, encode_pictures, snr_weights
 from ..warm_start import start_model
 from . import Batch, BatchStream, Losses, Stream
-from .null_condition import encode_with_null
-from .pictures import picture_tokens, train_vision_end
+from .caption_error import caption_errors
+from .diffusion_loss import loss, sample_losses
+from .pictures import train_vision_end
 
 if TYPE_CHECKING:
     from ..config import RunConfig
 
 DataConfig = InstructData
+__all__ = ["Config", "DataConfig", "InstructStage", "build", "loss"]
 
 
 @dataclass
@@ -43,37 +45,19 @@ class Config:
     snr_bounds: tuple[float, float] | None = None
     """Weighs a sample's loss by clamp(SNR, low, high) / SNR of its timestep: min-SNR (arXiv 2303.09556) with a lower
     bound, since the condition decides where noise hides the picture, and there errors are small. Empty: 1 (paper)."""
+    alignment: float = 0.0
+    """Adds so much of stage 2's squared error, to CLIP's states of the target's caption where the data tells it. The
+    paper's 0 asks for many samples: through the U-Net the gradient is faint beside its noise."""
+    clip_tokenizer: str | None = None
+    """As in stage 2; needed with `alignment` above 0."""
     preview: Preview = field(default_factory=Preview)
     """The prompts that are sampled every log.sample_every steps."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.null_probability <= 1:
             raise ValueError(f"task.null_probability: {self.null_probability} must be from 0 to 1.")
-
-
-def sample_losses(
-    model: KosmosG, unet: nn.Module, scheduler: Any, batch: Batch, noise: Tensor, timesteps: Tensor, drop: Tensor
-) -> Tensor:
-    """Mean squared error of the predicted noise of each sample, (b,) float32."""
-    features, anchor = picture_tokens(model, batch.get("pixels"))
-    conditions, null = encode_with_null(model, batch["token_ids"], batch.get("image_mask"), features)
-    condition = torch.where(drop.to(null.device)[:, None, None], null, conditions) + anchor
-    noisy = scheduler.add_noise(batch["latents"], noise, timesteps)
-    predicted = unet(noisy.to(unet.dtype), timesteps, encoder_hidden_states=condition.to(unet.dtype)).sample
-    velocity = scheduler.config.prediction_type == "v_prediction"
-    expected = scheduler.get_velocity(batch["latents"], noise, timesteps) if velocity else noise
-    return (predicted.float() - expected.float()).square().mean((1, 2, 3))
-
-
-def loss(
-    model: KosmosG, unet: nn.Module, scheduler: Any, batch: Batch, noise: Tensor, timesteps: Tensor, drop: Tensor
-) -> dict[str, Tensor]:
-    """Diffusion loss, mean over samples.
-
-    batch holds token_ids (b, s), image_mask (b, s), pixels (n, 3, S, S) or None, latents (b, 4, h, w) scaled; drop (b,)
-    is True where the null condition replaces the sample's; scheduler is diffusers' DDPM or another that can add noise.
-    """
-    return {"loss": sample_losses(model, unet, scheduler, batch, noise, timesteps, drop).mean()}
+        if self.alignment < 0:
+            raise ValueError(f"task.alignment: {self.alignment} must be 0 or more.")
 
 
 @dataclass
@@ -86,6 +70,7 @@ class InstructStage:
     scheduler: Any
     notes: list[str]
     frozen: dict[str, nn.Module] = field(default_factory=dict)
+    clip_tokenizer: Any = None  # with `alignment` only
     shown: Batch | None = None  # the prompts of `sample`, read once
 
     def set_trainable(self) -> None:
@@ -95,7 +80,8 @@ class InstructStage:
         train_vision_end(self.model, self.task.vision_last_block)
 
     def stream(self, stream: Stream) -> BatchStream:
-        return instruct_stream(self.data, stream, self.model.tokenizer, self.model.config.vision.image_size)
+        side = self.model.config.vision.image_size
+        return instruct_stream(self.data, stream, self.model.tokenizer, side, self.clip_tokenizer)
 
     def training_step(self, model: KosmosG, batch: Batch, draws: Draws) -> Losses:
         latents = encode_pictures(self.frozen["vae"], batch["target"], draws)
@@ -104,8 +90,12 @@ class InstructStage:
         timesteps = draws.integers("timestep", scheduler.config.num_train_timesteps, rows, device)
         drop = draws.uniform("null", rows, device) < self.task.null_probability
         batch, weights = batch | {"latents": latents}, snr_weights(scheduler, self.task.snr_bounds).to(device)
-        losses = sample_losses(model, self.frozen["unet"], scheduler, batch, noise, timesteps, drop)
-        return Losses.of_rows(losses * weights[timesteps], batch["sources"])
+        losses, conditions = sample_losses(model, self.frozen["unet"], scheduler, batch, noise, timesteps, drop)
+        losses = losses * weights[timesteps]
+        if self.clip_tokenizer is None:
+            return Losses.of_rows(losses, batch["sources"])
+        mse = caption_errors(conditions, self.frozen["clip"], batch)
+        return Losses.of_rows(losses + self.task.alignment * mse, batch["sources"], diffusion=losses, mse=mse)
 
     def sample(self, model: KosmosG) -> Image:
         self.shown = self.shown or rows_to_show(self.task.preview, self.data, model)
@@ -115,6 +105,9 @@ class InstructStage:
 def build(config: RunConfig, device: torch.device, model_device: torch.device) -> InstructStage:
     """The stage of a run's configuration; ValueError or OSError where a path or size does not fit."""
     model, notes = start_model(config, model_device)
-    diffusion = StableDiffusion(config.task.stable_diffusion, device, config.precision)
-    frozen = {"unet": diffusion.unet(config.model.aligner.width), "vae": diffusion.vae()}
-    return InstructStage(model, config.task, config.data, diffusion.scheduler(), notes, frozen)
+    task, width = config.task, config.model.aligner.width
+    diffusion = StableDiffusion(task.stable_diffusion, device, config.precision, task.clip_tokenizer)
+    frozen, clip_tokenizer = {"unet": diffusion.unet(width), "vae": diffusion.vae()}, None
+    if task.alignment:
+        frozen["clip"], clip_tokenizer = diffusion.text_encoder(width), diffusion.tokenizer()
+    return InstructStage(model, task, config.data, diffusion.scheduler(), notes, frozen, clip_tokenizer)

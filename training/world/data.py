@@ -2,8 +2,8 @@
 
     python -m training.world.data --world half --output RUNS/data --samples 6000
 
-writes text, captions, interleaved (stage 1), captions of every known noun (stage 2), compositional, edit and
-instruct_captions (stage 3, without the identities held out from it), spm.model and dict.txt.
+writes text, captions, interleaved (stage 1), align_captions (stage 2), compositional, edit and instruct_captions (stage
+3, without the identities held out from it), spm.model and dict.txt.
 """
 
 import argparse
@@ -25,6 +25,8 @@ from ..data.synthetic import write_tars
 from .scenes import BACKGROUNDS, WORLDS, Background, Identity, Scene, World
 
 WORDNET = Path("/usr/share/wordnet")  # Debian's wordnet-base
+PAIRS = 0.5  # share of two objects in stages 2 and 3, which are harder to learn than one
+SHARES = (0.0, 0.5, 1.0)  # how often a caption of stage 2 names look and colour, each as often
 Parts = dict[str, bytes]
 
 
@@ -68,9 +70,11 @@ class Samples:
         nouns = self.random.choice(sorted(self.seen), count, replace=False)
         return [self.seen[str(noun)][self.random.integers(len(self.seen[str(noun)]))] for noun in nouns]
 
+    def objects(self) -> int:
+        return 2 if self.random.random() < PAIRS else 1
+
     def seen_scene(self) -> Scene:
-        count = 2 if self.random.random() < self.world.settings.pairs else 1
-        return self.world.draw(self.random, self.seen_identities(count))
+        return self.world.draw(self.random, self.seen_identities(self.objects()))
 
     def captions(self, count: int, seen: bool) -> Iterator[Parts]:
         """Scenes, and as many objects that fill their picture: without these, stage 1 learns backgrounds and colours
@@ -81,6 +85,14 @@ class Samples:
             picture, scene = self.world.close_up(scene) if close else (self.world.render(scene)[0], scene)
             caption = self.world.caption(scene, self.random)
             yield {"txt": caption.encode(), "png": png(picture)}
+
+    def align_captions(self, count: int) -> Iterator[Parts]:
+        """Captions without pictures, of every noun that the U-Net knows."""
+        for _ in range(count):
+            nouns = self.random.choice(self.world.nouns, self.objects(), replace=False)
+            identities = [self.world.draw_identity(str(noun), self.random) for noun in nouns]
+            scene = self.world.draw(self.random, identities)
+            yield {"txt": self.world.caption(scene, self.random, float(self.random.choice(SHARES))).encode()}
 
     def interleaved(self, count: int) -> Iterator[Parts]:
         """Documents in which words and pictures of the same scenes follow each other, in both orders."""
@@ -128,8 +140,9 @@ class Samples:
                 grey = replace(placed, identity=replace(placed.identity, hue=None))
                 after, instruction = before.edited(objects=(grey,)), "in grey"
             caption = self.world.caption(before, self.random)
+            output = self.world.caption(after, self.random, share=1.0)
             pictures = [png(self.world.render(scene)[0]) for scene in (before, after)]
-            described = json.dumps({"input": caption, "edit": instruction}).encode()
+            described = json.dumps({"input": caption, "edit": instruction, "output": output}).encode()
             yield {"json": described, "0_0.png": pictures[0], "0_1.png": pictures[1]}
 
 
@@ -156,6 +169,7 @@ def write_data(world: World, folder: Path, samples: int, pieces: int = 1000, see
         write_tars(folder / "text", ({"txt": text.encode()} for text in texts), shard)
     write_tars(folder / "captions", make.captions(samples, seen=False), shard)
     write_tars(folder / "interleaved", make.interleaved(samples // 2), shard)
+    write_tars(folder / "align_captions", make.align_captions(2 * samples), 2 * shard)
     write_tars(folder / "compositional", make.compositional(samples), shard)
     write_tars(folder / "edit", make.edit(samples), shard)
     write_tars(folder / "instruct_captions", make.captions(samples // 2, seen=True), shard)

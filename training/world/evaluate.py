@@ -113,12 +113,6 @@ def portrait(world: World, identity: Identity, colour: str) -> Picture:
     return world.render(Scene((Placed(identity, edge, edge, world.object_size),), Background(colour)))[0]
 
 
-def reference(world: World, identity: Identity) -> Picture:
-    """An identity on white, filling the picture as the crops of the training samples do."""
-    side = world.object_size
-    return world.render(Scene((Placed(identity, 0, 0, side),), Background("white")))[0][:side, :side]
-
-
 def draw_prompts(world: World, identities: list[Identity], count: int, entities: int, seed: int) -> list[Prompt]:
     """Prompts over the identities in turn; references stand on white, shuffled ones show another noun."""
     random = np.random.default_rng(seed)
@@ -129,8 +123,8 @@ def draw_prompts(world: World, identities: list[Identity], count: int, entities:
         others = [x for x in identities if x.noun != chosen[0].noun]
         while len(chosen) < entities:
             chosen.append(others[random.integers(len(others))])
-        references = tuple(reference(world, x) for x in chosen)
-        other = reference(world, others[random.integers(len(others))])
+        references = tuple(world.reference(x) for x in chosen)
+        other = world.reference(others[random.integers(len(others))])
         colour = str(random.choice([name for name in BACKGROUNDS if name != "white"]))
         prompts.append(Prompt(tuple(chosen), Background(colour), references, other))
     return prompts

@@ -190,6 +190,11 @@ class World:
         where = np.s_[placed.top : placed.top + placed.size, placed.left : placed.left + placed.size]
         return self.render(scene)[0][where], scene.edited(objects=(placed,))
 
+    def reference(self, identity: Identity) -> np.ndarray:
+        """An identity on white, filling the picture as the crops of the training samples do: uint8 (s, s, 3)."""
+        alone = Placed(identity, 0, 0, self.object_size)
+        return self.close_up(Scene((alone,), Background("white")))[0]
+
     def phrase(self, identity: Identity, random: np.random.Generator | None = None, share: float = 0.5) -> str:
         """ "a cat", and with a generator its look and its colour in `share` of the cases: "a glossy purple cat"."""
         words = []

@@ -15,7 +15,7 @@ from kosmos_core import load_model
 
 from ..stable_diffusion import StableDiffusion
 from .atlas import ASSETS
-from .evaluate import Painter, draw_prompts, reference
+from .evaluate import Painter, draw_prompts
 from .scenes import Identity, World
 
 COLUMNS, SCALE, GAP = 8, 2, 8
@@ -57,7 +57,7 @@ def main() -> None:
     arguments = parser.parse_args()
     world = World.named(arguments.world)
     for noun, look, hue in (("cat", "fluent-3d", 120), ("pizza", "fluent-3d", 0)):  # both were seen in stage 3
-        picture = Image.fromarray(reference(world, Identity(noun, look, hue)))
+        picture = Image.fromarray(world.reference(Identity(noun, look, hue)))
         picture.resize((world.size, world.size), Image.Resampling.NEAREST).save(arguments.output / f"{noun}.png")
     diffusion = StableDiffusion(str(arguments.stable_diffusion))
     painter = Painter(diffusion, load_model(arguments.kosmos_g).eval(), world.size, guidance=4.0)

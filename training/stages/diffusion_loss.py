@@ -1,0 +1,39 @@
+"""Stage 3's loss: the noise that the frozen U-Net predicts under the encoder's conditions (paper section 2.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kosmos_core import KosmosG
+
+from . import Batch
+from .null_condition import encode_with_null
+from .pictures import picture_tokens
+
+
+def sample_losses(
+    model: KosmosG, unet: nn.Module, scheduler: Any, batch: Batch, noise: Tensor, timesteps: Tensor, drop: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean squared error of the predicted noise of each sample, (b,) float32, and their conditions (b, 77, 768)."""
+    features, anchor = picture_tokens(model, batch.get("pixels"))
+    conditions, null = encode_with_null(model, batch["token_ids"], batch.get("image_mask"), features)
+    condition = torch.where(drop.to(null.device)[:, None, None], null, conditions) + anchor
+    noisy = scheduler.add_noise(batch["latents"], noise, timesteps)
+    predicted = unet(noisy.to(unet.dtype), timesteps, encoder_hidden_states=condition.to(unet.dtype)).sample
+    velocity = scheduler.config.prediction_type == "v_prediction"
+    expected = scheduler.get_velocity(batch["latents"], noise, timesteps) if velocity else noise
+    return (predicted.float() - expected.float()).square().mean((1, 2, 3)), conditions
+
+
+def loss(
+    model: KosmosG, unet: nn.Module, scheduler: Any, batch: Batch, noise: Tensor, timesteps: Tensor, drop: Tensor
+) -> dict[str, Tensor]:
+    """Diffusion loss, mean over samples.
+
+    batch holds token_ids (b, s), image_mask (b, s), pixels (n, 3, S, S) or None, latents (b, 4, h, w) scaled; drop (b,)
+    is True where the null condition replaces the sample's; scheduler is diffusers' DDPM or another that can add noise.
+    """
+    return {"loss": sample_losses(model, unet, scheduler, batch, noise, timesteps, drop)[0].mean()}
