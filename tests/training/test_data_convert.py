@@ -84,7 +84,7 @@ def test_instructpix2pix_folders_become_edits_with_all_their_seeds(tmp_path, out
     assert kind == "edit"
     assert [sample.instruction for sample in samples] == ["make it 0", "make it 1", "make it 3"]
     assert [len(sample.pairs) for sample in samples] == [1, 2, 2]
-    assert samples[0].caption == "a field 0"
+    assert (samples[0].caption, samples[0].edited) == ("a field 0", "another field")
     assert samples[0].pairs[0] == (picture(1), picture(2))  # the bytes as they were
     assert stats(out)["skipped"] == {
         "bad prompt.json": 1, "missing picture": 1, "empty edit": 1, "corrupt picture": 1
@@ -105,8 +105,8 @@ def test_instructpix2pix_parquet_becomes_edits(tmp_path, out):
     parquet.write_table(pa.table(rows), tmp_path / "data" / "train-00000.parquet", row_group_size=1)
     assert main(["instructpix2pix", str(tmp_path / "data"), str(out), "--workers", "2"]) == 0
     _, samples = samples_of(out)
-    assert [(s.caption, s.instruction, s.pairs) for s in samples] == [
-        ("a cat", "make it red", [(picture(1), picture(3))])
+    assert [(s.caption, s.instruction, s.pairs, s.edited) for s in samples] == [
+        ("a cat", "make it red", [(picture(1), picture(3))], "a red cat")
     ]
     assert stats(out)["skipped"] == {"missing picture": 1}
 

@@ -4,7 +4,7 @@
 <source>/0000001/prompt.json            {"input": caption, "edit": instruction, "output": caption of the result}
 <source>/0000001/123456_0.jpg, _1.jpg   before and after
 
-*.parquet: original_image, edit_prompt, edited_image (bytes, or {"bytes"}), and original_prompt if there is one
+*.parquet: original_image, edit_prompt, edited_image (bytes, or {"bytes"}); original_prompt, edited_prompt where present
 """
 
 from __future__ import annotations
@@ -20,8 +20,13 @@ from .pictures import checked
 from .records import Records
 
 
-def edit_parts(caption: str, instruction: str, pairs: list[tuple[bytes, bytes]]) -> dict[str, bytes]:
-    """The parts of an edit sample. Raises BadSample for an empty instruction or a picture that cannot be decoded."""
+def edit_parts(
+    caption: str, instruction: str, pairs: list[tuple[bytes, bytes]], edited: str | None = None
+) -> dict[str, bytes]:
+    """The parts of an edit sample; `edited` is the caption of the pictures after.
+
+    Raises BadSample for an empty instruction or a picture that cannot be decoded.
+    """
     if not isinstance(instruction, str) or not instruction.strip():
         raise BadSample("empty edit")
     parts: dict[str, bytes] = {}
@@ -29,7 +34,7 @@ def edit_parts(caption: str, instruction: str, pairs: list[tuple[bytes, bytes]])
         for moment, content in enumerate(pair):
             ending, content = checked(content)
             parts[f"{number}_{moment}.{ending}"] = content
-    described = {"input": caption, "edit": instruction, "pairs": len(pairs)}
+    described = {"input": caption, "edit": instruction, "pairs": len(pairs)} | ({"output": edited} if edited else {})
     return parts | {"json": json.dumps(described, ensure_ascii=False).encode()}
 
 
@@ -80,14 +85,16 @@ class FolderEdits:
         if not pairs:
             raise BadSample("missing picture")
         key = name.replace("/", "_").replace(".", "_")
-        return Converted("", key, edit_parts(str(prompt.get("input") or ""), prompt.get("edit") or "", pairs))
+        caption, edited = (str(prompt.get(name) or "") for name in ("input", "output"))
+        return Converted("", key, edit_parts(caption, prompt.get("edit") or "", pairs, edited))
 
 
 class ParquetEdits:
     """The data set as parquet files, one pair a row."""
 
     def __init__(self, source: Path):
-        self.records = Records(source, ("original_image", "edit_prompt", "edited_image", "original_prompt?"))
+        columns = ("original_image", "edit_prompt", "edited_image", "original_prompt?", "edited_prompt?")
+        self.records = Records(source, columns)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -98,7 +105,8 @@ class ParquetEdits:
     def convert(self, number: int) -> Converted:
         row = self.records[number]
         pair = tuple(_bytes(row[column]) for column in ("original_image", "edited_image"))
-        return Converted("", f"{number:09d}", edit_parts(row.get("original_prompt") or "", row["edit_prompt"], [pair]))
+        caption, edited = (row.get(name) or "" for name in ("original_prompt", "edited_prompt"))
+        return Converted("", f"{number:09d}", edit_parts(caption, row["edit_prompt"], [pair], edited))
 
 
 def _bytes(value: Any) -> bytes:
