@@ -13,6 +13,7 @@ from tests.training.tiny_diffusion import tiny_parts
 from training.draws import Draws
 from training.preview import Preview, PreviewPrompt, grid, prompt_batch, sample_pictures
 from training.stages import Losses, align, instruct, lm
+from training.stages.alignment_loss import squared_errors, token_weights
 
 ROWS = 4
 
@@ -179,6 +180,32 @@ def test_alignment_of_stage_three_adds_the_error_of_the_rows_that_have_a_caption
     assert float(losses.parts["mse"][0]) == pytest.approx(float(expected), rel=1e-4)
     assert float(losses.parts["diffusion"][0]) == pytest.approx(float(plain.total), rel=1e-6)
     assert float(losses.total) == pytest.approx(float(plain.total + 0.5 * expected), rel=1e-5)
+
+
+def test_padding_weight_is_that_of_the_tokens_behind_a_caption():
+    ids = torch.tensor([[7, 3, 4, 9, 9, 9], [7, 3, 4, 5, 6, 9]])
+    assert token_weights(ids, 0.5).tolist() == [[1, 1, 1, 1, 0.5, 0.5], [1] * 6]
+    assert token_weights(ids, 1.0) is None
+    found = torch.arange(12.0).reshape(2, 6, 1).expand(-1, -1, 3)
+    errors = squared_errors(found, torch.zeros_like(found), token_weights(ids, 0.0))
+    assert errors.tolist() == pytest.approx([(0 + 1 + 4 + 9) / 4, sum(n * n for n in range(6, 12)) / 6])
+
+
+@torch.no_grad()
+def test_stage_two_weighs_the_padding_of_its_captions(stages, tiny_tokenizer):
+    task, draws, batch = stages["align"], Draws(seed=0, step=0), _batch("align", tiny_tokenizer)
+    batch["clip_ids"][:, 20:] = 299
+    task.model.eval()
+    plain = task.training_step(task.model, batch, draws).parts
+    task.task.padding_weight = 0.0
+    words = task.training_step(task.model, batch, draws).parts
+    hidden = task.model(batch["token_ids"], None, None, output="hidden")
+    condition = task.model.align(hidden, batch["token_ids"] == 1)
+    states = task.frozen["clip"](batch["clip_ids"]).last_hidden_state
+    errors = (condition - states).square().mean(2)
+    assert float(words["mse"][0]) == pytest.approx(float(errors[:, :21].mean(1).sum()), rel=1e-4)
+    assert float(plain["mse"][0]) == pytest.approx(float(errors.mean(1).sum()), rel=1e-4)
+    assert words["rec"][0] == plain["rec"][0]
 
 
 def test_a_negative_alignment_gets_a_sentence():

@@ -21,15 +21,15 @@ from ..preview import Preview, rows_to_show, sample_sheet
 from ..stable_diffusion import StableDiffusion, encode_pictures, snr_weights
 from ..warm_start import start_model
 from . import Batch, BatchStream, Losses, Stream
-from .caption_error import caption_errors
+from .alignment_loss import caption_errors
 from .diffusion_loss import loss, sample_losses
 from .pictures import train_vision_end
 
 if TYPE_CHECKING:
     from ..config import RunConfig
 
-DataConfig = InstructData
 __all__ = ["Config", "DataConfig", "InstructStage", "build", "loss"]
+DataConfig = InstructData
 
 
 @dataclass
@@ -48,8 +48,9 @@ class Config:
     alignment: float = 0.0
     """Adds so much of stage 2's squared error, to CLIP's states of the target's caption where the data tells it. The
     paper's 0 asks for many samples: through the U-Net the gradient is faint beside its noise."""
+    padding_weight: float = 1.0
     clip_tokenizer: str | None = None
-    """As in stage 2; needed with `alignment` above 0."""
+    """As in stage 2, for `alignment` above 0."""
     preview: Preview = field(default_factory=Preview)
     """The prompts that are sampled every log.sample_every steps."""
 
@@ -94,7 +95,7 @@ class InstructStage:
         losses = losses * weights[timesteps]
         if self.clip_tokenizer is None:
             return Losses.of_rows(losses, batch["sources"])
-        mse = caption_errors(conditions, self.frozen["clip"], batch)
+        mse = caption_errors(conditions, self.frozen["clip"], batch, self.task.padding_weight)
         return Losses.of_rows(losses + self.task.alignment * mse, batch["sources"], diffusion=losses, mse=mse)
 
     def sample(self, model: KosmosG) -> Image:
