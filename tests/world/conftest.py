@@ -33,7 +33,7 @@ class Chain:
     def train(self, stage: str, run: str, *more: str) -> int:
         """A stage by its shipped configuration, with this folder's paths."""
         data, arguments = self.folder / "data", []
-        shares = {"lm": {"captions": 2, "interleaved": 1}, "align": {"captions": 1, "compositional": 1},
+        shares = {"lm": {"captions": 2, "interleaved": 1}, "align": {"align_captions": 1},
                   "instruct": {"compositional": 2, "edit": 2, "instruct_captions": 1}}[stage]  # fmt: skip
         sources = {name: {"path": str(data / name), "weight": weight} for name, weight in shares.items()}
         own = self.folder / f"{stage}.yaml"
