@@ -27,7 +27,13 @@ from .checkpoint import latest_checkpoint, load, read_progress, stored
 from .errors import CheckpointError
 from .provenance import TOKENIZER_FILES, TOKENIZER_FOLDER
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FP8 = "float8_e4m3fn"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, FP8: None}
+
+
+def narrowed(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of an fp8 file: the blocks' matrices, which are most and bear it, are fp8, all else is fp16."""
+    return tensor.to(torch.float8_e4m3fn if ".blocks." in name and tensor.ndim > 1 else torch.float16)
 
 
 def export(
@@ -39,6 +45,7 @@ def export(
     Args:
         ema: the moving average of the trained weights instead of their last values.
         step: which checkpoint; None takes the latest.
+        dtype: float32, bfloat16, float16, or float8_e4m3fn: the blocks' matrices in fp8, the rest in float16.
         half: M leaves out AlignerNet's training half, which stage 2 needs and nothing else; MN keeps what there is.
     Raises:
         CheckpointError: there is no such run, checkpoint or moving average, or it cannot be read.
@@ -83,6 +90,8 @@ def export(
         "versions": starts[-1]["versions"],
         "starts": len(starts),
     }
+    if dtype == FP8:
+        weights = {name: narrowed(name, tensor) for name, tensor in weights.items()}
     save_weights(output, weights, sizes, tokenizer, stage=config["stage"], provenance=provenance, dtype=DTYPES[dtype])
     return provenance
 

@@ -52,6 +52,21 @@ def test_the_file_says_where_it_comes_from(run_folder, tmp_path):
     assert "commit" in provenance["git"]
 
 
+@torch.no_grad()
+def test_eight_bits_keep_the_conditions(run_folder, tmp_path):
+    for dtype in ("float32", "float8_e4m3fn"):
+        assert export.main([str(run_folder), str(tmp_path / f"{dtype}.safetensors"), "--dtype", dtype]) == 0
+    whole, small = (tmp_path / f"{dtype}.safetensors" for dtype in ("float32", "float8_e4m3fn"))
+    assert read_config(small)[1]["dtype"] == "float16, float8_e4m3fn"
+    stored = load_model(small, dtype=None).state_dict()
+    kinds = {name: tensor.dtype for name, tensor in stored.items()}
+    assert kinds["aligner.query_decoder.blocks.0.attention.q_proj.weight"] == torch.float8_e4m3fn
+    assert kinds["decoder.blocks.0.attention.q_proj.bias"] == kinds["decoder.embedding.weight"] == torch.float16
+    texts = ["a red circle", "a blue square"]
+    exact, rounded = (load_model(path).encode(texts) for path in (whole, small))
+    assert 0 < (exact - rounded).square().mean() < 1e-3 * exact.var()
+
+
 def test_what_cannot_be_exported_is_a_sentence(run_folder, tmp_path, capsys, smoke_stages):
     output = tmp_path / "out.safetensors"
     assert export.main([str(tmp_path), str(output)]) == 1
