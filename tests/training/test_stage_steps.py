@@ -208,9 +208,12 @@ def test_stage_two_weighs_the_padding_of_its_captions(stages, tiny_tokenizer):
     assert words["rec"][0] == plain["rec"][0]
 
 
-def test_a_negative_alignment_gets_a_sentence():
-    with pytest.raises(ValueError, match=r"task\.alignment: -1 must be 0 or more"):
-        instruct.Config(alignment=-1)
+@pytest.mark.parametrize(
+    ("stage", "key"), [(instruct, "alignment"), (instruct, "padding_weight"), (align, "padding_weight")]
+)
+def test_negative_weights_get_a_sentence(stage, key):
+    with pytest.raises(ValueError, match=rf"task\.{key}: -1 must be 0 or more"):
+        stage.Config(**{key: -1})
 
 
 # -- the preview of stage 3

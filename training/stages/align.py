@@ -46,7 +46,11 @@ class Config:
     the small world 600 steps from it learned little of the prompt, 650 from 0.03 most of it."""
     padding_weight: float = 1.0
     """Weight of CLIP's states behind a caption's end (paper: 1). They are most of the 77, but the U-Net hardly minds
-    their errors: in the small world exact ones gave not one noun more, exact states of the words nearly all."""
+    their errors: in the small world exact ones gave one noun of 64 more, exact states of the words 21."""
+
+    def __post_init__(self) -> None:
+        if self.padding_weight < 0:
+            raise ValueError(f"task.padding_weight: {self.padding_weight} must be 0 or more.")
 
 
 @dataclass

@@ -49,16 +49,18 @@ class Config:
     """Adds so much of stage 2's squared error, to CLIP's states of the target's caption where the data tells it. The
     paper's 0 asks for many samples: through the U-Net the gradient is faint beside its noise."""
     padding_weight: float = 1.0
+    """Weight of CLIP's states behind a caption's end in `alignment`, as in stage 2."""
     clip_tokenizer: str | None = None
-    """As in stage 2, for `alignment` above 0."""
+    """As in stage 2; needed with `alignment` and a single file."""
     preview: Preview = field(default_factory=Preview)
     """The prompts that are sampled every log.sample_every steps."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.null_probability <= 1:
             raise ValueError(f"task.null_probability: {self.null_probability} must be from 0 to 1.")
-        if self.alignment < 0:
-            raise ValueError(f"task.alignment: {self.alignment} must be 0 or more.")
+        for key in ("alignment", "padding_weight"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"task.{key}: {getattr(self, key)} must be 0 or more.")
 
 
 @dataclass
