@@ -22,11 +22,10 @@ from kosmos_core.tokenizer import dictionary_of
 
 from ..data.index import write_whole
 from ..data.synthetic import write_tars
-from .scenes import BACKGROUNDS, WORLDS, Background, Identity, Scene, World
+from .scenes import BACKGROUNDS, SHARES, WORLDS, Background, Identity, Scene, World
 
 WORDNET = Path("/usr/share/wordnet")  # Debian's wordnet-base
 PAIRS = 0.5  # share of two objects in stages 2 and 3, which are harder to learn than one
-SHARES = (0.0, 0.5, 1.0)  # how often a caption of stage 2 names look and colour, each as often
 Parts = dict[str, bytes]
 
 
@@ -70,11 +69,9 @@ class Samples:
         nouns = self.random.choice(sorted(self.seen), count, replace=False)
         return [self.seen[str(noun)][self.random.integers(len(self.seen[str(noun)]))] for noun in nouns]
 
-    def objects(self) -> int:
-        return 2 if self.random.random() < PAIRS else 1
-
     def seen_scene(self) -> Scene:
-        return self.world.draw(self.random, self.seen_identities(self.objects()))
+        count = 2 if self.random.random() < PAIRS else 1
+        return self.world.draw(self.random, self.seen_identities(count))
 
     def captions(self, count: int, seen: bool) -> Iterator[Parts]:
         """Scenes, and as many objects that fill their picture: without these, stage 1 learns backgrounds and colours
@@ -87,11 +84,9 @@ class Samples:
             yield {"txt": caption.encode(), "png": png(picture)}
 
     def align_captions(self, count: int) -> Iterator[Parts]:
-        """Captions without pictures, of every noun that the U-Net knows."""
+        """Captions without pictures, of every noun that the U-Net knows; as many with each of SHARES."""
         for _ in range(count):
-            nouns = self.random.choice(self.world.nouns, self.objects(), replace=False)
-            identities = [self.world.draw_identity(str(noun), self.random) for noun in nouns]
-            scene = self.world.draw(self.random, identities)
+            scene = self.world.draw(self.random, pairs=PAIRS)
             yield {"txt": self.world.caption(scene, self.random, float(self.random.choice(SHARES))).encode()}
 
     def interleaved(self, count: int) -> Iterator[Parts]:

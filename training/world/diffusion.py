@@ -23,11 +23,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ..stable_diffusion import snr_weights
 from .autoencoder import narrow_autoencoder
 from .sampling import sample
-from .scenes import WORLDS, Scene, World
+from .scenes import SHARES, WORLDS, Scene, World
 
 EMPTY_CAPTIONS = 0.1
-# How often a caption's phrases name look and colour, and how many captions do so: prompts name nouns alone, or all.
-SHARES, CAPTIONS = (0.0, 0.5, 1.0), (0.3, 0.1, 0.6)
+CAPTIONS = (0.3, 0.1, 0.6)  # how many captions have each of SHARES: prompts name nouns alone, or all
 SNR_BOUNDS = (0.15, 5.0)
 # Kosmos-G's conditions are never quite CLIP's. A U-Net that has seen only CLIP's own states paints from states with a
 # twelfth of their variance in error only half of the nouns that it paints from exact ones.

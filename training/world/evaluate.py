@@ -70,13 +70,14 @@ def interval(values: np.ndarray, draws: int = 2000) -> list[float]:
 
 
 class Judge:
-    """Features of all identities of one world or more, which an answer is compared with."""
+    """Features of all identities of a world, and of those that another judge knows: what an answer is compared with."""
 
-    def __init__(self, features: Features, *worlds: World):
-        self.worlds, self.features = worlds, features
-        shown = [(world, identity) for world in worlds for identity in world.identities]
-        self.identities = [identity for _, identity in shown]
-        self.gallery = features([portrait(world, identity, "grey") for world, identity in shown])
+    def __init__(self, features: Features, world: World, known: "Judge | None" = None):
+        self.features, self.identities = features, world.identities
+        self.gallery = features([portrait(world, identity, "grey") for identity in self.identities])
+        if known:
+            self.identities = known.identities + self.identities
+            self.gallery = torch.cat([known.gallery, self.gallery])
         self.number = {identity: n for n, identity in enumerate(self.identities)}
         self.nouns = np.array([identity.noun for identity in self.identities])
 
@@ -229,7 +230,7 @@ class Evaluation:
     def unknown(self, painter: Painter, world: World, name: str) -> None:
         """Identities that nothing was trained on; the gallery holds them beside the known ones."""
         prompts = draw_prompts(world, world.identities, self.count, 1, 23)
-        known, self.judge = self.judge, Judge(self.judge.features, *self.judge.worlds, world)
+        known, self.judge = self.judge, Judge(self.judge.features, world, self.judge)
         row = self.by_picture(f"stage 3, {name}, by picture", painter, prompts)
         other = self.by_picture(f"stage 3, {name}, shuffled pictures", painter, prompts, shuffled=True)
         self.differences.append(row.compare(other))

@@ -42,6 +42,7 @@ WORLDS = {
     "test": WorldSettings(32, ("apple", "banana", "car", "heart"), ("star",)),
 }  # fmt: skip
 HUES = (0, 120)
+SHARES = (0.0, 0.5, 1.0)  # how often a caption's phrases name look and colour: never, as it comes, always
 BACKGROUNDS = {
     "red": (214, 92, 92), "green": (110, 178, 110), "blue": (100, 140, 212), "yellow": (232, 212, 110),
     "purple": (160, 116, 196), "orange": (232, 160, 96), "grey": (150, 150, 150), "white": (244, 244, 244),
@@ -157,10 +158,15 @@ class World:
             return (Placed(identities[0], left, tops[0], half),)
         return tuple(Placed(x, half * i, tops[i], half) for i, x in enumerate(identities))
 
-    def draw(self, random: np.random.Generator, identities: list[Identity] | None = None) -> Scene:
-        """A scene of the given identities, or of one or two drawn ones (natural hue six times in ten)."""
+    def draw(
+        self, random: np.random.Generator, identities: list[Identity] | None = None, pairs: float | None = None
+    ) -> Scene:
+        """A scene of the given identities, or of one or two drawn ones (natural hue six times in ten).
+
+        pairs: how often two are drawn, where it is not the world's own share.
+        """
         if identities is None:
-            count = 2 if random.random() < self.settings.pairs else 1
+            count = 2 if random.random() < (self.settings.pairs if pairs is None else pairs) else 1
             nouns = random.choice(self.nouns, count, replace=False)
             identities = [self.draw_identity(str(noun), random) for noun in nouns]
         return Scene(self.place(identities, random), self.draw_background(random))
