@@ -89,7 +89,7 @@ def lm_step(config: KosmosGConfig, rows: int, length: int, images: int) -> int:
 
 def align_step(config: KosmosGConfig, rows: int, length: int, clip: Any = None) -> int:
     """A micro-batch of stage `align`; `clip` is the text encoder's configuration."""
-    trained = align(config, rows, length) + reconstruct(config, rows, length)
+    trained = align(config, rows, length) + (reconstruct(config, rows, length) if config.aligner.reconstruction else 0)
     return FROZEN * decoder(config, rows, length) + TRAINED * trained + (clip_text(clip, rows) if clip else 0)
 
 

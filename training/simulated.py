@@ -94,8 +94,10 @@ class SimulatedStage:
             hidden = self._hidden(model, self.rows)
             target = self.frozen["clip"](torch.zeros(self.rows, 77, dtype=torch.long)).last_hidden_state
         condition = model.align(hidden)
-        restored = model.reconstruct(condition, self.length)
-        return (condition - target.float()).square().mean() + (restored - hidden).square().mean()
+        errors = (condition - target.float()).square().mean()
+        if not model.config.aligner.reconstruction:
+            return errors
+        return errors + (model.reconstruct(condition, self.length) - hidden).square().mean()
 
     def _instruct(self, model: KosmosG) -> Tensor:
         unet, vae = self.frozen["unet"], self.frozen["vae"]

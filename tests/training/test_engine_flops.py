@@ -55,6 +55,12 @@ def test_training_step_of_the_alignment_equals_torch_s_count(config, model):
     assert counted(step) == pytest.approx(flops.align_step(config, 2, 30), rel=0.01)
 
 
+def test_alignment_without_half_n_costs_so_much_less():
+    both, alone = KosmosGConfig.medium(reconstruction=True), KosmosGConfig.medium()
+    saved = flops.align_step(both, 2, 30) - flops.align_step(alone, 2, 30)
+    assert saved == flops.TRAINED * flops.reconstruct(both, 2, 30) > 0
+
+
 def test_training_step_of_the_instruction_tuning_equals_torch_s_count(config, model):
     lengths, ids = (30, 21, 9), config.ids
     unet = UNet2DConditionModel(

@@ -64,6 +64,16 @@ def test_paper_reconstruction_leaves_out_the_length_factor(model):
 
 
 @torch.no_grad()
+def test_without_half_n_the_alignment_s_error_is_the_loss(model):
+    alone = KosmosG(KosmosGConfig.tiny()).eval()
+    alone.load_state_dict({name: model.state_dict()[name] for name in alone.state_dict()})
+    tokens, target = _texts(), torch.randn(2, 77, 768)
+    both, one = (align.loss(x.eval(), tokens, target) for x in (model, alone))
+    assert torch.equal(one["mse"], both["mse"]) and torch.equal(one["loss"], one["mse"])
+    assert float(one["rec"]) == 0 < float(both["rec"])
+
+
+@torch.no_grad()
 def test_dropout_acts_on_the_frozen_language_model_in_train_mode_only(model):
     tokens, target = _texts(), torch.randn(2, 77, 768)
     losses = {}

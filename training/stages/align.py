@@ -40,7 +40,8 @@ class Config:
     clip_tokenizer: str | None = None
     """Folder with CLIP's vocab.json and merges.txt, where `stable_diffusion` is a single file."""
     rec: Reconstruction = "original"
-    """Reconstruction loss: original multiplies it by 77 / tokens, as the first implementation did; paper does not."""
+    """Reconstruction loss: original multiplies it by 77 / tokens, as the first implementation did; paper does not.
+    `model.aligner.reconstruction: false` trains without it, and without half N: nothing reads that later."""
     aligner_tables: float = 1.0
     """Deviation of a new AlignerNet's queries and positions. The original's 1 suits its long runs of large batches; in
     the small world 600 steps from it learned little of the prompt, 650 from 0.03 most of it."""

@@ -49,16 +49,18 @@ def sample_losses(
     """Mean squared errors of each sample, (b,) float32: of the condition, and of the reconstructed hidden states.
 
     weights (b, 77): of the condition's tokens. Pad tokens count in the reconstruction, as in the original: what the
-    language model makes of them is a target too.
+    language model makes of them is a target too. A model without half N has no reconstruction to lose: zeros.
     """
     length = token_ids.shape[1]
     with torch.no_grad():
         hidden = model(token_ids, pixels, image_mask, output="hidden")
     padding = token_ids == model.config.ids.pad
     condition = model.align(hidden, padding)
-    restored = model.reconstruct(condition, length)
+    mse = squared_errors(condition, clip_target, weights)
+    if not model.config.aligner.reconstruction:
+        return mse, torch.zeros_like(mse)
     factor = condition.shape[1] / length if rec == "original" else 1.0
-    return squared_errors(condition, clip_target, weights), squared_errors(restored, hidden) * factor
+    return mse, squared_errors(model.reconstruct(condition, length), hidden) * factor
 
 
 def loss(

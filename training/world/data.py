@@ -74,13 +74,14 @@ class Samples:
         return self.world.draw(self.random, self.seen_identities(count))
 
     def captions(self, count: int, seen: bool) -> Iterator[Parts]:
-        """Scenes, and as many objects that fill their picture: without these, stage 1 learns backgrounds and colours
-        but no shapes, for the resampler would first have to find the object."""
+        """Scenes, and for stage 1 three times as many objects that fill their picture, with all that can be said of
+        them: without these it learns backgrounds and colours but no shapes, for the resampler would first have to find
+        the object."""
         for number in range(count):
             scene = self.seen_scene() if seen else self.world.draw(self.random)
-            close = number % 2 and not seen
+            close = number % 4 and not seen
             picture, scene = self.world.close_up(scene) if close else (self.world.render(scene)[0], scene)
-            caption = self.world.caption(scene, self.random)
+            caption = self.world.caption(scene, self.random, share=1.0 if close else 0.5)
             yield {"txt": caption.encode(), "png": png(picture)}
 
     def align_captions(self, count: int) -> Iterator[Parts]:

@@ -105,9 +105,9 @@ def blurred(states: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 class Training:
     """U-Net, its running mean, optimiser and position; saved whole so that a stopped run loses little."""
 
-    def __init__(self, world: World, folder: Path, start: Path | None = None):
+    def __init__(self, world: World, folder: Path, start: Path | None = None, bf16: bool = True):
         torch.manual_seed(0)
-        self.folder, self.unet = folder, build_unet(world.size)
+        self.folder, self.unet, self.bf16 = folder, build_unet(world.size), bf16
         if start:
             self.unet.load_state_dict(UNet2DConditionModel.from_pretrained(start / "unet").state_dict())
         self.mean = copy.deepcopy(self.unet).requires_grad_(False)
@@ -138,8 +138,8 @@ class Training:
         # One time from each part of the schedule: less noise in the loss than independent draws.
         parts = torch.arange(len(latents)) + torch.rand(len(latents), generator=generator)
         times = (parts * 1000 / len(latents)).long()
-        noisy, states = self.schedule.add_noise(latents, noise, times), blurred(states, generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        noisy, states = self.schedule.add_noise(latents, noise, times), blurred(states.float(), generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             predicted = self.unet(noisy, times, encoder_hidden_states=states).sample
         errors = (predicted.float() - noise).square().mean((1, 2, 3))
         loss = (errors * self.weights[times]).mean()
@@ -166,6 +166,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--pairs", type=float, default=0.4, help="share of the pictures with two objects")
     parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="which is faster is the CPU's")
     parser.add_argument("--start", type=Path, help="diffusers folder whose U-Net a new run begins with")
     parser.add_argument("--show-every", type=float, default=5, metavar="MINUTES")
     arguments = parser.parse_args()
@@ -179,7 +180,7 @@ def main() -> None:
     latents = kept(arguments.output / "latents.pt", lambda: scene_latents(world, vae, scenes))["latents"]
     numbers, states = text["numbers"], text["states"]
     print(f"{len(latents)} scenes, {len(states) - 1} captions, latent std {latents.std():.3f}", flush=True)
-    training = Training(world, arguments.output, arguments.start)
+    training = Training(world, arguments.output, arguments.start, arguments.precision == "bf16")
     random = np.random.default_rng(5)
     pair = np.array([len(scene.objects) == 2 for scene in scenes])
     chances = np.where(pair, arguments.pairs / pair.sum(), (1 - arguments.pairs) / (~pair).sum())

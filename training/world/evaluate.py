@@ -145,6 +145,7 @@ class Painter:
     steps: int = 20
     seed: int = 1
     clip_null: bool = False
+    bf16: bool = True
 
     def __post_init__(self) -> None:
         self.unet, self.vae = self.diffusion.unet(), self.diffusion.vae()
@@ -164,7 +165,8 @@ class Painter:
 
     def paint(self, texts: list[str], pictures: list[list[Picture]] | None = None) -> np.ndarray:
         conditions, null = self.conditions(texts, pictures), self.conditions([""])
-        return sample(self.unet, self.vae, conditions, null, self.size, self.seed, self.guidance, self.steps)
+        settings = {"seed": self.seed, "guidance": self.guidance, "steps": self.steps, "bf16": self.bf16}
+        return sample(self.unet, self.vae, conditions, null, self.size, **settings)
 
 
 class Evaluation:
@@ -203,11 +205,16 @@ class Evaluation:
         again = ((made + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         self.add(self.judge.singles("oracle through the autoencoder", again, prompts))
 
-    def text(self, name: str, painter: Painter) -> None:
-        prompts = self.prompts["seen"]
-        self.add(self.judge.singles(f"{name}, text", painter.paint([self.caption(p) for p in prompts]), prompts))
+    def by_text(self, name: str, painter: Painter, prompts: list[Prompt]) -> Row:
+        pictures = painter.paint([self.caption(p) for p in prompts])
+        return self.add(self.judge.singles(name, pictures, prompts))
+
+    def text(self, name: str, painter: Painter) -> Row:
+        """Rows of one and two seen nouns; the first is returned."""
+        row = self.by_text(f"{name}, text", painter, self.prompts["seen"])
         pictures = painter.paint([self.caption(p) for p in self.pairs])
         self.add(self.judge.pairs(f"{name}, text, two", pictures, self.pairs))
+        return row
 
     def by_picture(self, name: str, painter: Painter, prompts: list[Prompt], shuffled: bool = False) -> Row:
         references = [[p.shuffled] if shuffled else list(p.references) for p in prompts]
@@ -216,10 +223,10 @@ class Evaluation:
 
     def instruct(self, painter: Painter, before: Row | None) -> None:
         """Stage 3's rows, and the differences that the claims rest on."""
+        seen = self.text("stage 3", painter)
         for name, prompts in self.prompts.items():
             row = self.by_picture(f"stage 3, {name}, by picture", painter, prompts)
-            texts = painter.paint([self.caption(p) for p in prompts])
-            text = self.add(self.judge.singles(f"stage 3, {name}, the same in text", texts, prompts))
+            text = seen if name == "seen" else self.by_text(f"stage 3, {name}, the same in text", painter, prompts)
             other = self.by_picture(f"stage 3, {name}, shuffled pictures", painter, prompts, shuffled=True)
             self.differences += [row.compare(text), row.compare(other), other.compare(text)]
             if name == "seen" and before is not None:
@@ -277,6 +284,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="prompts per row")
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--steps", type=int, default=20, help="sampling steps")
+    parser.add_argument(
+        "--precision", choices=("bf16", "fp32"), default="bf16", help="of the U-Net; which is faster is the CPU's"
+    )
     arguments = parser.parse_args()
     world = World.named(arguments.world)
     diffusion = StableDiffusion(arguments.stable_diffusion)
@@ -285,7 +295,9 @@ def main() -> None:
 
     def painter_of(weights: str | None, clip_null: bool = False) -> Painter:
         encoder = load_model(weights).eval() if weights else None
-        return Painter(diffusion, encoder, world.size, arguments.guidance, arguments.steps, clip_null=clip_null)
+        bf16 = arguments.precision == "bf16"
+        settings = {"steps": arguments.steps, "clip_null": clip_null, "bf16": bf16}
+        return Painter(diffusion, encoder, world.size, arguments.guidance, **settings)
 
     evaluation.text("frozen U-Net with its own CLIP", painter_of(None))
     before = None
@@ -295,7 +307,6 @@ def main() -> None:
         before = evaluation.by_picture("stage 2, seen, by picture", painter, evaluation.prompts["seen"])
     if arguments.instruct:
         painter = painter_of(arguments.instruct)
-        evaluation.text("stage 3", painter)
         evaluation.instruct(painter, before)
         strangers = World(world.atlas, WorldSettings(world.size, HELD_OUT_NOUNS, ()))
         evaluation.unknown(painter, strangers, "nouns held out from everything")

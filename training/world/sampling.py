@@ -9,7 +9,7 @@ from diffusers.models.attention_processor import AttnProcessor
 @torch.no_grad()
 def sample(
     unet: UNet2DConditionModel, vae: AutoencoderTiny, conditions: torch.Tensor, null: torch.Tensor, size: int,
-    seed: int = 0, guidance: float = 4.0, steps: int = 20, batch: int = 32,
+    seed: int = 0, guidance: float = 4.0, steps: int = 20, batch: int = 32, bf16: bool = True,
 ) -> np.ndarray:  # fmt: skip
     """uint8 pictures (n, size, size, 3) for conditions (n, 77, 768) and the null condition (1, 77, 768).
 
@@ -31,7 +31,7 @@ def sample(
         latents, condition = noise[start : start + batch], conditions[start : start + batch].float()
         both = torch.cat([null.float().expand_as(condition), condition])
         for time in scheduler.timesteps:
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 predicted = unet(torch.cat([latents] * 2), time, encoder_hidden_states=both).sample.float()
             without, with_condition = predicted.chunk(2)
             latents = scheduler.step(without + guidance * (with_condition - without), time, latents).prev_sample
