@@ -51,6 +51,13 @@ def test_a_stopped_unet_goes_on_with_the_same_numbers(world, tmp_path):
     assert [going_on.train_step(latents, states, 1e-3) for _ in range(2)] == first[1:]
 
 
+def test_precision_is_a_choice_of_speed_not_of_numbers(world, tmp_path):
+    latents, states = torch.randn(4, 4, 4, 4), torch.randn(4, 77, 768)
+    losses = [Training(world, tmp_path, bf16=bf16).train_step(latents, states, 1e-3) for bf16 in (True, False)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
 def test_blurred_conditions_stay_nearest_to_their_own():
     states = torch.randn(6, 77, 768, generator=torch.Generator().manual_seed(0))
     made = blurred(states, torch.Generator().manual_seed(1))
