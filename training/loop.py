@@ -87,7 +87,8 @@ class Trainer:
             raise ConfigError(
                 f"batch: batch.size {self.config.batch.size} / batch.micro {self.config.batch.micro} gives "
                 f"{self.micro_batches} micro-batches per step, which must be a multiple of the {count} data streams, "
-                f"and those a multiple of the {world.size} processes; change batch.size or batch.streams."
+                f"and those a multiple of the {world.size} processes; take fewer processes, or change batch.size or, "
+                f"before a run's first step, batch.streams."
             )
         for index in range(world.rank, count, world.size):
             stream = Stream(self.config.seed, index, count, self.config.batch.micro, self.micro_batches)
