@@ -69,7 +69,8 @@ def test_without_half_n_the_alignment_s_error_is_the_loss(model):
     alone.load_state_dict({name: model.state_dict()[name] for name in alone.state_dict()})
     tokens, target = _texts(), torch.randn(2, 77, 768)
     both, one = (align.loss(x.eval(), tokens, target) for x in (model, alone))
-    assert torch.equal(one["mse"], both["mse"]) and torch.equal(one["loss"], one["mse"])
+    assert torch.equal(one["mse"], both["mse"])
+    assert torch.equal(one["loss"], one["mse"])
     assert float(one["rec"]) == 0 < float(both["rec"])
 
 
