@@ -53,7 +53,8 @@ def test_a_stopped_unet_goes_on_with_the_same_numbers(world, tmp_path):
 
 def test_precision_is_a_choice_of_speed_not_of_numbers(world, tmp_path):
     latents, states = torch.randn(4, 4, 4, 4), torch.randn(4, 77, 768)
-    losses = [Training(world, tmp_path, bf16=bf16).train_step(latents, states, 1e-3) for bf16 in (True, False)]
+    runs = (Training(world, tmp_path, precision=name) for name in ("bf16", "fp32"))
+    losses = [run.train_step(latents, states, 1e-3) for run in runs]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 

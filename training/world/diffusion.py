@@ -20,6 +20,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ..precision import Precision, autocast
 from ..stable_diffusion import snr_weights
 from .autoencoder import narrow_autoencoder
 from .sampling import sample
@@ -105,9 +106,9 @@ def blurred(states: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 class Training:
     """U-Net, its running mean, optimiser and position; saved whole so that a stopped run loses little."""
 
-    def __init__(self, world: World, folder: Path, start: Path | None = None, bf16: bool = True):
+    def __init__(self, world: World, folder: Path, start: Path | None = None, precision: Precision = "bf16"):
         torch.manual_seed(0)
-        self.folder, self.unet, self.bf16 = folder, build_unet(world.size), bf16
+        self.folder, self.unet, self.precision = folder, build_unet(world.size), precision
         if start:
             self.unet.load_state_dict(UNet2DConditionModel.from_pretrained(start / "unet").state_dict())
         self.mean = copy.deepcopy(self.unet).requires_grad_(False)
@@ -139,7 +140,7 @@ class Training:
         parts = torch.arange(len(latents)) + torch.rand(len(latents), generator=generator)
         times = (parts * 1000 / len(latents)).long()
         noisy, states = self.schedule.add_noise(latents, noise, times), blurred(states.float(), generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        with autocast(self.precision, latents.device):
             predicted = self.unet(noisy, times, encoder_hidden_states=states).sample
         errors = (predicted.float() - noise).square().mean((1, 2, 3))
         loss = (errors * self.weights[times]).mean()
@@ -180,7 +181,7 @@ def main() -> None:
     latents = kept(arguments.output / "latents.pt", lambda: scene_latents(world, vae, scenes))["latents"]
     numbers, states = text["numbers"], text["states"]
     print(f"{len(latents)} scenes, {len(states) - 1} captions, latent std {latents.std():.3f}", flush=True)
-    training = Training(world, arguments.output, arguments.start, arguments.precision == "bf16")
+    training = Training(world, arguments.output, arguments.start, arguments.precision)
     random = np.random.default_rng(5)
     pair = np.array([len(scene.objects) == 2 for scene in scenes])
     chances = np.where(pair, arguments.pairs / pair.sum(), (1 - arguments.pairs) / (~pair).sum())

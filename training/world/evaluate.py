@@ -19,6 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from kosmos_core import KosmosG, load_model
 
+from ..precision import Precision
 from ..stable_diffusion import StableDiffusion
 from .atlas import Atlas
 from .diffusion import text_states
@@ -145,7 +146,7 @@ class Painter:
     steps: int = 20
     seed: int = 1
     clip_null: bool = False
-    bf16: bool = True
+    precision: Precision = "bf16"
 
     def __post_init__(self) -> None:
         self.unet, self.vae = self.diffusion.unet(), self.diffusion.vae()
@@ -165,7 +166,7 @@ class Painter:
 
     def paint(self, texts: list[str], pictures: list[list[Picture]] | None = None) -> np.ndarray:
         conditions, null = self.conditions(texts, pictures), self.conditions([""])
-        settings = {"seed": self.seed, "guidance": self.guidance, "steps": self.steps, "bf16": self.bf16}
+        settings = {"seed": self.seed, "guidance": self.guidance, "steps": self.steps, "precision": self.precision}
         return sample(self.unet, self.vae, conditions, null, self.size, **settings)
 
 
@@ -295,8 +296,7 @@ def main() -> None:
 
     def painter_of(weights: str | None, clip_null: bool = False) -> Painter:
         encoder = load_model(weights).eval() if weights else None
-        bf16 = arguments.precision == "bf16"
-        settings = {"steps": arguments.steps, "clip_null": clip_null, "bf16": bf16}
+        settings = {"steps": arguments.steps, "clip_null": clip_null, "precision": arguments.precision}
         return Painter(diffusion, encoder, world.size, arguments.guidance, **settings)
 
     evaluation.text("frozen U-Net with its own CLIP", painter_of(None))

@@ -5,11 +5,13 @@ import torch
 from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 
+from ..precision import Precision, autocast
+
 
 @torch.no_grad()
 def sample(
     unet: UNet2DConditionModel, vae: AutoencoderTiny, conditions: torch.Tensor, null: torch.Tensor, size: int,
-    seed: int = 0, guidance: float = 4.0, steps: int = 20, batch: int = 32, bf16: bool = True,
+    seed: int = 0, guidance: float = 4.0, steps: int = 20, batch: int = 32, precision: Precision = "bf16",
 ) -> np.ndarray:  # fmt: skip
     """uint8 pictures (n, size, size, 3) for conditions (n, 77, 768) and the null condition (1, 77, 768).
 
@@ -31,7 +33,7 @@ def sample(
         latents, condition = noise[start : start + batch], conditions[start : start + batch].float()
         both = torch.cat([null.float().expand_as(condition), condition])
         for time in scheduler.timesteps:
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            with autocast(precision, latents.device):
                 predicted = unet(torch.cat([latents] * 2), time, encoder_hidden_states=both).sample.float()
             without, with_condition = predicted.chunk(2)
             latents = scheduler.step(without + guidance * (with_condition - without), time, latents).prev_sample
