@@ -127,3 +127,35 @@ def test_crops_of_compositional_samples_show_their_own_words(world):
             assert crop.size == mask.size
             assert crop.width == crop.height
             assert mask.mode == "1"
+
+
+def test_documents_like_prompts_name_the_object_whose_picture_they_show(world):
+    import io
+    import json
+
+    from PIL import Image
+
+    samples, named = Samples(world, seed=2), 0
+    for _ in range(40):
+        parts = samples.prompt_document()
+        *objects, scene = json.loads(parts["json"])["segments"]
+        pictures = [Image.open(io.BytesIO(parts[x["image"]])) for x in objects[0::2]]
+        texts = [x["text"].split() for x in objects[1::2]]
+        assert scene == {"image": "scene.png"}
+        assert all(picture.size == (world.object_size, world.object_size) for picture in pictures)
+        for picture, words in zip(pictures, texts, strict=True):
+            if words[0] in ("and", "on"):
+                continue
+            named += 1
+            nouns = [noun for noun in world.nouns if noun in words[:3]]
+            closest = min(world.identities, key=lambda x: distance(world, x, np.asarray(picture)))
+            assert nouns == [closest.noun]
+            assert world.atlas.words[closest.look] in words[:3]
+    assert named > 10
+
+
+def distance(world: World, identity: Identity, picture: np.ndarray) -> float:
+    """Mean squared difference to a picture on the pixels that an identity covers."""
+    colour, alpha = world.sprite(identity, world.object_size)
+    covered = alpha[..., 0] > 0.99
+    return float(((colour * 255 - picture)[covered] ** 2).mean())

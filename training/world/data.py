@@ -74,15 +74,25 @@ class Samples:
         return self.world.draw(self.random, self.seen_identities(count))
 
     def captions(self, count: int, seen: bool) -> Iterator[Parts]:
-        """Scenes, and for stage 1 three times as many objects that fill their picture, with all that can be said of
-        them: without these it learns backgrounds and colours but no shapes, for the resampler would first have to find
-        the object."""
+        """Scenes, and for stage 1 three times as many objects that fill their picture, with their names: without these
+        it learns backgrounds and colours but no shapes, for the resampler would first have to find the object."""
         for number in range(count):
             scene = self.seen_scene() if seen else self.world.draw(self.random)
-            close = number % 4 and not seen
-            picture, scene = self.world.close_up(scene) if close else (self.world.render(scene)[0], scene)
-            caption = self.world.caption(scene, self.random, share=1.0 if close else 0.5)
+            if number % 4 and not seen:
+                picture, scene = self.world.close_up(scene)
+                caption = f"{self.names(scene.objects[0].identity)} {scene.background.phrase}"
+            else:
+                picture, caption = self.world.render(scene)[0], self.world.caption(scene, self.random)
             yield {"txt": caption.encode(), "png": png(picture)}
+
+    def names(self, identity: Identity) -> str:
+        """Noun, look and colour in any order: "glossy cat green".
+
+        Any of them may stand first, so that the language model's state at the end of a picture has to tell all three,
+        in the space of its word embeddings. AlignerNet then reads identities that it has never seen.
+        """
+        words = [identity.noun, self.world.atlas.words[identity.look], self.world.colour(identity)]
+        return " ".join(str(word) for word in self.random.permutation(words))
 
     def align_captions(self, count: int) -> Iterator[Parts]:
         """Captions without pictures, of every noun that the U-Net knows; as many with each of SHARES."""
@@ -91,34 +101,59 @@ class Samples:
             yield {"txt": self.world.caption(scene, self.random, float(self.random.choice(SHARES))).encode()}
 
     def interleaved(self, count: int) -> Iterator[Parts]:
-        """Documents in which words and pictures of the same scenes follow each other, in both orders."""
-        for _ in range(count):
-            segments, parts = [], {}
-            for number in range(2):
-                scene = self.world.draw(self.random)
-                name = f"{number}.png"
-                parts[name] = png(self.world.render(scene)[0])
-                pair = [{"text": self.world.caption(scene, self.random)}, {"image": name}]
-                segments += pair if self.random.random() < 0.5 else pair[::-1]
-            yield {"json": json.dumps({"segments": segments}).encode(), **parts}
+        """Documents in which words and pictures of the same scenes follow each other, every other one as in prompts."""
+        for number in range(count):
+            yield self.prompt_document() if number % 2 else self.captioned_document()
+
+    def captioned_document(self) -> Parts:
+        """Two scenes and their captions, each before or behind its picture."""
+        segments, parts = [], {}
+        for number in range(2):
+            scene = self.world.draw(self.random)
+            name = f"{number}.png"
+            parts[name] = png(self.world.render(scene)[0])
+            pair = [{"text": self.world.caption(scene, self.random)}, {"image": name}]
+            segments += pair if self.random.random() < 0.5 else pair[::-1]
+        return {"json": json.dumps({"segments": segments}).encode(), **parts}
+
+    def prompt_document(self) -> Parts:
+        """The objects of a scene, half of them with their names, then its background, as prompts have them, and it."""
+        scene = self.world.draw(self.random, pairs=PAIRS)
+        pixels, crops = self.crops(scene)
+        segments, parts = [], {}
+        for number, (placed, (crop, mask)) in enumerate(zip(scene.objects, crops, strict=True)):
+            name = f"{number}.png"
+            on_white = np.where(mask[..., None], crop, 255).astype(np.uint8)
+            parts[name] = png(on_white if self.random.random() < 0.5 else crop)
+            named = self.names(placed.identity) + " " if self.random.random() < 0.5 else ""
+            what_follows = "and" if number + 1 < len(crops) else scene.background.phrase
+            segments += [{"image": name}, {"text": named + what_follows}]
+        parts["scene.png"] = png(pixels)
+        segments.append({"image": "scene.png"})
+        return {"json": json.dumps({"segments": segments}).encode(), **parts}
+
+    def crops(self, scene: Scene) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+        """A scene's pixels, and of each object the square that it was placed in and its mask there."""
+        pixels, masks = self.world.render(scene)
+        boxes = [np.s_[x.top : x.top + x.size, x.left : x.left + x.size] for x in scene.objects]
+        return pixels, [(pixels[box], mask[box]) for box, mask in zip(boxes, masks, strict=True)]
 
     def compositional(self, count: int) -> Iterator[Parts]:
         """A scene, its caption, and each object's square crop with its exact mask.
 
-        The caption tells all that a picture can, so that stage 2 aligns a picture to one condition, not to a mean.
+        The caption tells all that a picture can, so that it is aligned to one condition, not to a mean.
         """
         for _ in range(count):
             scene = self.seen_scene()
-            pixels, masks = self.world.render(scene)
+            pixels, crops = self.crops(scene)
             parts: Parts = {"png": png(pixels)}
             caption, entities = "", []
-            for number, (placed, mask) in enumerate(zip(scene.objects, masks, strict=True)):
+            for number, (placed, (crop, mask)) in enumerate(zip(scene.objects, crops, strict=True)):
                 caption += " and " if caption else ""
                 phrase = self.world.phrase(placed.identity, self.random, share=1.0)
                 entities.append({"text": phrase, "span": [len(caption), len(caption) + len(phrase)]})
                 caption += phrase
-                box = np.s_[placed.top : placed.top + placed.size, placed.left : placed.left + placed.size]
-                parts |= {f"{number}.png": png(pixels[box]), f"{number}.mask.png": png(mask[box])}
+                parts |= {f"{number}.png": png(crop), f"{number}.mask.png": png(mask)}
             caption += " " + scene.background.phrase
             parts["json"] = json.dumps({"caption": caption, "entities": entities}).encode()
             yield parts
