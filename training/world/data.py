@@ -101,9 +101,9 @@ class Samples:
             yield {"txt": self.world.caption(scene, self.random, float(self.random.choice(SHARES))).encode()}
 
     def interleaved(self, count: int) -> Iterator[Parts]:
-        """Documents in which words and pictures of the same scenes follow each other, every other one as in prompts."""
+        """Documents in which words and pictures of the same scenes follow each other, three of four as in prompts."""
         for number in range(count):
-            yield self.prompt_document() if number % 2 else self.captioned_document()
+            yield self.prompt_document() if number % 4 else self.captioned_document()
 
     def captioned_document(self) -> Parts:
         """Two scenes and their captions, each before or behind its picture."""
@@ -117,19 +117,27 @@ class Samples:
         return {"json": json.dumps({"segments": segments}).encode(), **parts}
 
     def prompt_document(self) -> Parts:
-        """The objects of a scene, half of them with their names, then its background, as prompts have them, and it."""
+        """A scene as in prompts, each object by its picture or in words, and behind a colon the same in words alone.
+
+        What is behind the colon is copied from words and pictures alike, so that a picture comes to stand in a prompt
+        as its words do. AlignerNet, which learns from words, then reads pictures that it has never seen.
+        """
         scene = self.world.draw(self.random, pairs=PAIRS)
-        pixels, crops = self.crops(scene)
-        segments, parts = [], {}
-        for number, (placed, (crop, mask)) in enumerate(zip(scene.objects, crops, strict=True)):
-            name = f"{number}.png"
+        phrases = [self.world.phrase(placed.identity, self.random, share=1.0) for placed in scene.objects]
+        segments: list[dict[str, str]] = []
+        parts: Parts = {}
+        for number, (phrase, (crop, mask)) in enumerate(zip(phrases, self.crops(scene)[1], strict=True)):
+            if number:
+                segments.append({"text": "and"})
+            if self.random.random() < 0.3:
+                segments.append({"text": phrase})
+                continue
             on_white = np.where(mask[..., None], crop, 255).astype(np.uint8)
+            name = f"{number}.png"
             parts[name] = png(on_white if self.random.random() < 0.5 else crop)
-            named = self.names(placed.identity) + " " if self.random.random() < 0.5 else ""
-            what_follows = "and" if number + 1 < len(crops) else scene.background.phrase
-            segments += [{"image": name}, {"text": named + what_follows}]
-        parts["scene.png"] = png(pixels)
-        segments.append({"image": "scene.png"})
+            segments.append({"image": name})
+        where = scene.background.phrase
+        segments.append({"text": f"{where}: {' and '.join(phrases)} {where}"})
         return {"json": json.dumps({"segments": segments}).encode(), **parts}
 
     def crops(self, scene: Scene) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
