@@ -1,12 +1,17 @@
 """The pictures of the emoji world and what is held out from what."""
 
+import io
+import json
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from training.world.atlas import ASSETS, Atlas
-from training.world.data import Samples
+from training.world.data import STAGE_1_HUES, Samples
 from training.world.scenes import (
     HELD_OUT_NOUNS,
+    HUES,
     WORLDS,
     Background,
     Identity,
@@ -111,11 +116,6 @@ def test_an_unknown_noun_is_refused_with_those_that_exist():
 
 
 def test_crops_of_compositional_samples_show_their_own_words(world):
-    import io
-    import json
-
-    from PIL import Image
-
     for parts in Samples(world, seed=2).compositional(20):
         described = json.loads(parts["json"])
         assert "png" in parts
@@ -129,13 +129,17 @@ def test_crops_of_compositional_samples_show_their_own_words(world):
             assert mask.mode == "1"
 
 
+def test_stage_one_sees_more_hues_than_the_world_has_and_stage_three_does_not(world):
+    samples = Samples(world, seed=4)
+    turned = {placed.identity.hue for _ in range(300) for placed in samples.turned_scene().objects}
+    seen = {placed.identity.hue for _ in range(300) for placed in samples.seen_scene().objects}
+    assert turned == set(STAGE_1_HUES)
+    assert seen == set(HUES)
+
+
 def test_documents_like_prompts_tell_behind_the_colon_what_their_pictures_show(world):
-    import io
-    import json
-
-    from PIL import Image
-
     samples, shown = Samples(world, seed=2), 0
+    known = [Identity(x.noun, x.look, hue) for x in world.identities for hue in STAGE_1_HUES]
     for _ in range(40):
         parts = samples.prompt_document()
         *objects, end = json.loads(parts["json"])["segments"]
@@ -148,7 +152,7 @@ def test_documents_like_prompts_tell_behind_the_colon_what_their_pictures_show(w
             shown += 1
             picture = Image.open(io.BytesIO(parts[segment["image"]]))
             assert picture.size == (world.object_size, world.object_size)
-            closest = min(world.identities, key=lambda x: distance(world, x, np.asarray(picture)))
+            closest = min(known, key=lambda x: distance(world, x, np.asarray(picture)))
             colour = world.colour(closest)
             assert phrase.split(" ", 1)[1] == f"{world.atlas.words[closest.look]} {colour} {closest.noun}"
     assert shown > 20

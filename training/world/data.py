@@ -26,6 +26,7 @@ from .scenes import BACKGROUNDS, SHARES, WORLDS, Background, Identity, Scene, Wo
 
 WORDNET = Path("/usr/share/wordnet")  # Debian's wordnet-base
 PAIRS = 0.5  # share of two objects in stages 2 and 3, which are harder to learn than one
+STAGE_1_HUES = tuple(range(0, 360, 30))
 Parts = dict[str, bytes]
 
 
@@ -73,11 +74,25 @@ class Samples:
         count = 2 if self.random.random() < PAIRS else 1
         return self.world.draw(self.random, self.seen_identities(count))
 
+    def turned_scene(self, pairs: float | None = None) -> Scene:
+        """A scene of stage 1: half of its objects in any of STAGE_1_HUES, so that shapes are learned and not colours.
+
+        With the world's two hues alone the language model knew every object by its colours: it named 99 % of the nouns
+        in these hues and 10 to 33 % in others.
+        """
+        scene = self.world.draw(self.random, pairs=pairs)
+        turned = (
+            replace(x, identity=replace(x.identity, hue=int(self.random.choice(STAGE_1_HUES))))
+            if self.random.random() < 0.5 else x
+            for x in scene.objects
+        )  # fmt: skip
+        return scene.edited(objects=tuple(turned))
+
     def captions(self, count: int, seen: bool) -> Iterator[Parts]:
         """Scenes, and for stage 1 three times as many objects that fill their picture, with their names: without these
         it learns backgrounds and colours but no shapes, for the resampler would first have to find the object."""
         for number in range(count):
-            scene = self.seen_scene() if seen else self.world.draw(self.random)
+            scene = self.seen_scene() if seen else self.turned_scene()
             if number % 4 and not seen:
                 picture, scene = self.world.close_up(scene)
                 caption = f"{self.names(scene.objects[0].identity)} {scene.background.phrase}"
@@ -109,7 +124,7 @@ class Samples:
         """Two scenes and their captions, each before or behind its picture."""
         segments, parts = [], {}
         for number in range(2):
-            scene = self.world.draw(self.random)
+            scene = self.turned_scene()
             name = f"{number}.png"
             parts[name] = png(self.world.render(scene)[0])
             pair = [{"text": self.world.caption(scene, self.random)}, {"image": name}]
@@ -122,7 +137,7 @@ class Samples:
         What is behind the colon is copied from words and pictures alike, so that a picture comes to stand in a prompt
         as its words do. AlignerNet, which learns from words, then reads pictures that it has never seen.
         """
-        scene = self.world.draw(self.random, pairs=PAIRS)
+        scene = self.turned_scene(PAIRS)
         phrases = [self.world.phrase(placed.identity, self.random, share=1.0) for placed in scene.objects]
         segments: list[dict[str, str]] = []
         parts: Parts = {}
