@@ -53,7 +53,7 @@ class Chain:
             arguments += ["--weights", str(self.folder / f"{before}.safetensors")]
             arguments += ["--task.stable_diffusion", str(self.folder / "sd")]
         if stage == "instruct":
-            arguments += ["--data.resolution", "32", "--log.sample_every", "0"]
+            arguments += ["--data.resolution", "32", "--log.sample_every", "0", "--batch.streams", "1"]
         return train([*arguments, *more])
 
 
