@@ -78,7 +78,7 @@ class Samples:
         """A scene of stage 1: half of its objects in any of STAGE_1_HUES, so that shapes are learned and not colours.
 
         With the world's two hues alone the language model knew every object by its colours: it named 99 % of the nouns
-        in these hues and 10 to 33 % in others.
+        in these hues and 8 to 33 % in others.
         """
         scene = self.world.draw(self.random, pairs=pairs)
         turned = (
@@ -104,7 +104,7 @@ class Samples:
         """Noun, look and colour in any order: "glossy cat green".
 
         Any of them may stand first, so that the language model's state at the end of a picture has to tell all three,
-        in the space of its word embeddings. AlignerNet then reads identities that it has never seen.
+        in the space of its word embeddings. From there AlignerNet can read identities that it has never seen.
         """
         words = [identity.noun, self.world.atlas.words[identity.look], self.world.colour(identity)]
         return " ".join(str(word) for word in self.random.permutation(words))
@@ -134,8 +134,8 @@ class Samples:
     def prompt_document(self) -> Parts:
         """A scene as in prompts, each object by its picture or in words, and behind a colon the same in words alone.
 
-        What is behind the colon is copied from words and pictures alike, so that a picture comes to stand in a prompt
-        as its words do. AlignerNet, which learns from words, then reads pictures that it has never seen.
+        What is behind the colon has to be copied from words and pictures alike: the language model learns to read
+        pictures inside a prompt, too, not only in front of captions.
         """
         scene = self.turned_scene(PAIRS)
         phrases = [self.world.phrase(placed.identity, self.random, share=1.0) for placed in scene.objects]
