@@ -21,6 +21,7 @@ from PIL import Image
 from kosmos_core.tokenizer import dictionary_of
 
 from ..data.index import write_whole
+from ..data.pictures import on_white
 from ..data.synthetic import write_tars
 from .scenes import BACKGROUNDS, SHARES, WORLDS, Background, Identity, Scene, World
 
@@ -78,7 +79,7 @@ class Samples:
         """A scene of stage 1: half of its objects in any of STAGE_1_HUES, so that shapes are learned and not colours.
 
         With the world's two hues alone the language model knew every object by its colours: it named 99 % of the nouns
-        in these hues and 8 to 33 % in others.
+        in these hues and 10 to 33 % in others.
         """
         scene = self.world.draw(self.random, pairs=pairs)
         turned = (
@@ -104,7 +105,7 @@ class Samples:
         """Noun, look and colour in any order: "glossy cat green".
 
         Any of them may stand first, so that the language model's state at the end of a picture has to tell all three,
-        in the space of its word embeddings. From there AlignerNet can read identities that it has never seen.
+        in the space of its word embeddings. There a linear map finds them for identities that it was not fitted on.
         """
         words = [identity.noun, self.world.atlas.words[identity.look], self.world.colour(identity)]
         return " ".join(str(word) for word in self.random.permutation(words))
@@ -147,9 +148,10 @@ class Samples:
             if self.random.random() < 0.3:
                 segments.append({"text": phrase})
                 continue
-            on_white = np.where(mask[..., None], crop, 255).astype(np.uint8)
+            if self.random.random() < 0.5:
+                crop = np.asarray(on_white(Image.fromarray(crop), Image.fromarray(mask)))
             name = f"{number}.png"
-            parts[name] = png(on_white if self.random.random() < 0.5 else crop)
+            parts[name] = png(crop)
             segments.append({"image": name})
         where = scene.background.phrase
         segments.append({"text": f"{where}: {' and '.join(phrases)} {where}"})
@@ -158,8 +160,7 @@ class Samples:
     def crops(self, scene: Scene) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
         """A scene's pixels, and of each object the square that it was placed in and its mask there."""
         pixels, masks = self.world.render(scene)
-        boxes = [np.s_[x.top : x.top + x.size, x.left : x.left + x.size] for x in scene.objects]
-        return pixels, [(pixels[box], mask[box]) for box, mask in zip(boxes, masks, strict=True)]
+        return pixels, [(pixels[x.box], mask[x.box]) for x, mask in zip(scene.objects, masks, strict=True)]
 
     def compositional(self, count: int) -> Iterator[Parts]:
         """A scene, its caption, and each object's square crop with its exact mask.

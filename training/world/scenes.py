@@ -82,6 +82,11 @@ class Placed:
     top: int
     size: int
 
+    @property
+    def box(self) -> tuple[slice, slice]:
+        """Rows and columns of its square in a picture (h, w) or (h, w, 3)."""
+        return np.s_[self.top : self.top + self.size, self.left : self.left + self.size]
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -183,18 +188,16 @@ class World:
         masks = []
         for placed in scene.objects:
             colour, alpha = self.sprite(placed.identity, placed.size)
-            where = np.s_[placed.top : placed.top + placed.size, placed.left : placed.left + placed.size]
-            canvas[where] = canvas[where] * (1 - alpha) + colour
+            canvas[placed.box] = canvas[placed.box] * (1 - alpha) + colour
             mask = np.zeros((self.size, self.size), bool)
-            mask[where] = alpha[..., 0] > 0.5
+            mask[placed.box] = alpha[..., 0] > 0.5
             masks = [other & ~mask for other in masks] + [mask]
         return np.rint(canvas.clip(0, 1) * 255).astype(np.uint8), masks
 
     def close_up(self, scene: Scene) -> tuple[np.ndarray, Scene]:
         """The first object of a scene, filling the picture as references do, and the scene that this shows."""
         placed = scene.objects[0]
-        where = np.s_[placed.top : placed.top + placed.size, placed.left : placed.left + placed.size]
-        return self.render(scene)[0][where], scene.edited(objects=(placed,))
+        return self.render(scene)[0][placed.box], scene.edited(objects=(placed,))
 
     def reference(self, identity: Identity) -> np.ndarray:
         """An identity on white, filling the picture as the crops of the training samples do: uint8 (s, s, 3)."""
