@@ -26,7 +26,7 @@ from .errors import ConfigError, TrainingStopped
 from .meter import Meter
 from .optimizer import MovingAverage, learning_rate
 from .parallel import Engine
-from .precision import DTYPES, LossScale, autocast
+from .precision import DTYPES, LossScale, autocast, slow_format
 from .processes import StopSignal
 from .progress import Progress, peak_flops
 from .stages import Batch, BatchStream, Stream
@@ -216,6 +216,8 @@ class Trainer:
             self._open_streams()
         self._report_data()
         peak = peak_flops(self.world.device, DTYPES[config.precision])
+        if advice := slow_format(config.precision, self.world.device):
+            self.progress.say(advice)
         sampled = hasattr(self.engine.stage, "sample") and config.log.sample_every
         meter, rates = Meter(), {}
         while counters.step < config.steps and not self.stopping:

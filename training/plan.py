@@ -259,7 +259,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not any(word.startswith("--run_folder") for word in rest):
         rest += ["--run_folder", "unused"]
     try:
-        found = plan(parse(rest), options.gpus, length=options.length, images=options.images)
+        config = parse(rest)
+        config.precision = "bf16" if config.precision == "auto" else config.precision  # what GPUs of today have
+        found = plan(config, options.gpus, length=options.length, images=options.images)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

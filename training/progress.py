@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from .errors import ConfigError
+from .precision import cpu_rate
 from .processes import World
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ PEAKS = {
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """FLOP/s that the device can do at best: from a table for known GPUs, measured by one product on a CPU.
+    """FLOP/s that the device can do at best: from a table for known GPUs, measured on a CPU.
 
     None for a GPU that is not in the table: no utilisation is shown rather than a wrong one.
     """
@@ -92,13 +92,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
         return next((peak for table in tables for part, peak in table.items() if part in name), None)
     if device.type != "cpu":
         return None
-    size, best = 1024, float("inf")
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    for _ in range(5):
-        start = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    return cpu_rate(dtype)
 
 
 class Progress:

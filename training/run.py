@@ -18,6 +18,7 @@ from .config import RunConfig, parse
 from .errors import CheckpointError, ConfigError, TrainingStopped
 from .loop import Trainer
 from .parallel import choose_sharding, parallelize
+from .precision import choose_precision
 from .processes import World, world_of
 from .progress import Progress
 from .provenance import record_start
@@ -50,6 +51,8 @@ def checkpoint_to_resume(config: RunConfig, checkpoints: Checkpoints) -> Path | 
 
 def train(config: RunConfig, world: World) -> None:
     """Build the stage of `config`, spread it over `world` and train."""
+    # Processes decide alike, though measured on each.
+    config.precision = world.gather(choose_precision(config.precision, world.device))[0]
     kind = choose_sharding(config.parallel, world)
     checkpoints = Checkpoints(config.run_folder, config.checkpoint, world)
     checkpoints.prepare()

@@ -26,7 +26,7 @@ def arguments(smoke_stages, tmp_path):
         ("--stpes", "3", "there is no key 'stpes'; the nearest is 'steps'"),
         ("--optim.lr", "fast", "optim.lr: 'fast' is not valid, expected float"),
         ("--steps", "1.5", "steps: '1.5' is not valid, expected int"),
-        ("--precision", "bf17", "precision: 'bf17' is not valid, expected one of bf16, fp16, fp32"),
+        ("--precision", "bf17", "precision: 'bf17' is not valid, expected one of auto, bf16, fp16, fp32"),
         ("--optim.name", "sgd", "optim.name: 'sgd' is not valid, expected one of adamw, original"),
         ("--optim.betas", "[0.9]", "optim.betas: '[0.9]' is not valid"),
         ("--optim.lr", "-1", "optim.lr: -1.0 must be above 0"),

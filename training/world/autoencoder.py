@@ -20,6 +20,7 @@ from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from PIL import Image
 from torch import nn
 
+from ..precision import autocast, faster_on_cpu
 from .scenes import WORLDS, Placed, Scene, World
 
 # Output channels by the number of TAESD's layer; residual blocks that are not named are a ReLU.
@@ -144,13 +145,14 @@ def main() -> None:
         optimizer.load_state_dict(state["optimizer"])
         step, spent = state["step"], state["seconds"]
     world = World.named(arguments.world)
+    precision = faster_on_cpu()
     started, saved, limit = time.monotonic() - spent, time.monotonic(), 60 * arguments.minutes
     while (spent := time.monotonic() - started) < limit:
         for group in optimizer.param_groups:  # a constant rate, then a linear fall over the last 40 %
             group["lr"] = arguments.rate * min(1, step / 100 + 0.01, max(0.02, (1 - spent / limit) / 0.4))
         pixels, masks = batch_of_scenes(world, arguments.batch, np.random.default_rng([1, step]))
         pixels = pixels.to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(precision, torch.device("cpu")):
             loss = loss_of(vae, pixels, masks, not arguments.freeze_encoder)
         optimizer.zero_grad()
         loss.backward()

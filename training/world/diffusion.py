@@ -20,7 +20,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ..precision import Precision, autocast
+from ..precision import Precision, autocast, faster_on_cpu
 from ..stable_diffusion import snr_weights
 from .autoencoder import narrow_autoencoder
 from .sampling import sample
@@ -106,7 +106,7 @@ def blurred(states: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 class Training:
     """U-Net, its running mean, optimiser and position; saved whole so that a stopped run loses little."""
 
-    def __init__(self, world: World, folder: Path, start: Path | None = None, precision: Precision = "bf16"):
+    def __init__(self, world: World, folder: Path, start: Path | None = None, precision: Precision = "fp32"):
         torch.manual_seed(0)
         self.folder, self.unet, self.precision = folder, build_unet(world.size), precision
         if start:
@@ -167,7 +167,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--pairs", type=float, default=0.4, help="share of the pictures with two objects")
     parser.add_argument("--rate", type=float, default=5e-4)
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="which is faster is the CPU's")
+    parser.add_argument(
+        "--precision", choices=("bf16", "fp32"), default=faster_on_cpu(), help="default: the faster here"
+    )
     parser.add_argument("--start", type=Path, help="diffusers folder whose U-Net a new run begins with")
     parser.add_argument("--show-every", type=float, default=5, metavar="MINUTES")
     arguments = parser.parse_args()
@@ -214,7 +216,7 @@ def main() -> None:
 
 def show(unet: UNet2DConditionModel, vae: AutoencoderTiny, states: torch.Tensor, size: int, path: Path) -> None:
     """A sheet of samples, enlarged; row by row in the order of the captions."""
-    pictures = sample(unet, vae, states[1:], states[:1], size, seed=0, guidance=4.0)
+    pictures = sample(unet, vae, states[1:], states[:1], size, seed=0, guidance=4.0, precision=faster_on_cpu())
     rows = [np.concatenate(list(pictures[i : i + 8]), 1) for i in range(0, len(pictures) // 8 * 8, 8)]
     sheet = Image.fromarray(np.concatenate(rows))
     sheet.resize((sheet.width * 96 // size, sheet.height * 96 // size), Image.Resampling.NEAREST).save(path)

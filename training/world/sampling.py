@@ -11,7 +11,7 @@ from ..precision import Precision, autocast
 @torch.no_grad()
 def sample(
     unet: UNet2DConditionModel, vae: AutoencoderTiny, conditions: torch.Tensor, null: torch.Tensor, size: int,
-    seed: int = 0, guidance: float = 4.0, steps: int = 20, batch: int = 32, precision: Precision = "bf16",
+    seed: int = 0, guidance: float = 4.0, steps: int = 20, batch: int = 32, precision: Precision = "fp32",
 ) -> np.ndarray:  # fmt: skip
     """uint8 pictures (n, size, size, 3) for conditions (n, 77, 768) and the null condition (1, 77, 768).
 

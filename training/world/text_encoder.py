@@ -21,6 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisio
 
 from kosmos_core.images import CLIP_MEAN, CLIP_STD
 
+from ..precision import autocast, faster_on_cpu
 from .scenes import WORLDS, World
 
 POSITIONS = 77
@@ -145,11 +146,12 @@ def main() -> None:
         return words.input_ids, normalise(pixels.permute(0, 3, 1, 2))
 
     held = batch(64, [3, 0])
+    precision = faster_on_cpu()
     started, step, limit = time.monotonic(), 0, 60 * arguments.minutes
     while (spent := time.monotonic() - started) < limit:
         for group in optimizer.param_groups:
             group["lr"] = 5e-4 * min(1, (step + 1) / 30, 0.02 + 2 * (1 - spent / limit))
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(precision, torch.device("cpu")):
             loss = model(*batch(arguments.batch, [2, step]))
         optimizer.zero_grad()
         loss.backward()

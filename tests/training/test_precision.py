@@ -1,0 +1,51 @@
+"""The format that a CPU multiplies fastest is found by measuring, and a slower choice is told of."""
+
+import time
+
+import pytest
+import torch
+
+from training import precision
+from training.precision import DTYPES, choose_precision, cpu_rate, faster_on_cpu, slow_format
+
+CPU = torch.device("cpu")
+
+
+def seconds(dtype: torch.dtype) -> float:
+    layer, rows = torch.nn.Linear(256, 256).to(dtype), torch.randn(256, 256).to(dtype)
+    spent = []
+    for _ in range(5):
+        start = time.perf_counter()
+        layer(rows)
+        spent.append(time.perf_counter() - start)
+    return min(spent)
+
+
+def test_the_format_chosen_is_the_faster_one_in_a_layer_too():
+    took = {name: seconds(DTYPES[name]) for name in ("bf16", "fp32")}
+    assert took[faster_on_cpu()] < 1.5 * min(took.values())
+
+
+def test_a_slower_format_is_told_of_and_what_to_do(monkeypatch):
+    rates = {torch.bfloat16: 1.1e9, torch.float32: 8e10}
+    monkeypatch.setattr(precision, "cpu_rate", rates.get)
+    assert choose_precision("auto", CPU) == faster_on_cpu() == "fp32"
+    assert choose_precision("bf16", CPU) == "bf16"
+    assert slow_format("bf16", CPU) == (
+        "precision: this CPU multiplies bf16 at 1.1 GFLOP/s and fp32 at 80; --precision fp32 is faster here."
+    )
+    assert slow_format("fp32", CPU) is None
+    assert slow_format("bf16", torch.device("cuda")) is None
+    rates[torch.bfloat16] = 1.4e12
+    assert choose_precision("auto", CPU) == faster_on_cpu() == "bf16"
+    assert slow_format("bf16", CPU) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_rate_is_one_that_products_reach(dtype):
+    a = torch.randn(256, 256).to(dtype)
+    a @ a
+    start = time.perf_counter()
+    a @ a
+    assert 2 * 256**3 / (time.perf_counter() - start) < 5 * cpu_rate(dtype)
+    assert cpu_rate(dtype) > 1e8
