@@ -89,7 +89,8 @@ def test_clipseg_pairs_are_batched_across_pictures_and_the_batch_does_not_show(m
     one_by_one = ClipSeg(SegmentConfig(model=str(models / "clipseg"), batch=1))(pairs)
     for first, second in zip(together, one_by_one, strict=True):
         assert first.map.shape == second.map.shape == (32, 32)
-        assert np.abs(first.map - second.map).max() < 1e-4
+        # Products of other shapes sum in another order; with AVX2 alone that shows in the fifth digit.
+        assert np.abs(first.map - second.map).max() < 3e-4 * np.abs(second.map).max()
         assert first.score == pytest.approx(second.score, abs=1e-3)
     assert np.abs(together[0].map - together[1].map).max() > 0.01, "the words do not matter"
     assert np.abs(together[0].map - together[2].map).max() > 0.01, "the picture does not matter"
