@@ -10,7 +10,7 @@ import argparse
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +27,7 @@ from .scenes import BACKGROUNDS, SHARES, WORLDS, Background, Identity, Scene, Wo
 
 WORDNET = Path("/usr/share/wordnet")  # Debian's wordnet-base
 PAIRS = 0.5  # share of two objects in stages 2 and 3, which are harder to learn than one
-ALL_HUES = tuple(range(0, 360, 30))
-APART = 60  # degrees between a turned object of stage 3 and a held-out identity of its noun and look
+STAGE_1_HUES = tuple(range(0, 360, 30))
 Parts = dict[str, bytes]
 
 
@@ -59,45 +58,36 @@ def glosses(count: int, folder: Path = WORDNET) -> list[str]:
 
 
 class Samples:
-    """Samples of every kind. Stage 3's use identities that are not held out from it.
-
-    Stages 1 and 3 see half of their objects in any of ALL_HUES, so that shapes are learned and not colours. With the
-    world's two hues alone stage 1 named 99 % of the nouns in these hues and 10 to 33 % in others, and stage 3 knew its
-    identities one by one.
-    """
+    """Samples of every kind. Stage 3's use identities that are not held out from it; a half of them are natural."""
 
     def __init__(self, world: World, seed: int):
         self.world, self.random = world, np.random.default_rng(seed)
         self.seen: dict[str, list[Identity]] = {}
-        self.held_out: list[Identity] = []
         for identity in world.identities:
-            if world.held_out_of_instruct(identity):
-                self.held_out.append(identity)
-            else:
+            if not world.held_out_of_instruct(identity):
                 self.seen.setdefault(identity.noun, []).append(identity)
 
     def seen_identities(self, count: int) -> list[Identity]:
-        """One of each of `count` nouns; what is turned stays APART from the hues that are held out of it."""
         nouns = self.random.choice(sorted(self.seen), count, replace=False)
-        chosen = [self.seen[str(noun)][self.random.integers(len(self.seen[str(noun)]))] for noun in nouns]
-        return [self.turned(x, [y.hue for y in self.held_out if (y.noun, y.look) == (x.noun, x.look)]) for x in chosen]
-
-    def turned(self, identity: Identity, avoid: Sequence[int] = ()) -> Identity:
-        """In half of the cases the identity in any of ALL_HUES that is at least APART degrees from those in `avoid`."""
-        if self.random.random() >= 0.5:
-            return identity
-        hues = [hue for hue in ALL_HUES if all(abs((hue - x + 180) % 360 - 180) >= APART for x in avoid)]
-        return replace(identity, hue=int(self.random.choice(hues)))
+        return [self.seen[str(noun)][self.random.integers(len(self.seen[str(noun)]))] for noun in nouns]
 
     def seen_scene(self) -> Scene:
         count = 2 if self.random.random() < PAIRS else 1
         return self.world.draw(self.random, self.seen_identities(count))
 
     def turned_scene(self, pairs: float | None = None) -> Scene:
-        """A scene of stage 1, which holds no identity out."""
+        """A scene of stage 1: half of its objects in any of STAGE_1_HUES, so that shapes are learned and not colours.
+
+        With the world's two hues alone the language model knew every object by its colours: it named 99 % of the nouns
+        in these hues and 10 to 33 % in others.
+        """
         scene = self.world.draw(self.random, pairs=pairs)
-        objects = (replace(placed, identity=self.turned(placed.identity)) for placed in scene.objects)
-        return scene.edited(objects=tuple(objects))
+        turned = (
+            replace(x, identity=replace(x.identity, hue=int(self.random.choice(STAGE_1_HUES))))
+            if self.random.random() < 0.5 else x
+            for x in scene.objects
+        )  # fmt: skip
+        return scene.edited(objects=tuple(turned))
 
     def captions(self, count: int, seen: bool) -> Iterator[Parts]:
         """Scenes, and for stage 1 three times as many objects that fill their picture, with their names: without these
