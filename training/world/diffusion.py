@@ -59,7 +59,7 @@ def text_states(clip: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[st
         words = tokenizer(
             captions[start : start + 64], padding="max_length", max_length=77, truncation=True, return_tensors="pt"
         )
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(faster_on_cpu(), clip.device):
             states.append(clip(words.input_ids).last_hidden_state.bfloat16())
     return torch.cat(states)
 
