@@ -52,7 +52,8 @@ def test_the_likeliest_words_are_those_of_the_language_models_own_scores(chain, 
 
 def test_lines_count_right_answers_by_group(probe):
     assert {words.noun for words in probe.captions} == set(probe.world.nouns)
-    assert caption_of(probe.words[0]).endswith(f" {probe.words[0].colour} apple on a red background")
+    first = probe.world.identities[0]
+    assert caption_of(probe.world, first).endswith(f" {probe.words[0].colour} apple on a red background")
     wrong_look = [replace(words, look="other") if words.noun == "star" else words for words in probe.words]
     seen, _, nouns = probe.lines(wrong_look, torch.ones(len(wrong_look)))
     assert seen == "seen: noun 100%, look 100%, colour 100%, all 100%, squared error 1.0000"

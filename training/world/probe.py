@@ -41,9 +41,8 @@ def words_of(world: World, identity: Identity) -> Words:
     return Words(identity.noun, world.atlas.words[identity.look], world.colour(identity))
 
 
-def caption_of(words: Words) -> str:
-    article = "an" if words.look[0] in "aeiou" else "a"
-    return f"{article} {words.look} {words.colour} {words.noun} {WHERE.phrase}"
+def caption_of(world: World, identity: Identity) -> str:
+    return f"{world.phrase(identity, np.random.default_rng(0), share=1.0)} {WHERE.phrase}"
 
 
 @torch.no_grad()
@@ -86,8 +85,9 @@ class Probe:
         self.world = world
         self.words = [words_of(world, identity) for identity in world.identities]
         self.references = [world.reference(identity) for identity in world.identities]
-        self.captions = sorted(set(self.words), key=astuple)
-        clip, tokenizer, texts = diffusion.text_encoder(), diffusion.tokenizer(), list(map(caption_of, self.captions))
+        captions = {words: caption_of(world, x) for words, x in zip(self.words, world.identities, strict=True)}
+        self.captions, texts = list(captions), list(captions.values())
+        clip, tokenizer = diffusion.text_encoder(), diffusion.tokenizer()
         self.states = text_states(clip, tokenizer, texts).float()
         tokens = tokenizer(texts, padding="max_length", max_length=77, return_tensors="pt").input_ids
         self.weights = token_weights(tokens, PADDING)
