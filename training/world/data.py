@@ -2,8 +2,8 @@
 
     python -m training.world.data --world half --output RUNS/data --samples 6000
 
-writes text, captions, interleaved (stage 1), align_captions (stage 2), compositional, edit and instruct_captions (stage
-3, without the identities held out from it), spm.model and dict.txt.
+writes text, words, captions, interleaved (stage 1), align_captions (stage 2), compositional, edit and instruct_captions
+(stage 3, without the identities held out from it), spm.model and dict.txt.
 """
 
 import argparse
@@ -109,6 +109,26 @@ class Samples:
         """
         words = [identity.noun, self.world.atlas.words[identity.look], self.world.colour(identity)]
         return " ".join(str(word) for word in self.random.permutation(words))
+
+    def words(self, count: int) -> Iterator[Parts]:
+        """Documents for a language model that shall know words before pictures: captions, and three times as many
+        prompts in bare names, up to three times each, with what they mean behind a colon."""
+        for number in range(count):
+            scene = self.turned_scene(PAIRS)
+            if number % 4 == 0:
+                yield {"txt": self.world.caption(scene, self.random, float(self.random.choice(SHARES))).encode()}
+                continue
+            phrases = [self.world.phrase(placed.identity, self.random, share=1.0) for placed in scene.objects]
+            shown = [
+                phrase if self.random.random() < 0.3 else self.repeated_names(placed.identity)
+                for phrase, placed in zip(phrases, scene.objects, strict=True)
+            ]
+            where = scene.background.phrase
+            yield {"txt": f"{' and '.join(shown)} {where}: {' and '.join(phrases)} {where}".encode()}
+
+    def repeated_names(self, identity: Identity) -> str:
+        names = self.names(identity).split() * int(self.random.integers(1, 4))
+        return " ".join(str(word) for word in self.random.permutation(names))
 
     def align_captions(self, count: int) -> Iterator[Parts]:
         """Captions without pictures, of every noun that the U-Net knows; as many with each of SHARES."""
@@ -228,6 +248,7 @@ def write_data(world: World, folder: Path, samples: int, pieces: int = 1000, see
     write_tars(folder / "compositional", make.compositional(samples), shard)
     write_tars(folder / "edit", make.edit(samples), shard)
     write_tars(folder / "instruct_captions", make.captions(samples // 2, seen=True), shard)
+    write_tars(folder / "words", make.words(samples), shard)
     write_vocabulary(world, texts, folder, pieces)
     return 4 + len((folder / "dict.txt").read_text(encoding="utf-8").splitlines()) + 6
 
