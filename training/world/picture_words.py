@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--batch", type=int, default=64)
     arguments = parser.parse_args()
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)  # said before the training, not behind it
     model = load_model(arguments.weights).float()
     if arguments.vision:
         model.vision.load_state_dict(load_model(arguments.vision).float().vision.state_dict())
