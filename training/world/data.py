@@ -60,7 +60,7 @@ def glosses(count: int, folder: Path = WORDNET) -> list[str]:
 class Samples:
     """Samples of every kind. Stage 3's use identities that are not held out from it; a half of them are natural."""
 
-    def __init__(self, world: World, seed: int):
+    def __init__(self, world: World, seed: int | list[int]):
         self.world, self.random = world, np.random.default_rng(seed)
         self.seen: dict[str, list[Identity]] = {}
         for identity in world.identities:

@@ -11,7 +11,6 @@ everything and an AlignerNet nothing. As in stage 1 all identities are shown.
 
 import argparse
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from kosmos_core import KosmosG, load_model
 from kosmos_core.weights import save_model
 
 from ..precision import autocast, faster_on_cpu
-from .data import STAGE_1_HUES
+from .data import Samples
 from .scenes import WORLDS, Background, Identity, World
 from .text_encoder import normalise
 
@@ -53,25 +52,21 @@ class Phrases:
         return torch.cat([pieces, rest])
 
 
-def draw(world: World, random: np.random.Generator) -> tuple[Picture, Identity]:
-    """A picture as prompts have them: a close-up, on white or not, or one of four times a scene of one object; half of
-    the objects in any of stage 1's hues."""
-    scene = world.draw(random, pairs=0.0)
-    placed = scene.objects[0]
-    if random.random() < 0.5:
-        placed = replace(placed, identity=replace(placed.identity, hue=int(random.choice(STAGE_1_HUES))))
-    scene = scene.edited(objects=(placed,))
+def draw(make: Samples) -> tuple[Picture, Identity]:
+    """A picture as prompts have them: a close-up, on white or not, or one of four times a scene of one object."""
+    scene, random = make.turned_scene(pairs=0.0), make.random
+    identity = scene.objects[0].identity
     if random.random() < 0.25:
-        return world.render(scene)[0], placed.identity
+        return make.world.render(scene)[0], identity
     if random.random() < 0.5:
         scene = scene.edited(background=Background("white"))
-    return world.close_up(scene)[0], placed.identity
+    return make.world.close_up(scene)[0], identity
 
 
 def batch(world: World, phrases: Phrases, count: int, seed: list[int]) -> tuple[Tensor, Tensor]:
     """Normalised pixels (count, 3, s, s) and the tokens to learn (count, latents, width)."""
-    random = np.random.default_rng(seed)
-    drawn = [draw(world, random) for _ in range(count)]
+    make = Samples(world, seed)
+    drawn = [draw(make) for _ in range(count)]
     size = (world.size, world.size)
     pixels = np.stack([np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BICUBIC)) for x, _ in drawn])
     return normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2)), torch.stack([phrases(x) for _, x in drawn])
