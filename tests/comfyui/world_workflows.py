@@ -33,7 +33,9 @@ WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "edit_instruction": (("cat.png",), ("<i> on a purple background",)),
     "regional_two_subjects": (
         ("cat.png", "pizza.png"),
-        ("<i> on a blue background", "<i> on a blue background", "a cat and a pizza on a blue background"),
+        # Each half names what the other shows: a U-Net that sees an object already paints no second one unasked.
+        ("<i> and a pizza on a blue background", "a cat and <i> on a blue background",
+         "a cat and a pizza on a blue background"),
     ),
     "dual_cfg": (("cat.png",), ("<i> on a red background",)),
     "save_reference": (("cat.png", "same cat.png"), ("<i> on a green background",)),
