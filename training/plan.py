@@ -35,7 +35,7 @@ from .optimizer import MovingAverage
 from .parallel import Engine, parallelize, sharding_mesh
 from .precision import DTYPES, autocast
 from .processes import World
-from .simulated import SimulatedStage
+from .simulated import SimulatedStage, frozen_modules
 
 # Stable Diffusion 1.5, for a plan without the file. What is not listed is the library's default.
 STABLE_DIFFUSION: dict[str, dict[str, Any]] = {
@@ -150,12 +150,12 @@ def plan(config: RunConfig, processes: int, *, length: int | None = None, images
             f"change one of them."
         )
     length, pictures = micro_batch_shape(config, length, images)
-    sizes, rows = frozen_sizes(config), config.batch.micro
+    frozen_makers, rows = frozen_modules(config.stage, frozen_sizes(config)), config.batch.micro
     simulated = processes if kind == "fsdp2" else 1  # the others hold whole copies
     with _processes(simulated) as world:
         mesh = sharding_mesh(config.parallel, world) if kind == "fsdp2" else None
         with FakeTensorMode(allow_non_fake_inputs=True), LiveMemory() as memory:
-            stage = SimulatedStage(config.stage, config.model, config.precision, sizes, rows, length, pictures)
+            stage = SimulatedStage(config.stage, config.model, config.precision, frozen_makers, rows, length, pictures)
             stage.set_trainable()
             engine = parallelize(
                 stage, kind if kind == "fsdp2" else "single", config.parallel, config.optim, config.precision, world,

@@ -6,7 +6,8 @@ between them, whose shapes depend on the data's values, are left out: they weigh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,34 +23,44 @@ from .stages.lm import ROWS_OF_LOGITS
 from .stages.pictures import train_vision_end
 
 
+def frozen_modules(stage: str, sizes: Mapping[str, Mapping[str, Any]]) -> dict[str, Callable[[], nn.Module]]:
+    """What makes a stage's frozen modules. To be called before the simulation: the libraries must load as they are.
+
+    Args:
+        sizes: configurations of the modules, by the names of a diffusers folder.
+    """
+    if stage == "align":
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        return {"clip": partial(CLIPTextModel, CLIPTextConfig(**sizes["text_encoder"]))}
+    if stage == "instruct":
+        from diffusers import AutoencoderKL, UNet2DConditionModel  # loads twice as long as another stage's plan takes
+
+        return {
+            "unet": partial(UNet2DConditionModel, **sizes["unet"]),
+            "vae": partial(AutoencoderKL, **sizes["vae"]),
+        }
+    return {}
+
+
 class SimulatedStage:
     """A stage of fixed shapes.
 
     Args:
         rows, length, images: size of the micro-batch: sequences, tokens of each, pictures in all.
-        sizes: configurations of the frozen modules, by the names of a diffusers folder.
+        frozen: what makes the frozen modules.
     """
 
     def __init__(
-        self, name: str, config: KosmosGConfig, precision: Precision, sizes: Mapping[str, Mapping[str, Any]],
+        self, name: str, config: KosmosGConfig, precision: Precision, frozen: Mapping[str, Callable[[], nn.Module]],
         rows: int, length: int, images: int,
     ) -> None:  # fmt: skip
         self.name, self.rows, self.length, self.images = name, rows, length, images
         self.model = KosmosG(config)
         side = config.vision.image_size
         self.pixels = torch.zeros(images, 3, side, side)
-        self.frozen: dict[str, nn.Module] = {}
         torch.set_default_dtype(DTYPES[precision])  # fake parameters cannot be converted afterwards
-        # Imported where they are needed: diffusers takes twice as long as the plan of a stage without it.
-        if name == "align":
-            from transformers import CLIPTextConfig, CLIPTextModel
-
-            self.frozen["clip"] = CLIPTextModel(CLIPTextConfig(**sizes["text_encoder"]))
-        elif name == "instruct":
-            from diffusers import AutoencoderKL, UNet2DConditionModel
-
-            self.frozen["unet"] = UNet2DConditionModel(**sizes["unet"])
-            self.frozen["vae"] = AutoencoderKL(**sizes["vae"])
+        self.frozen: dict[str, nn.Module] = {key: make() for key, make in frozen.items()}
         torch.set_default_dtype(torch.float32)
         for module in self.frozen.values():
             module.requires_grad_(False).eval()
