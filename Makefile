@@ -15,8 +15,8 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo test train-smoke lint install clean
 
 demo:
-	@$(PYTHON) tests/comfyui/install.py demo
-	@$(RUN) -m tests.comfyui.demo $(if $(filter-out 0,$(SERVE)),--serve)
+	@$(PYTHON) dev/install.py demo
+	@$(RUN) -m dev.demo $(if $(filter-out 0,$(SERVE)),--serve)
 
 test: install
 	@$(RUN) -m pytest $(PYTEST)
@@ -28,9 +28,11 @@ train-smoke: install
 
 lint: install
 	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(VENV)/bin/lint-imports
 
 install:
-	@$(PYTHON) tests/comfyui/install.py test
+	@$(PYTHON) dev/install.py test
 
 clean:
 	rm -rf .venv .comfyui .comfyui.*.unfinished .cache .pytest_cache .ruff_cache demo_output

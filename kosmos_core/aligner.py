@@ -22,9 +22,15 @@ class PositionedEncoder(nn.Module):
     """Bidirectional encoder with learned positions, between two optional linear maps."""
 
     def __init__(
-        self, config: AlignerConfig, *, input_width: int | None = None, output_width: int | None = None,
-        device: Any, dtype: Any, operations: Any,
-    ) -> None:  # fmt: skip
+        self,
+        config: AlignerConfig,
+        *,
+        input_width: int | None = None,
+        output_width: int | None = None,
+        device: Any,
+        dtype: Any,
+        operations: Any,
+    ) -> None:
         super().__init__()
         factory = {"device": device, "dtype": dtype}
         self.input = operations.Linear(input_width, config.width, **factory) if input_width else None
@@ -98,9 +104,12 @@ class AlignerNet(nn.Module):
             self.reconstruction_encoder = PositionedEncoder(config, output_width=width, **factory)
 
     def forward(
-        self, hidden: Tensor, padding_mask: Tensor | None = None, key_weights: Tensor | None = None,
+        self,
+        hidden: Tensor,
+        padding_mask: Tensor | None = None,
+        key_weights: Tensor | None = None,
         lengths: Sequence[int] | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Half M: hidden states (b, s, width) -> condition (b, queries, aligner width) float32.
 
         padding_mask (b, s) is True at pad tokens. key_weights (b, s), 0 or more, add their logarithm to the attention

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .prompt import Picture
+from .prompt import ImageMark
 from .tokenizer import Layout, Tokenizer
 
 LARGEST_MAP = 64  # places of a side that a trace keeps
@@ -38,7 +38,7 @@ def token_groups(layout: Layout, tokenizer: Tokenizer) -> list[TokenGroup]:
     """The words and pictures of a prompt in order, with the start token first; together they hold every token once."""
     groups = [TokenGroup("(start)", (0,))]
     for span in layout.spans:
-        if isinstance(span.segment, Picture):
+        if isinstance(span.segment, ImageMark):
             groups.append(TokenGroup(f"<i{span.segment.slot}>", tuple(range(span.start, span.stop)), span.segment.slot))
             continue
         for token in range(span.start, span.stop):
@@ -128,9 +128,7 @@ class Trace:
         self.conditions, self.sums, self.counts = [], {}, {}
         self.bytes_kept, self.full = 0, False
 
-    def add(
-        self, query: Tensor, key: Tensor, heads: int, context: Tensor, size: tuple[int, int], picture: int
-    ) -> None:
+    def add(self, query: Tensor, key: Tensor, heads: int, context: Tensor, size: tuple[int, int], image: int) -> None:
         """Add one call of one block for one picture: query (1, h w, d), key (1, slots, d), context (1, slots, width).
 
         `size` is (h, w), `picture` the number of the picture in the batch that is sampled.
@@ -141,7 +139,7 @@ class Trace:
             scale = LARGEST_MAP / max(size)
             smaller = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
             attention = F.adaptive_avg_pool2d(attention, smaller)
-        place = (condition, picture, (attention.shape[1], attention.shape[2]))
+        place = (condition, image, (attention.shape[1], attention.shape[2]))
         if place not in self.sums:
             if self.bytes_kept + attention.numel() * 4 > TRACE_BYTES:
                 self.full = True
@@ -160,9 +158,9 @@ class Trace:
         return len(self.conditions) - 1
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         """Number of pictures that were sampled together."""
-        return 1 + max((picture for _, picture, _ in self.sums), default=-1)
+        return 1 + max((image for _, image, _ in self.sums), default=-1)
 
     def nearest(self, condition: Tensor) -> int:
         """Index of the recorded condition that is closest to `condition` (slots, width); ValueError for an empty trace.
@@ -181,7 +179,7 @@ class Trace:
 
         return min(range(len(self.conditions)), key=lambda index: distance(self.conditions[index]))
 
-    def map(self, condition: int, picture: int, size: tuple[int, int]) -> Tensor:
+    def map(self, condition: int, image: int, size: tuple[int, int]) -> Tensor:
         """Mean attention of a condition in one picture, (slots, h, w) at `size`; every place sums to 1 over the slots.
 
         Each map size has the same say, whatever the number of its blocks.
@@ -189,10 +187,10 @@ class Trace:
         maps = [
             F.interpolate((total / self.counts[place])[None], size=size, mode="bilinear")[0]
             for place, total in self.sums.items()
-            if place[:2] == (condition, picture)
+            if place[:2] == (condition, image)
         ]
         if not maps:
-            raise ValueError(f"The trace holds nothing of picture {picture + 1} of the batch for this prompt.")
+            raise ValueError(f"The trace holds nothing of picture {image + 1} of the batch for this prompt.")
         return torch.stack(maps).mean(0)
 
 

@@ -141,10 +141,15 @@ class KosmosGConfig:
             ResamplerConfig(latents=4, heads=2),
             DecoderConfig(vocabulary=vocabulary, width=32, layers=2, heads=2, ffn_width=64),
             AlignerConfig(
-                width=768, heads=12, ffn_width=128, encoder_layers=1, decoder_layers=1, positions=512,
+                width=768,
+                heads=12,
+                ffn_width=128,
+                encoder_layers=1,
+                decoder_layers=1,
+                positions=512,
                 reconstruction=reconstruction,
             ),
-        )  # fmt: skip
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionary, ready for JSON."""

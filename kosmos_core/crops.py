@@ -188,16 +188,16 @@ def _components(row: Tensor, start: Tensor, stop: Tensor, height: int) -> Tensor
             parent = parent[parent]
 
 
-def _inside(picture: Tensor, box: Box) -> Tensor:
+def _inside(image: Tensor, box: Box) -> Tensor:
     left, top, right, bottom = box
-    return picture[top:bottom, left:right]
+    return image[top:bottom, left:right]
 
 
-def _pad_to_square(picture: Tensor, value: int | bool) -> Tensor:
+def _pad_to_square(image: Tensor, value: int | bool) -> Tensor:
     """(h, w) or (h, w, c) in the middle of a square of its longer side."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     side = max(height, width)
-    square = torch.full((side, side, *picture.shape[2:]), value, dtype=picture.dtype)
+    square = torch.full((side, side, *image.shape[2:]), value, dtype=image.dtype)
     top, left = (side - height) // 2, (side - width) // 2
-    square[top : top + height, left : left + width] = picture
+    square[top : top + height, left : left + width] = image
     return square

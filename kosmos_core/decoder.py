@@ -50,9 +50,12 @@ class Decoder(nn.Module):
         self.norm = operations.LayerNorm(config.width, **factory)
 
     def embed(
-        self, token_ids: Tensor, image_mask: Tensor | None, image_features: Tensor | None,
+        self,
+        token_ids: Tensor,
+        image_mask: Tensor | None,
+        image_features: Tensor | None,
         lengths: Sequence[int] | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Input of the first block, (b, s, width) float32: tokens and picture tokens scaled alike, plus positions."""
         x = self.embedding(token_ids).float()
         # Counting the places waits for an accelerator; in training, where the data laid both out, it is left alone.
@@ -84,9 +87,12 @@ class Decoder(nn.Module):
         return table[count * real + pad]
 
     def forward(
-        self, token_ids: Tensor, image_mask: Tensor | None = None, image_features: Tensor | None = None,
+        self,
+        token_ids: Tensor,
+        image_mask: Tensor | None = None,
+        image_features: Tensor | None = None,
         lengths: Sequence[int] | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Token ids (b, s), places of picture tokens (b, s) bool and the picture tokens (n, latents, width) in order ->
         (b, s, width) float32 after the last norm.
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy
     from PIL import Image
 
-    AnyPicture = Image.Image | numpy.ndarray | Tensor
+    AnyImage = Image.Image | numpy.ndarray | Tensor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -32,7 +32,7 @@ EXPECTED_TYPES = "expected floats in 0..1 or integers of 8 or 16 bits"
 _ROWS_AT_ONCE = 256  # while floats become bytes, so that an 8000 x 8000 picture needs no second copy in float
 
 
-def preprocess_image(image: AnyPicture, size: int = 224) -> Tensor:
+def preprocess_image(image: AnyImage, size: int = 224) -> Tensor:
     """Prepare one picture, or one batch, for `embed_images`.
 
     `image` is a PIL picture of any mode, or an array or tensor (h, w), (h, w, c) or (b, h, w, c) with 1 to 4 channels
@@ -49,7 +49,7 @@ def preprocess_image(image: AnyPicture, size: int = 224) -> Tensor:
     return normalise(resize_and_crop(to_rgb(image), size))
 
 
-def to_rgb(image: AnyPicture) -> Image.Image:
+def to_rgb(image: AnyImage) -> Image.Image:
     """Any picture as 8-bit RGB: turned upright by its EXIF tag, alpha laid on white, grey expanded, 16 bits scaled."""
     from PIL import Image, ImageOps
 
@@ -73,7 +73,7 @@ def to_rgb(image: AnyPicture) -> Image.Image:
     return image.convert("RGB")
 
 
-def resize_and_crop(picture: Image.Image, size: int = 224, resample: str = "bicubic") -> Image.Image:
+def resize_and_crop(image: Image.Image, size: int = 224, resample: str = "bicubic") -> Image.Image:
     """Resize the shorter side to `size` and keep the centre (size x size), as torchvision's Resize + CenterCrop.
 
     `resample` is `bicubic` for the vision tower; the original makes diffusion targets with `bilinear`.
@@ -81,33 +81,33 @@ def resize_and_crop(picture: Image.Image, size: int = 224, resample: str = "bicu
     from PIL import Image
 
     method = Image.Resampling[resample.upper()]
-    short, long = sorted(picture.size)
+    short, long = sorted(image.size)
     longer = int(size * long / short)
     offset = round((longer - size) / 2)  # to even, as torchvision
-    lies = picture.width > picture.height
+    lies = image.width > image.height
     if longer * size <= LARGEST_RESIZED:
-        resized = picture.resize((longer, size) if lies else (size, longer), method)
+        resized = image.resize((longer, size) if lies else (size, longer), method)
         return resized.crop((offset, 0, offset + size, size) if lies else (0, offset, size, offset + size))
     # Cut out the source pixels that the filter reaches from the crop, then resize exactly the crop's part of them.
     start, stop = offset * long / longer, (offset + size) * long / longer
     reach = math.ceil(2 * max(1.0, long / longer)) + 1  # bicubic spans 2 source pixels, or 2 target pixels in shrinking
     first, last = max(0, math.floor(start) - reach), min(long, math.ceil(stop) + reach)
-    picture = picture.crop((first, 0, last, short) if lies else (0, first, short, last))
+    image = image.crop((first, 0, last, short) if lies else (0, first, short, last))
     box = (start - first, 0, stop - first, short) if lies else (0, start - first, short, stop - first)
-    return picture.resize((size, size), method, box=box)
+    return image.resize((size, size), method, box=box)
 
 
-def normalise(picture: Image.Image) -> Tensor:
+def normalise(image: Image.Image) -> Tensor:
     """An 8-bit RGB picture as (3, h, w) float32 with CLIP's mean and deviation, computed in float64 as the original."""
-    channels = planes(picture)
+    channels = planes(image)
     rows = [levels.index_select(0, plane.flatten().int()) for levels, plane in zip(_levels(), channels, strict=True)]
     return torch.stack(rows).view(channels.shape)
 
 
-def planes(picture: Image.Image) -> Tensor:
+def planes(image: Image.Image) -> Tensor:
     """The channels of an 8-bit RGB picture, (3, h, w) uint8."""
-    content = bytearray().join(band.tobytes() for band in picture.split())
-    return torch.frombuffer(content, dtype=torch.uint8).view(3, picture.height, picture.width)
+    content = bytearray().join(band.tobytes() for band in image.split())
+    return torch.frombuffer(content, dtype=torch.uint8).view(3, image.height, image.width)
 
 
 @lru_cache(maxsize=1)

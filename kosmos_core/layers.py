@@ -44,9 +44,7 @@ def normalise(norm: nn.Module, x: Tensor) -> Tensor:
     return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
-def attention(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float, causal: bool
-) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float, causal: bool) -> Tensor:
     """Scaled dot-product attention, (b, h, n, d) x (b, h, m, d) -> (b, h, n, d), by the faster of two kernels.
 
     On CPUs the fused kernel's gradient in half precision takes two to four times as long as plain products do (measured
@@ -93,9 +91,16 @@ class Attention(nn.Module):
     """Multi-head attention with biases; `inner_norm` is Magneto's Sub-LN before the output projection."""
 
     def __init__(
-        self, width: int, heads: int, *, inner_norm: bool, dropout: float = 0.0,
-        device: Any, dtype: Any, operations: Any,
-    ) -> None:  # fmt: skip
+        self,
+        width: int,
+        heads: int,
+        *,
+        inner_norm: bool,
+        dropout: float = 0.0,
+        device: Any,
+        dtype: Any,
+        operations: Any,
+    ) -> None:
         super().__init__()
         factory = {"device": device, "dtype": dtype}
         self.heads, self.dropout = heads, dropout
@@ -149,9 +154,19 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, ffn_width: int, *, sub_norm: bool = True, cross: bool = False,
-        quick: bool = False, dropout: float = 0.0, device: Any, dtype: Any, operations: Any,
-    ) -> None:  # fmt: skip
+        self,
+        width: int,
+        heads: int,
+        ffn_width: int,
+        *,
+        sub_norm: bool = True,
+        cross: bool = False,
+        quick: bool = False,
+        dropout: float = 0.0,
+        device: Any,
+        dtype: Any,
+        operations: Any,
+    ) -> None:
         super().__init__()
         factory = {"device": device, "dtype": dtype}
         shared = {**factory, "operations": operations}
@@ -165,9 +180,12 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(width, ffn_width, inner_norm=sub_norm, quick=quick, **shared)
 
     def forward(
-        self, x: Tensor, pattern: AttentionPattern, memory: Tensor | None = None,
+        self,
+        x: Tensor,
+        pattern: AttentionPattern,
+        memory: Tensor | None = None,
         memory_pattern: AttentionPattern | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """x (b, n, d) float32 -> (b, n, d) float32; memory (b, m, d) feeds the cross-attention."""
         x = x + self._drop(self.attention(normalise(self.attention_norm, x), None, pattern))
         if memory is not None:

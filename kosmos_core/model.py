@@ -20,7 +20,7 @@ from .resampler import Resampler
 from .tokenizer import Layout, MissingTokenizerError, Tokenizer
 from .vision import VisionTower
 
-CACHED_PICTURES = 64  # 0.5 MB each at the official width
+CACHED_IMAGES = 64  # 0.5 MB each at the official width
 
 
 class KosmosG(nn.Module):
@@ -31,9 +31,14 @@ class KosmosG(nn.Module):
     """
 
     def __init__(
-        self, config: KosmosGConfig, *, tokenizer: Tokenizer | None = None, device: Any = None, dtype: Any = None,
+        self,
+        config: KosmosGConfig,
+        *,
+        tokenizer: Tokenizer | None = None,
+        device: Any = None,
+        dtype: Any = None,
         operations: Any = nn,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         factory = {"device": device, "dtype": dtype, "operations": operations}
         width = config.decoder.width
@@ -64,9 +69,12 @@ class KosmosG(nn.Module):
         return self.resampler(self.vision(pixels))
 
     def hidden_states(
-        self, token_ids: Tensor, image_mask: Tensor | None = None, image_features: Tensor | None = None,
+        self,
+        token_ids: Tensor,
+        image_mask: Tensor | None = None,
+        image_features: Tensor | None = None,
         lengths: Sequence[int] | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Token ids (b, s), image_mask (b, s) bool, picture tokens (n, latents, width) in order of the marks ->
         (b, s, width) float32 after the last norm; with `lengths` one packed row (1, total) of several sequences."""
         return self.decoder(token_ids, image_mask, image_features, lengths)
@@ -76,9 +84,12 @@ class KosmosG(nn.Module):
         return self.decoder.logits(hidden)
 
     def align(
-        self, hidden: Tensor, padding_mask: Tensor | None = None, key_weights: Tensor | None = None,
+        self,
+        hidden: Tensor,
+        padding_mask: Tensor | None = None,
+        key_weights: Tensor | None = None,
         lengths: Sequence[int] | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Hidden states (b, s, width) -> condition (b, 77, 768) float32; padding_mask (b, s) is True at pad tokens,
         key_weights (b, s) emphasise tokens (1 neutral, 0 hidden). ValueError for a model of the first stage."""
         return self._aligner()(hidden, padding_mask, key_weights, lengths)
@@ -88,9 +99,13 @@ class KosmosG(nn.Module):
         return self._aligner().reconstruct(condition, length)
 
     def encode_tokens(
-        self, token_ids: Tensor, pixels: Tensor | None = None, image_mask: Tensor | None = None,
-        key_weights: Tensor | None = None, image_features: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        token_ids: Tensor,
+        pixels: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        key_weights: Tensor | None = None,
+        image_features: Tensor | None = None,
+    ) -> Tensor:
         """Token ids (b, s) right-padded with 1, pixels (n, 3, 224, 224) or picture tokens, image_mask (b, s) bool,
         key_weights (b, s) -> condition (b, 77, 768) float32.
 
@@ -117,9 +132,13 @@ class KosmosG(nn.Module):
         return self.align(hidden, None if bool(real.all()) else ~real, key_weights, lengths)
 
     def forward(
-        self, token_ids: Tensor, pixels: Tensor | None = None, image_mask: Tensor | None = None,
-        *, output: Literal["condition", "hidden", "logits"] = "condition",
-    ) -> Tensor:  # fmt: skip
+        self,
+        token_ids: Tensor,
+        pixels: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        *,
+        output: Literal["condition", "hidden", "logits"] = "condition",
+    ) -> Tensor:
         """`encode_tokens`, or the language model alone: its hidden states or, only when asked, its logits.
 
         Raises ValueError for another `output`.
@@ -147,7 +166,7 @@ class KosmosG(nn.Module):
         if not prompts:
             raise ValueError('there is no prompt to encode; give at least one ("" gives the null condition)')
         layouts = [self._layout(prompt) for prompt in prompts]
-        features = self._picture_tokens(layouts, _pictures_per_prompt(prompts, layouts, images))
+        features = self._image_embeddings(layouts, _images_per_prompt(prompts, layouts, images))
         longest = max(len(layout.token_ids) for layout in layouts)
 
         def stack(rows: list[Sequence[Any]], filler: Any, dtype: torch.dtype) -> Tensor:
@@ -164,7 +183,7 @@ class KosmosG(nn.Module):
         return self.encode_tokens(token_ids, image_mask=image_mask, key_weights=key_weights, image_features=features)
 
     @torch.no_grad()
-    def picture_tokens(self, pixels: Tensor, device: Any = None) -> Tensor:
+    def image_embeddings(self, pixels: Tensor, device: Any = None) -> Tensor:
         """Picture tokens (latents, width) of one prepared picture (3, 224, 224), on the CPU, without gradient.
 
         In evaluation mode they are remembered by the picture's content.
@@ -181,7 +200,7 @@ class KosmosG(nn.Module):
             self._features.move_to_end(key)
         else:
             self._features[key] = self.embed_images(pixels[None].to(device or self.device))[0].cpu()
-            if len(self._features) > CACHED_PICTURES:
+            if len(self._features) > CACHED_IMAGES:
                 self._features.popitem(last=False)
         return self._features[key]
 
@@ -227,12 +246,12 @@ class KosmosG(nn.Module):
             )
         return tokenizer.layout(prompt, self.config.resampler.latents)
 
-    def _picture_tokens(self, layouts: list[Layout], pictures: list[Sequence[Any]]) -> Tensor | None:
+    def _image_embeddings(self, layouts: list[Layout], images: list[Sequence[Any]]) -> Tensor | None:
         tokens = []
         size = self.config.vision.image_size
-        for layout, own in zip(layouts, pictures, strict=True):
-            prepared = {slot: _one_picture(preprocess_image(own[slot], size)) for slot in set(layout.image_slots)}
-            tokens += [self.picture_tokens(prepared[slot]) for slot in layout.image_slots]
+        for layout, own in zip(layouts, images, strict=True):
+            prepared = {slot: _one_image(preprocess_image(own[slot], size)) for slot in set(layout.image_slots)}
+            tokens += [self.image_embeddings(prepared[slot]) for slot in layout.image_slots]
         return torch.stack(tokens).to(self.device) if tokens else None
 
 
@@ -247,7 +266,7 @@ def _check_rows(token_ids: Tensor, **others: Tensor | None) -> None:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected that of token_ids, {shape}")
 
 
-def _one_picture(pixels: Tensor) -> Tensor:
+def _one_image(pixels: Tensor) -> Tensor:
     """ComfyUI's pictures are batches; one picture in a batch is that picture."""
     if pixels.ndim == 4:
         if len(pixels) != 1:
@@ -256,9 +275,7 @@ def _one_picture(pixels: Tensor) -> Tensor:
     return pixels
 
 
-def _pictures_per_prompt(
-    prompts: list[Any], layouts: list[Layout], images: Sequence[Any] | None
-) -> list[Sequence[Any]]:
+def _images_per_prompt(prompts: list[Any], layouts: list[Layout], images: Sequence[Any] | None) -> list[Sequence[Any]]:
     """One list of pictures for each prompt, checked against the prompt's marks."""
     if isinstance(images, str) or (images is not None and not isinstance(images, Iterable)):
         raise TypeError(f"images is one {type(images).__name__}, expected a list of pictures, such as [picture]")

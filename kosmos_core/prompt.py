@@ -54,7 +54,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageMark:
     """The place of a picture in the prompt.
 
     `slot` is the number its user knows it by, counted from 1; `index` its place, counted from 0, in the list of the
@@ -66,7 +66,7 @@ class Picture:
     weight: float = 1.0
 
 
-Segment = Text | Picture
+Segment = Text | ImageMark
 
 
 @dataclass(frozen=True)
@@ -109,24 +109,24 @@ class Prompt:
             raise PromptError(reason, text, position)
         segments: list[Segment] = [Text(texts[0])]
         for index, following in enumerate(texts[1:]):
-            segments += [Picture(index + 1, index), Text(following)]
+            segments += [ImageMark(index + 1, index), Text(following)]
         return cls(tuple(segments))
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
+    def images(self) -> tuple[ImageMark, ...]:
         """The picture marks in order."""
-        return tuple(segment for segment in self.segments if isinstance(segment, Picture))
+        return tuple(segment for segment in self.segments if isinstance(segment, ImageMark))
 
     def text_only(self) -> Prompt:
         """The prompt without its pictures, weights kept; the words on either side of a mark stay apart."""
         kept: list[Text] = []
-        after_picture = False
+        after_image = False
         for segment in self.segments:
-            if isinstance(segment, Picture):
-                after_picture = True
+            if isinstance(segment, ImageMark):
+                after_image = True
                 continue
             text = segment.text
-            if after_picture:
+            if after_image:
                 text = text.lstrip(" ")
                 if not text:
                     continue
@@ -134,7 +134,7 @@ class Prompt:
                     kept[-1] = Text(kept[-1].text.rstrip(" "), kept[-1].weight)
                     text = " " + text
             kept.append(Text(text, segment.weight))
-            after_picture = False
+            after_image = False
         return Prompt(tuple(kept))
 
     def normalised(self) -> str:
@@ -228,7 +228,7 @@ def _resolve(events: Iterable[_Event], text: str, available: Sequence[int] | Non
                 reason = f"There is no picture {slot}: {_are(available) if available else 'none is'} given."
                 raise PromptError(reason, text, event.position)
             taken.add(slot)
-            yield Picture(slot, slot - 1 if index_of is None else index_of[slot], weights[-1])
+            yield ImageMark(slot, slot - 1 if index_of is None else index_of[slot], weights[-1])
         elif event.group.weight is None:
             yield Text("(" if event.opens else ")", weights[-1])
         elif event.opens:
@@ -242,7 +242,7 @@ def _resolve(events: Iterable[_Event], text: str, available: Sequence[int] | Non
 
 def _merged(segments: Iterable[Segment]) -> Iterable[Segment]:
     """Drop empty texts and join neighbouring texts of equal weight."""
-    kept = (segment for segment in segments if isinstance(segment, Picture) or segment.text)
+    kept = (segment for segment in segments if isinstance(segment, ImageMark) or segment.text)
     for (is_text, weight), run in itertools.groupby(kept, key=lambda item: (isinstance(item, Text), item.weight)):
         if not 0 <= weight <= MAX_WEIGHT:
             raise ValueError(f"The weight {weight} must lie between 0 and {MAX_WEIGHT:,.0f}.")
@@ -304,7 +304,7 @@ def check_text(text: str) -> None:
 
 
 def _check_all_used(segments: Iterable[Segment], available: Sequence[int], text: str) -> None:
-    used = {segment.slot for segment in segments if isinstance(segment, Picture)}
+    used = {segment.slot for segment in segments if isinstance(segment, ImageMark)}
     unused = [slot for slot in available if slot not in used]
     if not unused:
         return
@@ -324,7 +324,7 @@ def _more_marks_than(available: Sequence[int]) -> str:
 
 
 def _spell(segment: Segment) -> str:
-    if isinstance(segment, Picture):
+    if isinstance(segment, ImageMark):
         return f"<i{segment.slot}>"
     escaped = _NEEDS_ESCAPE.sub(lambda match: "\\" + match[0], segment.text)
     return escaped if segment.weight == 1 else escaped.replace(":", r"\:")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .crops import Crop
 from .images import CLIP_MEAN, CLIP_STD, normalise, resize_and_crop, to_rgb
-from .prompt import Picture, Prompt, Segment, Text
+from .prompt import ImageMark, Prompt, Segment, Text
 from .safetensors_file import WeightsError, read_header, write
 
 FORMAT = "kosmos-g-reference"
@@ -43,8 +43,8 @@ class View:
 
     def seen(self, size: int = 224) -> Tensor:
         """What a model with pictures of `size` sees, (size, size, 3) uint8."""
-        picture = self._resized(size)
-        return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(size, size, 3)
+        image = self._resized(size)
+        return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size, size, 3)
 
     def prepared(self, size: int = 224) -> Tensor:
         """Input of the vision tower, (3, size, size) float32, CLIP-normalised."""
@@ -53,10 +53,10 @@ class View:
     def _resized(self, size: int):
         from PIL import Image
 
-        picture = to_rgb(self.pixels)
+        image = to_rgb(self.pixels)
         if self.squash:
-            return picture.resize((size, size), Image.Resampling.BICUBIC)
-        return resize_and_crop(picture, size)
+            return image.resize((size, size), Image.Resampling.BICUBIC)
+        return resize_and_crop(image, size)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def average(references: Sequence[Reference], keep_norm: bool = False) -> Referen
     return Reference(Mean(tuple(reference.source for reference in kept), shares, keep_norm), noun=noun)
 
 
-def picture_tokens(
+def image_embeddings(
     source: Source | Tensor, size: int, embed: Callable[[Tensor], Tensor], model: Callable[[], str]
 ) -> Tensor:
     """Picture tokens (latents, width) of a source, or of a picture (3, size, size) that is prepared already.
@@ -140,7 +140,7 @@ def picture_tokens(
                 "picture again and save it."
             )
         return source.tokens
-    parts = torch.stack([picture_tokens(part, size, embed, model) for part in source.sources])
+    parts = torch.stack([image_embeddings(part, size, embed, model) for part in source.sources])
     shares = torch.tensor(source.shares)[:, None, None]
     mean = (parts * shares).sum(0)
     if not source.keep_norm:
@@ -157,7 +157,7 @@ def with_references(prompt: Prompt, references: Sequence[Reference | None]) -> P
     segments: list[Segment] = []
     before: list[Text] = []  # texts since the previous mark
     for segment in prompt.segments:
-        if isinstance(segment, Picture):
+        if isinstance(segment, ImageMark):
             reference = references[segment.index]
             if reference is not None:
                 words = "".join(text.text for text in before)

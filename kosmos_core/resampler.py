@@ -15,9 +15,15 @@ class Resampler(nn.Module):
     """One cross-attention from learned latents to [patch features, latents]; no residual, norm or feed-forward."""
 
     def __init__(
-        self, config: ResamplerConfig, vision_width: int, width: int, *, device: Any = None, dtype: Any = None,
+        self,
+        config: ResamplerConfig,
+        vision_width: int,
+        width: int,
+        *,
+        device: Any = None,
+        dtype: Any = None,
         operations: Any = nn,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         factory = {"device": device, "dtype": dtype}
         self.config = config

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .atomic import atomic_write
+
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
     "BOOL": torch.bool,
-}  # fmt: skip
+}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LARGEST_HEADER = 100_000_000  # the format's own bound
 
@@ -91,27 +100,12 @@ def write(
     header = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
     header += b" " * (-(8 + len(header)) % 64)  # so that a memory map holds the tensors at aligned addresses
     try:
-        handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        reason = f"{path} cannot be written ({error.strerror}); give a folder in which you may write"
-        raise OSError(error.errno, reason) from error
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with atomic_write(path) as file:
             file.write(len(header).to_bytes(8, "little") + header)
             for _, tensor, dtype in tensors:
                 plain = tensor.detach().to("cpu", dtype).contiguous().flatten()
                 if plain.numel():
                     file.write(memoryview(plain.view(torch.uint8).numpy()))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(unfinished, 0o666 & ~_umask())
-        os.replace(unfinished, path)
-    except BaseException:
-        Path(unfinished).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    except PermissionError as error:
+        reason = f"{path} cannot be written ({error.strerror}); give a folder in which you may write"
+        raise OSError(error.errno, reason) from error

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from .prompt import Picture, Prompt, Segment, Text, check_text
+from .prompt import ImageMark, Prompt, Segment, Text, check_text
 
 BOS, PAD, EOS, UNK = range(4)
 _BEFORE = ("<s>", "<pad>", "</s>", "<unk>")
@@ -36,7 +36,7 @@ class MissingTokenizerError(ValueError):
 
 
 @dataclass(frozen=True)
-class Span:
+class TokenSpan:
     """The tokens from `start` up to, not including, `stop` that a segment of the prompt became."""
 
     start: int
@@ -57,7 +57,7 @@ class Layout:
     image_mask: list[bool]
     key_weights: list[float] | None
     image_slots: list[int]
-    spans: tuple[Span, ...]
+    spans: tuple[TokenSpan, ...]
 
 
 class Tokenizer:
@@ -125,13 +125,13 @@ class Tokenizer:
             prompt = Prompt.original(prompt)
         latents = self.latents if latents is None else latents
         token_ids, image_mask, weights, spans = [BOS], [False], [1.0], []
-        for is_picture, run in itertools.groupby(prompt.segments, key=lambda segment: isinstance(segment, Picture)):
-            for picture in run if is_picture else ():
-                spans.append(Span(len(token_ids), len(token_ids) + latents + 2, picture))
+        for is_image, run in itertools.groupby(prompt.segments, key=lambda segment: isinstance(segment, ImageMark)):
+            for image in run if is_image else ():
+                spans.append(TokenSpan(len(token_ids), len(token_ids) + latents + 2, image))
                 token_ids += [self.boi] * (latents + 1) + [self.eoi]
                 image_mask += [False] + [True] * latents + [False]
-                weights += [picture.weight] * (latents + 2)
-            if not is_picture:
+                weights += [image.weight] * (latents + 2)
+            if not is_image:
                 ids, text_weights, text_spans = self._lay_out_text(list(run), len(token_ids))
                 token_ids += ids
                 image_mask += [False] * len(ids)
@@ -141,18 +141,18 @@ class Tokenizer:
             token_ids,
             image_mask,
             None if all(weight == 1 for weight in weights) else weights,
-            [picture.index for picture in prompt.pictures],
+            [image.index for image in prompt.images],
             tuple(spans),
         )
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids, for people to read: `<i>` for each picture, no bos, pad or eos."""
         words = []
-        inside_picture = False
+        inside_image = False
         for token in ids:
-            if token == self.boi and not inside_picture:
+            if token == self.boi and not inside_image:
                 words.append(" <i>▁")
-            inside_picture = token == self.boi
+            inside_image = token == self.boi
             if token not in (BOS, PAD, EOS, self.boi, self.eoi):
                 words.append(self.piece(token))
         return " ".join("".join(words).replace("▁", " ").split())
@@ -163,11 +163,11 @@ class Tokenizer:
             raise ValueError(f"Token id {token} is outside the vocabulary: expected 0 to {self.vocabulary - 1}.")
         return self._pieces[token]
 
-    def _lay_out_text(self, texts: Sequence[Text], start: int) -> tuple[list[int], list[float], list[Span]]:
+    def _lay_out_text(self, texts: Sequence[Text], start: int) -> tuple[list[int], list[float], list[TokenSpan]]:
         """Ids, weights and spans of the texts between two marks, the first id being token number `start`."""
         if len(texts) == 1:
             ids = self.encode(texts[0].text)
-            return ids, [texts[0].weight] * len(ids), [Span(start, start + len(ids), texts[0])]
+            return ids, [texts[0].weight] * len(ids), [TokenSpan(start, start + len(ids), texts[0])]
         whole = "".join(text.text for text in texts)
         owner = [number for number, text in enumerate(texts) for _ in text.text]
         ids, weights, tokens_of = [], [], Counter()
@@ -179,7 +179,7 @@ class Tokenizer:
             weights.append(_mean([texts[number].weight for number in owners]))
             tokens_of[owners[0]] += 1
         stops = itertools.accumulate((tokens_of[number] for number in range(len(texts))), initial=start)
-        spans = [Span(*edges, text) for edges, text in zip(itertools.pairwise(stops), texts, strict=True)]
+        spans = [TokenSpan(*edges, text) for edges, text in zip(itertools.pairwise(stops), texts, strict=True)]
         return ids, weights, spans
 
     def _pieces_with_offsets(self, text: str) -> list[tuple[str, int, int]]:

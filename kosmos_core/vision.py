@@ -31,11 +31,16 @@ class VisionTower(nn.Module):
         self.norm_pre = operations.LayerNorm(config.width, **factory)
         self.blocks = nn.ModuleList(
             Block(
-                config.width, config.heads, config.ffn_width, sub_norm=False, quick=True,
-                operations=operations, **factory,
+                config.width,
+                config.heads,
+                config.ffn_width,
+                sub_norm=False,
+                quick=True,
+                operations=operations,
+                **factory,
             )
             for _ in range(config.layers)
-        )  # fmt: skip
+        )
         self.norm_post = operations.LayerNorm(config.width, **factory)
 
     def forward(self, pixels: Tensor) -> Tensor:

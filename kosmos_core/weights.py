@@ -88,9 +88,13 @@ def _describe(path: str | os.PathLike, header: Header) -> tuple[KosmosGConfig, d
 
 
 def load_model(
-    path: str | os.PathLike, device: Any = "cpu", dtype: torch.dtype | None = torch.float32, operations: Any = nn,
-    *, training_half: bool = True,
-) -> KosmosG:  # fmt: skip
+    path: str | os.PathLike,
+    device: Any = "cpu",
+    dtype: torch.dtype | None = torch.float32,
+    operations: Any = nn,
+    *,
+    training_half: bool = True,
+) -> KosmosG:
     """Model of a Kosmos-G file in evaluation mode; on the CPU in the file's own type the weights stay memory-mapped.
 
     `dtype` None keeps the file's type. `training_half` False leaves out AlignerNet's half N, which only training uses.
@@ -177,9 +181,15 @@ def save_model(
 
 
 def save_weights(
-    path: str | os.PathLike, weights: Mapping[str, Tensor], config: KosmosGConfig, tokenizer: Tokenizer | None, *,
-    stage: str, provenance: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None,
-) -> None:  # fmt: skip
+    path: str | os.PathLike,
+    weights: Mapping[str, Tensor],
+    config: KosmosGConfig,
+    tokenizer: Tokenizer | None,
+    *,
+    stage: str,
+    provenance: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
     """`save_model` for a state dict: tensors are converted and written one after the other, so they may be mapped."""
     _check_dtype(dtype)
     if stage not in STAGES:

@@ -8,7 +8,7 @@ from .analysis import KosmosGInspect, KosmosGTokenMap
 from .attention import KosmosGAttentionMap, KosmosGAttentionRecorder
 from .conditioning import KosmosGBlend
 from .loader import KosmosGLoader, register_model_folder
-from .reference import KosmosGAverage, KosmosGEntities, KosmosGReference
+from .prepare_reference import KosmosGAverage, KosmosGEntities, KosmosGReference
 from .reference_files import KosmosGLoadReference, KosmosGSaveReference, register_reference_folder
 from .text_encode import KosmosGTextEncode
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..kosmos_core import KosmosG, Prompt, load_model
 from ..kosmos_core.attention_maps import recorded
-from ..kosmos_core.reference import Source, model_fingerprint, picture_tokens
+from ..kosmos_core.reference import Source, image_embeddings, model_fingerprint
 from ..kosmos_core.weights import WeightsError, read_config, read_header
 from .operations import Operations
 
@@ -59,14 +59,14 @@ class PromptTokenizer:
         section: Section = []
         slots = iter(layout.image_slots)
         word = 0
-        inside_picture = False
-        for token, is_picture, weight in zip(layout.token_ids, layout.image_mask, weights, strict=True):
-            if is_picture and inside_picture:  # one entry stands for all tokens of a picture
+        inside_image = False
+        for token, is_image, weight in zip(layout.token_ids, layout.image_mask, weights, strict=True):
+            if is_image and inside_image:  # one entry stands for all tokens of a picture
                 continue
-            inside_picture = is_picture
-            if not is_picture and (token == tokenizer.boi or tokenizer.piece(token).startswith("▁")):
+            inside_image = is_image
+            if not is_image and (token == tokenizer.boi or tokenizer.piece(token).startswith("▁")):
                 word += 1
-            entry = {"type": "image", "data": images[next(slots)]} if is_picture else token
+            entry = {"type": "image", "data": images[next(slots)]} if is_image else token
             section.append((entry, weight, word) if return_word_ids else (entry, weight))
         return {KEY: [section]}
 
@@ -84,9 +84,7 @@ class PromptTokenizer:
 class TextEncoder(torch.nn.Module):
     """The `cond_stage_model` of the CLIP: sections to conditions, on whatever device ComfyUI says."""
 
-    def __init__(
-        self, path: str, *, device: torch.device, dtype: torch.dtype, model_options: dict[str, Any],
-    ) -> None:  # fmt: skip
+    def __init__(self, path: str, *, device: torch.device, dtype: torch.dtype, model_options: dict[str, Any]) -> None:
         super().__init__()
         operations = model_options.get("custom_operations") or Operations
         self.model = load_model(path, device, dtype, operations, training_half=False)
@@ -136,7 +134,7 @@ class TextEncoder(torch.nn.Module):
         condition = condition.to(comfy.model_management.intermediate_device())
         return condition, condition.new_zeros(len(condition), condition.shape[-1])
 
-    def picture_tokens(self, source: Tensor | Source, device: torch.device | None = None) -> Tensor:
+    def image_embeddings(self, source: Tensor | Source, device: torch.device | None = None) -> Tensor:
         """Picture tokens (latents, width) on the CPU, of a prepared picture (3, S, S) or of a reference's source."""
         device = device or self.execution_device or self.device
         size = self.model.config.vision.image_size
@@ -144,9 +142,9 @@ class TextEncoder(torch.nn.Module):
         def embed(pixels: Tensor) -> Tensor:
             if self.patched():
                 return self.model.embed_images(pixels[None].to(device))[0].cpu()
-            return self.model.picture_tokens(pixels, device)
+            return self.model.image_embeddings(pixels, device)
 
-        return picture_tokens(source, size, embed, self.fingerprint)
+        return image_embeddings(source, size, embed, self.fingerprint)
 
     def patched(self) -> bool:
         """Whether other weights than the file's are in place, from a merge or a hook: nothing is remembered then."""
@@ -190,7 +188,7 @@ class TextEncoder(torch.nn.Module):
         token_ids, image_mask, weights, features = [], [], [], []
         for entry, weight, *_ in section:
             if isinstance(entry, dict):
-                features.append(self.picture_tokens(entry["data"], device).to(device))
+                features.append(self.image_embeddings(entry["data"], device).to(device))
                 token_ids += [model.config.ids.image_start] * latents
                 image_mask += [True] * latents
                 weights += [weight] * latents
@@ -275,13 +273,13 @@ def encoder_of(clip: Any) -> TextEncoder:
 
 
 @contextlib.contextmanager
-def progress(encoder: TextEncoder, prompts: int, pictures: int) -> Iterator[None]:
+def progress(encoder: TextEncoder, prompts: int, images: int) -> Iterator[None]:
     """Show the progress of encoding `prompts` prompts and `pictures` pictures on the running node, block by block.
 
     ComfyUI's progress bar also raises when the user has pressed interrupt.
     """
     vision = len(encoder.model.vision.blocks)
-    bar = comfy.utils.ProgressBar(prompts * (len(encoder.blocks()) - vision) + pictures * vision)
+    bar = comfy.utils.ProgressBar(prompts * (len(encoder.blocks()) - vision) + images * vision)
     encoder.on_block = lambda: bar.update(1)
     try:
         yield

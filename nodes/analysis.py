@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..kosmos_core import Prompt
 from ..kosmos_core.attention_maps import TokenGroup, slots_from_group, token_groups
-from ..kosmos_core.charts import bars, grid, tiles
 from .adapter import KEY, TextEncoder, encoder_of, progress
-from .pictures import PromptPictures, picture_inputs
+from .charts import bars, grid, tiles
+from .image_inputs import PromptImages, image_inputs
 from .schema import node_schema
 
 CATEGORY = "Kosmos-G/analysis"
@@ -107,16 +107,16 @@ def compare(first: Tensor, second: Tensor) -> list[str]:
     return lines
 
 
-def prompt_attention(clip: Any, text: str, pictures: PromptPictures) -> tuple[Prompt, list[TokenGroup], Tensor, Tensor]:
+def prompt_attention(clip: Any, text: str, images: PromptImages) -> tuple[Prompt, list[TokenGroup], Tensor, Tensor]:
     """Prompt, its words and pictures, its condition (77, 768) and slots x tokens, encoded by a Kosmos-G CLIP."""
     encoder: TextEncoder = encoder_of(clip)
-    prompt = pictures.parse(text)[0]
-    tokens = clip.tokenize(prompt, images=pictures.sources(encoder.model.config.vision.image_size))
+    prompt = images.parse(text)[0]
+    tokens = clip.tokenize(prompt, images=images.sources(encoder.model.config.vision.image_size))
     tokenizer = encoder.model.required_tokenizer()
     groups = token_groups(tokenizer.layout(prompt), tokenizer)
     clip.load_model()
     encoder.reset_clip_options()
-    with progress(encoder, 1, len(pictures.slots)):
+    with progress(encoder, 1, len(images.slots)):
         condition, slots_from_tokens = encoder.slot_attention(tokens[KEY][0])
     return prompt, groups, condition, slots_from_tokens
 
@@ -124,11 +124,7 @@ def prompt_attention(clip: Any, text: str, pictures: PromptPictures) -> tuple[Pr
 def text_input() -> io.Input:
     """The `text` input of nodes that look at a prompt."""
     return io.String.Input(
-        "text",
-        multiline=True,
-        dynamic_prompts=False,
-        default="",
-        tooltip="The same prompt as in Kosmos-G Prompt.",
+        "text", multiline=True, dynamic_prompts=False, default="", tooltip="The same prompt as in Kosmos-G Prompt."
     )
 
 
@@ -145,11 +141,7 @@ class KosmosGTokenMap(io.ComfyNode):
             description="Shows which words and pictures fill which of the 77 slots that the image model reads: one row "
             "for each word and picture, one column for each slot.",
             search_aliases=["kosmos", "attention", "slots", "tokens", "explain"],
-            inputs=[
-                io.Clip.Input("clip", tooltip="The CLIP of Load Kosmos-G."),
-                text_input(),
-                *picture_inputs(),
-            ],
+            inputs=[io.Clip.Input("clip", tooltip="The CLIP of Load Kosmos-G."), text_input(), *image_inputs()],
             outputs=[
                 io.Image.Output(display_name="map", tooltip="Rows: words and pictures. Columns: slots 0 to 76."),
                 io.String.Output(display_name="report", tooltip="Each word's and picture's share, and its main slots."),
@@ -159,7 +151,7 @@ class KosmosGTokenMap(io.ComfyNode):
     @classmethod
     def execute(cls, clip: Any, text: str, **images: Any) -> io.NodeOutput:
         """Encode and draw."""
-        _, groups, _, slots_from_tokens = prompt_attention(clip, text, PromptPictures.gather(images))
+        _, groups, _, slots_from_tokens = prompt_attention(clip, text, PromptImages.gather(images))
         shares = slots_from_group(slots_from_tokens, groups)
         lines = [f"{'':24} share   main slots"]
         for index, group in enumerate(groups):

@@ -12,15 +12,15 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..kosmos_core.attention_maps import Trace, group_maps
-from ..kosmos_core.charts import overlay, tiles
 from .analysis import CATEGORY, prompt_attention, table, text_input
-from .pictures import PromptPictures, as_bytes, picture_inputs
+from .charts import overlay, tiles
+from .image_inputs import PromptImages, as_bytes, image_inputs
 from .schema import node_schema
 
 KosmosGTrace = io.Custom("KOSMOSG_TRACE")
 BLOCKS = {"all": ("input", "middle", "output"), "down": ("input",), "middle": ("middle",), "up": ("output",)}
 LAST_STEP = 10000
-LARGEST_PICTURE = 512  # pixels of a side of an overlay
+LARGEST_IMAGE = 512  # pixels of a side of an overlay
 MOST_WORDS = 48
 
 BlockName = tuple[str, int, int]
@@ -156,7 +156,7 @@ class KosmosGAttentionMap(io.ComfyNode):
                 ),
                 io.Clip.Input("clip", tooltip="The CLIP of Load Kosmos-G."),
                 text_input(),
-                *picture_inputs(),
+                *image_inputs(),
             ],
             outputs=[
                 io.Image.Output(
@@ -172,17 +172,17 @@ class KosmosGAttentionMap(io.ComfyNode):
     @classmethod
     def execute(cls, trace: Trace, image: Tensor, clip: Any, text: str, **images: Any) -> io.NodeOutput:
         """Encode the prompt again for its own attention and multiply."""
-        _, groups, condition, slots_from_tokens = prompt_attention(clip, text, PromptPictures.gather(images))
+        _, groups, condition, slots_from_tokens = prompt_attention(clip, text, PromptImages.gather(images))
         index = trace.nearest(condition)
-        if len(image) != trace.pictures:
+        if len(image) != trace.images:
             raise ValueError(
-                f"image holds {len(image)} pictures, but the trace is of a sampling of {trace.pictures}: connect the "
+                f"image holds {len(image)} pictures, but the trace is of a sampling of {trace.images}: connect the "
                 "pictures of the sampler that uses the recorder's MODEL."
             )
         shown: dict[bool, list[Tensor]] = {True: [], False: []}
         lines = []
-        for number, picture in enumerate(image):
-            small = shrunk(as_bytes(picture[..., :3].cpu()))
+        for number, sampled in enumerate(image):
+            small = shrunk(as_bytes(sampled[..., :3].cpu()))
             pixels_from_slots = trace.map(index, number, tuple(small.shape[:2]))
             maps = group_maps(pixels_from_slots, slots_from_tokens, groups)
             if len(image) > 1:
@@ -199,12 +199,12 @@ class KosmosGAttentionMap(io.ComfyNode):
         )
 
 
-def shrunk(picture: Tensor) -> Tensor:
+def shrunk(image: Tensor) -> Tensor:
     """The picture (h, w, 3) uint8, at most 512 pixels a side."""
-    height, width, _ = picture.shape
-    scale = LARGEST_PICTURE / max(height, width)
+    height, width, _ = image.shape
+    scale = LARGEST_IMAGE / max(height, width)
     if scale >= 1:
-        return picture
+        return image
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    moved = picture.permute(2, 0, 1)[None].float()
+    moved = image.permute(2, 0, 1)[None].float()
     return torch.nn.functional.interpolate(moved, size=size, mode="area")[0].permute(1, 2, 0).round().to(torch.uint8)

@@ -15,8 +15,8 @@ from comfy_api.latest import io
 
 from ..kosmos_core.reference import Encoded, Reference, load_reference, save_reference
 from .adapter import encoder_of, progress
-from .pictures import KosmosGImage
-from .reference import CATEGORY
+from .image_inputs import KosmosGImage
+from .prepare_reference import CATEGORY
 from .schema import node_schema
 
 FOLDER = "kosmos_g_references"
@@ -95,7 +95,7 @@ class KosmosGSaveReference(io.ComfyNode):
         encoder.reset_clip_options()
         model = encoder.fingerprint()
         with progress(encoder, 0, len(reference.views)):
-            tokens = encoder.picture_tokens(reference.source)
+            tokens = encoder.image_embeddings(reference.source)
         save_reference(path, tokens, reference, model)
         encoded = Reference(Encoded(tokens, model, path.name), reference.weight, reference.noun)
         shown = str(path.relative_to(folder_paths.get_output_directory()))

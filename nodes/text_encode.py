@@ -11,7 +11,7 @@ from ..kosmos_core import Prompt
 from ..kosmos_core.blend import likeness as mix_likeness
 from .adapter import KEY, TextEncoder, encoder_of, progress
 from .connections import is_read
-from .pictures import BATCH_MODES, ONE_SUBJECT, PromptPictures, describe_source, picture_inputs
+from .image_inputs import BATCH_MODES, ONE_SUBJECT, PromptImages, describe_source, image_inputs
 from .schema import node_schema
 
 CONTEXT = 2048  # tokens of a training sequence
@@ -53,7 +53,7 @@ class KosmosGTextEncode(io.ComfyNode):
                     tooltip="The negative prompt, text only. It has to be encoded by Kosmos-G as well: a negative from "
                     "the checkpoint's CLIP does not fit. Empty is what the model was trained with.",
                 ),
-                *picture_inputs(),
+                *image_inputs(),
                 io.Float.Input(
                     "likeness",
                     default=1.0,
@@ -94,8 +94,8 @@ class KosmosGTextEncode(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, likeness: float = 1.0, **others: Any) -> bool:
         """What decides the result beside the inputs: whether `text_only` is in it."""
-        pictures = any(name.startswith("image_") for name in others)
-        return not pictures or likeness != 1 or is_read(TEXT_ONLY, "KosmosGTextEncode")
+        images = any(name.startswith("image_") for name in others)
+        return not images or likeness != 1 or is_read(TEXT_ONLY, "KosmosGTextEncode")
 
     @classmethod
     def execute(
@@ -106,26 +106,30 @@ class KosmosGTextEncode(io.ComfyNode):
         The text alone is encoded only where `likeness` needs it or the output text_only is connected.
         """
         encoder = encoder_of(clip)
-        pictures = PromptPictures.gather(images, batch)
-        prompts = pictures.parse(text)
+        prompt_images = PromptImages.gather(images, batch)
+        prompts = prompt_images.parse(text)
         unwanted = _parse_negative(negative)
 
         size = encoder.model.config.vision.image_size
-        full = [clip.tokenize(prompt, images=pictures.sources(size, index)) for index, prompt in enumerate(prompts)]
+        full = [
+            clip.tokenize(prompt, images=prompt_images.sources(size, index)) for index, prompt in enumerate(prompts)
+        ]
         null = clip.tokenize(unwanted)
-        text_matters = bool(pictures) and (likeness != 1 or is_read(TEXT_ONLY, "KosmosGTextEncode"))
+        text_matters = bool(prompt_images) and (likeness != 1 or is_read(TEXT_ONLY, "KosmosGTextEncode"))
         # Nouns are the same for all of a batch, so all of it has one text.
         alone = clip.tokenize(prompts[0].text_only()) if text_matters else None
-        with progress(encoder, len(full) + 1 + text_matters, len(full) * len(pictures.slots)):
+        with progress(encoder, len(full) + 1 + text_matters, len(full) * len(prompt_images.slots)):
             positive = _joined([clip.encode_from_tokens_scheduled(tokens) for tokens in full])
             nothing = clip.encode_from_tokens_scheduled(null)
-            text_only = clip.encode_from_tokens_scheduled(alone) if text_matters else None if pictures else positive
-        if pictures and likeness != 1:
+            text_only = (
+                clip.encode_from_tokens_scheduled(alone) if text_matters else None if prompt_images else positive
+            )
+        if prompt_images and likeness != 1:
             positive = [
                 [mix_likeness(plain, condition, likeness), options]
                 for (condition, options), (plain, _) in zip(positive, text_only, strict=True)
             ]
-        report = _report(prompts, unwanted, pictures, [_length(tokens, encoder) for tokens in (full[0], null)])
+        report = _report(prompts, unwanted, prompt_images, [_length(tokens, encoder) for tokens in (full[0], null)])
         return io.NodeOutput(positive, nothing, text_only, report)
 
 
@@ -143,9 +147,9 @@ def _joined(conditionings: list[Conditioning]) -> Conditioning:
 
 def _parse_negative(negative: str) -> Prompt:
     prompt = Prompt.parse(negative)
-    if prompt.pictures:
+    if prompt.images:
         raise ValueError(
-            f"The negative prompt has a mark <i{prompt.pictures[0].slot}>, but it takes text only: describe in words "
+            f"The negative prompt has a mark <i{prompt.images[0].slot}>, but it takes text only: describe in words "
             r"what the picture should not show, or write \<i> for plain text."
         )
     return prompt
@@ -157,17 +161,17 @@ def _length(section: dict[str, Any], encoder: TextEncoder) -> int:
     return sum(latents if isinstance(entry, dict) else 1 for entry, *_ in section[KEY][0])
 
 
-def _report(prompts: list[Prompt], negative: Prompt, pictures: PromptPictures, lengths: list[int]) -> str:
+def _report(prompts: list[Prompt], negative: Prompt, images: PromptImages, lengths: list[int]) -> str:
     """The `parsed` text, in Markdown: ComfyUI's Preview Any shows it so, and would swallow a bare <i1>."""
     prompt = prompts[0]
     length = f"{lengths[0]} of {CONTEXT} tokens"
     if lengths[0] > CONTEXT:
         length += ": longer than any sequence the model was trained on, expect little of its end"
     lines = [length]
-    for picture in prompt.pictures:
-        weight = "" if picture.weight == 1 else f", weight {picture.weight:g}"
-        source = describe_source(pictures.batches[0][picture.index])
-        lines.append(f"`<i{picture.slot}>`: image_{picture.slot}, {source}{weight}")
+    for image in prompt.images:
+        weight = "" if image.weight == 1 else f", weight {image.weight:g}"
+        source = describe_source(images.batches[0][image.index])
+        lines.append(f"`<i{image.slot}>`: image_{image.slot}, {source}{weight}")
     if len(prompts) > 1:
         lines.append(f"{len(prompts)} conditionings, one for each picture of the batch")
     lines.append(f"negative: `{negative.normalised() or '(empty)'}`, {lengths[1]} tokens")

@@ -23,9 +23,9 @@ import yaml
 from kosmos_core import KosmosG, KosmosGConfig, Tokenizer
 from kosmos_core.weights import save_weights
 
-from .checkpoint import latest_checkpoint, load, read_progress, stored
-from .errors import CheckpointError
-from .provenance import TOKENIZER_FILES, TOKENIZER_FOLDER
+from .base.errors import CheckpointError
+from .engine.checkpoint import latest_checkpoint, load, read_progress, stored
+from .weights.provenance import TOKENIZER_FILES, TOKENIZER_FOLDER
 
 FP8 = "float8_e4m3fn"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, FP8: None}
@@ -37,9 +37,14 @@ def narrowed(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def export(
-    run_folder: str | Path, output: str | Path, *, ema: bool = False, step: int | None = None, dtype: str = "float32",
+    run_folder: str | Path,
+    output: str | Path,
+    *,
+    ema: bool = False,
+    step: int | None = None,
+    dtype: str = "float32",
     half: str = "MN",
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Write the weights of a run's checkpoint to `output`, atomically; returns the provenance stored in the file.
 
     Args:

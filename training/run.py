@@ -13,16 +13,16 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import Checkpoints, latest_checkpoint
-from .config import RunConfig, parse
-from .errors import CheckpointError, ConfigError, TrainingStopped
-from .loop import Trainer
-from .parallel import choose_sharding, parallelize
-from .precision import choose_precision
-from .processes import World, world_of
-from .progress import Progress
-from .provenance import record_start
+from .base.errors import CheckpointError, ConfigError, TrainingStopped
+from .base.precision import choose_precision
+from .base.processes import ProcessGroup, join_process_group
+from .engine.checkpoint import Checkpoints, latest_checkpoint
+from .engine.loop import Trainer
+from .engine.progress import Progress
+from .engine.run_config import RunConfig, parse
+from .engine.sharding import choose_sharding, parallelize
 from .stages import stage_module
+from .weights.provenance import record_start
 
 
 def checkpoint_to_resume(config: RunConfig, checkpoints: Checkpoints) -> Path | None:
@@ -49,24 +49,26 @@ def checkpoint_to_resume(config: RunConfig, checkpoints: Checkpoints) -> Path | 
     return path
 
 
-def train(config: RunConfig, world: World) -> None:
-    """Build the stage of `config`, spread it over `world` and train."""
+def train(config: RunConfig, process_group: ProcessGroup) -> None:
+    """Build the stage of `config`, spread it over `process_group` and train."""
     # Processes decide alike, though measured on each.
-    config.precision = world.gather(choose_precision(config.precision, world.device))[0]
-    kind = choose_sharding(config.parallel, world)
-    checkpoints = Checkpoints(config.run_folder, config.checkpoint, world)
+    config.precision = process_group.gather(choose_precision(config.precision, process_group.device))[0]
+    kind = choose_sharding(config.parallel, process_group)
+    checkpoints = Checkpoints(config.run_folder, config.checkpoint, process_group)
     checkpoints.prepare()
     start = checkpoint_to_resume(config, checkpoints)
-    elsewhere = torch.device("cpu" if world.rank == 0 else "meta")
+    elsewhere = torch.device("cpu" if process_group.rank == 0 else "meta")
     try:
-        stage = stage_module(config.stage).build(config, world.device, elsewhere if kind == "fsdp2" else world.device)
+        stage = stage_module(config.stage).build(
+            config, process_group.device, elsewhere if kind == "fsdp2" else process_group.device
+        )
     except (ValueError, OSError) as error:
         raise ConfigError(f"{error}") from error
     stage.set_trainable()
-    engine = parallelize(stage, kind, config.parallel, config.optim, config.precision, world)
-    if world.rank == 0:
-        record_start(config, world, start, getattr(stage.model, "tokenizer", None))
-    progress = Progress(config, world)
+    engine = parallelize(stage, kind, config.parallel, config.optim, config.precision, process_group)
+    if process_group.rank == 0:
+        record_start(config, process_group, start, getattr(stage.model, "tokenizer", None))
+    progress = Progress(config, process_group)
     try:
         trainer = Trainer(config, engine, checkpoints, progress)
         if start is not None:
@@ -85,8 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 when trained or stopped by a signal, 1 when training failed, 2 for a wrong configuration."""
     try:
         config = parse(sys.argv[1:] if arguments is None else arguments)
-        with world_of(config.device, config.parallel.processes) as world:
-            train(config, world)
+        with join_process_group(config.device, config.parallel.processes) as process_group:
+            train(config, process_group)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -27,8 +27,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from kosmos_core import Tokenizer, load_model
 
 from . import export, run
-from .checkpoint import latest_checkpoint, step_of
 from .data.synthetic import COLOURS, SHAPES, write_all
+from .engine.checkpoint import latest_checkpoint, step_of
 from .stages import STAGES
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -77,8 +77,12 @@ def make_stable_diffusion(folder: Path, seed: int = 0) -> None:
 
 def make_clip_tokenizer(folder: Path) -> int:
     """Write a CLIP tokenizer that knows the words of the smoke data; returns the size of its vocabulary."""
-    captions = [f"a {colour} {shape} on a {place} background" for colour in COLOURS for shape in SHAPES
-                for place in ("white", "grey", "black")]  # fmt: skip
+    captions = [
+        f"a {colour} {shape} on a {place} background"
+        for colour in COLOURS
+        for shape in SHAPES
+        for place in ("white", "grey", "black")
+    ]
     learner = ByteLevelBPETokenizer(lowercase=True, end_of_word_suffix="</w>")
     learner.train_from_iterator(captions * 3, vocab_size=700, show_progress=False)
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,8 +151,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     model = load_model(path)
-    picture = Image.new("RGB", (64, 64), "red")
-    condition = model.encode("a red circle <i> on a white background", [picture])
+    image = Image.new("RGB", (64, 64), "red")
+    condition = model.encode("a red circle <i> on a white background", [image])
     if not bool(condition.isfinite().all()):
         print(f"error: {path} gives a condition that is not finite.", file=sys.stderr)
         return 1

@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from dev.client import Client
+from dev.install import copy_comfyui
+from dev.server import Server, prepare_folder, running_server
 from kosmos_core import KosmosG, load_model
-from tests.comfyui.client import Client
-from tests.comfyui.install import copy_comfyui
-from tests.comfyui.server import Server, prepare_folder, running_server
-from tests.comfyui.tiny_kosmos import save_tiny_kosmos
-from tests.comfyui.tiny_models import save_tiny_checkpoint, save_tiny_controlnet, save_tiny_lora
+from tests.tiny.comfyui_files import save_tiny_checkpoint, save_tiny_controlnet, save_tiny_lora
+from tests.tiny.kosmos_file import save_tiny_kosmos
 
-PICTURES = ("dog.png", "hat.png", "tree.png")
+IMAGES = ("dog.png", "hat.png", "tree.png")
 PROBE_NODES = Path(__file__).parent / "probe_nodes"
 
 
@@ -40,13 +40,13 @@ def comfyui_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny_controlnet(folder / "models/controlnet/tiny.safetensors")
     save_tiny_lora(folder / "models/loras/tiny.safetensors")
     save_tiny_kosmos(folder / "models/kosmos_g/kosmos.safetensors")
-    for number, name in enumerate(PICTURES):
-        save_picture(folder / "input" / name, number)
+    for number, name in enumerate(IMAGES):
+        save_image(folder / "input" / name, number)
     (folder / "custom_nodes/probe").symlink_to(PROBE_NODES, target_is_directory=True)
     return folder
 
 
-def save_picture(path: Path, seed: int) -> None:
+def save_image(path: Path, seed: int) -> None:
     """Write a picture of coloured squares, no two alike and none square."""
     squares = np.random.default_rng(seed).integers(0, 256, (7, 5 + seed, 3), dtype=np.uint8)
     Image.fromarray(squares.repeat(40, axis=0).repeat(40, axis=1)).save(path)
@@ -77,9 +77,9 @@ def reference(comfyui_folder: Path) -> Iterator[KosmosG]:
 
 
 @pytest.fixture(scope="session")
-def pictures(comfyui_folder: Path) -> dict[str, Image.Image]:
+def images(comfyui_folder: Path) -> dict[str, Image.Image]:
     """The pictures in the server's input folder, by name."""
-    return {name: Image.open(comfyui_folder / "input" / name) for name in PICTURES}
+    return {name: Image.open(comfyui_folder / "input" / name) for name in IMAGES}
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.comfyui.client import Client, ExecutionFailed
-from tests.comfyui.graph import Link, SamplingGraph, link
+from dev.client import Client, ExecutionFailed
+from dev.graph import Link, SamplingGraph, link
 
 Probed = Callable[[str], Any]
 TEXT = "a dog <i> at the beach <i>"
@@ -74,9 +74,13 @@ def test_a_hand_off_that_would_leave_no_conditioning_at_all_is_refused(client: C
 def test_a_lora_and_a_blend_work_together(client: Client) -> None:
     graph = SamplingGraph()
     lora = graph.add(
-        "LoraLoader", model=graph.model, clip=graph.clip, lora_name="tiny.safetensors", strength_model=1.0,
+        "LoraLoader",
+        model=graph.model,
+        clip=graph.clip,
+        lora_name="tiny.safetensors",
+        strength_model=1.0,
         strength_clip=1.0,
-    )  # fmt: skip
+    )
     graph.model, graph.clip = link(lora, 0), link(lora, 1)
     graph.prompt(TEXT, "dog.png", "hat.png")
     graph.positive = blended(graph, 0.3, "slerp per slot")
@@ -157,7 +161,7 @@ def test_the_map_shows_each_picture_and_word_and_the_recorder_changes_no_pixel(
     assert [line.split()[0] for line in lines] == ["a", "dog", "<i1>", "at", "the", "beach", "<i2>"]
     assert len(probed("pictures").tensors["image"]) == 2
     assert len(probed("words").tensors["image"]) == 5
-    assert all(picture.std() > 0.02 for picture in probed("pictures").tensors["image"])
+    assert all(image.std() > 0.02 for image in probed("pictures").tensors["image"])
 
 
 def test_the_map_works_with_a_batch_a_controlnet_and_a_lora(
@@ -167,9 +171,15 @@ def test_the_map_works_with_a_batch_a_controlnet_and_a_lora(
     graph.model = link(lora)
     net = graph.add("ControlNetLoader", control_net_name="tiny.safetensors")
     applied = graph.add(
-        "ControlNetApplyAdvanced", positive=graph.positive, negative=graph.negative, control_net=link(net),
-        image=link(graph.add("LoadImage", image="tree.png")), strength=1.0, start_percent=0.0, end_percent=1.0,
-    )  # fmt: skip
+        "ControlNetApplyAdvanced",
+        positive=graph.positive,
+        negative=graph.negative,
+        control_net=link(net),
+        image=link(graph.add("LoadImage", image="tree.png")),
+        strength=1.0,
+        start_percent=0.0,
+        end_percent=1.0,
+    )
     graph.positive, graph.negative = link(applied, 0), link(applied, 1)
     _, shown = recorded(graph, batch=2)
     report = client.run(graph.nodes).text(shown)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.comfyui.archive import archived_files, build_archive, scan
-from tests.comfyui.client import Client
-from tests.comfyui.install import COMFYUI_TREE, COMFYUI_VERSION, ROOT, project_requirements
-from tests.comfyui.server import prepare_folder, running_server
-from tests.comfyui.workflow import to_api
+from dev.archive import archived_files, build_archive, scan
+from dev.client import Client
+from dev.install import COMFYUI_TREE, COMFYUI_VERSION, ROOT, project_requirements
+from dev.server import prepare_folder, running_server
+from dev.workflow import to_api
 
 
 def test_it_holds_the_pack_and_neither_tests_nor_training_nor_weights() -> None:
@@ -99,9 +99,18 @@ def test_comfyui_runs_a_workflow_from_it(comfyui_folder: Path, tmp_path: Path) -
 def guard(cache: Path, install: Path) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).with_name("comfy-import-guard")
     command = [
-        program, "--offline", "--cache-dir", cache, "check", "--comfy-dir", install, "--target", "HEAD", "--no-update",
+        program,
+        "--offline",
+        "--cache-dir",
+        cache,
+        "check",
+        "--comfy-dir",
+        install,
+        "--target",
+        "HEAD",
+        "--no-update",
         "--strict",
-    ]  # fmt: skip
+    ]
     return subprocess.run(command, capture_output=True, text=True)
 
 

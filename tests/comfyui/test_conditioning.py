@@ -10,19 +10,19 @@ import pytest
 import torch
 from PIL import Image
 
+from dev.client import Client
+from dev.graph import SamplingGraph, link
+from dev.server import Server
 from kosmos_core import KosmosG, Prompt, load_model
-from tests.comfyui.client import Client
-from tests.comfyui.graph import SamplingGraph, link
-from tests.comfyui.server import Server
-from tests.comfyui.tiny_kosmos import save_tiny_kosmos
+from tests.tiny.kosmos_file import save_tiny_kosmos
 
 TEXT = "a dog <i> wearing a hat <i> at the beach"
 Probed = Callable[[str], Any]
 
 
 @pytest.fixture
-def encoded(reference: KosmosG, pictures: dict[str, Image.Image]) -> torch.Tensor:
-    return reference.encode(TEXT, [pictures["dog.png"], pictures["hat.png"]])
+def encoded(reference: KosmosG, images: dict[str, Image.Image]) -> torch.Tensor:
+    return reference.encode(TEXT, [images["dog.png"], images["hat.png"]])
 
 
 @pytest.mark.parametrize("negative", ["", "a red car"])
@@ -62,7 +62,7 @@ def test_text_only_is_the_prompt_without_its_pictures_and_core_text_encode_agree
 
 
 def test_weights_slots_and_escapes_are_the_cores_grammar(
-    client: Client, reference: KosmosG, pictures: dict[str, Image.Image], probed: Probed
+    client: Client, reference: KosmosG, images: dict[str, Image.Image], probed: Probed
 ) -> None:
     text = r"(a tree <i3>:1.5) and a dog <i1>, \<i>, \(old\)"
     graph = SamplingGraph().prompt(text, "dog.png", None, "tree.png")
@@ -70,7 +70,7 @@ def test_weights_slots_and_escapes_are_the_cores_grammar(
     shown = graph.add("PreviewAny", source=link(graph.encoder, 3))
     run = client.run(graph.nodes)
     prompt = Prompt.parse(text, slots=[1, 3])
-    expected = reference.encode(prompt, [pictures["dog.png"], pictures["tree.png"]])
+    expected = reference.encode(prompt, [images["dog.png"], images["tree.png"]])
     assert torch.equal(probed("grammar").condition, expected)
     assert run.text(shown).splitlines()[0] == f"`{prompt.normalised()}`"
     assert "- `<i3>`: image_3, 280 x 280, weight 1.5" in run.text(shown)
@@ -193,11 +193,11 @@ def partly_loaded(client: Client, probed: Probed, share: float, patched: bool) -
 
 @pytest.mark.parametrize("patched", [False, True], ids=["plain", "patched"])
 def test_with_a_budget_below_the_models_size_the_results_are_those_of_full_loading(
-    client: Client, probed: Probed, reference: KosmosG, pictures: dict[str, Image.Image], patched: bool
+    client: Client, probed: Probed, reference: KosmosG, images: dict[str, Image.Image], patched: bool
 ) -> None:
     full, loaded, partial = partly_loaded(client, probed, 2.0, patched)
     assert (loaded, partial) == (1.0, False)
-    assert torch.equal(full, reference.encode("a dog <i>", [pictures["dog.png"]])) != patched
+    assert torch.equal(full, reference.encode("a dog <i>", [images["dog.png"]])) != patched
     for share in (0.02, 0.4, 0.8):
         seen, loaded, partial = partly_loaded(client, probed, share, patched)
         assert loaded <= share
@@ -206,11 +206,11 @@ def test_with_a_budget_below_the_models_size_the_results_are_those_of_full_loadi
 
 
 def test_a_merge_of_two_files_is_encoded_by_the_merged_weights_and_leaves_both_as_they_were(
-    client: Client, server: Server, probed: Probed, encoded: torch.Tensor, pictures: dict[str, Image.Image]
+    client: Client, server: Server, probed: Probed, encoded: torch.Tensor, images: dict[str, Image.Image]
 ) -> None:
     path = save_tiny_kosmos(server.folder / "models/kosmos_g/second.safetensors", seed=31)
     try:
-        second = load_model(path).encode(TEXT, [pictures["dog.png"], pictures["hat.png"]])
+        second = load_model(path).encode(TEXT, [images["dog.png"], images["hat.png"]])
         seen = []
         for share in (None, 0.0, None):  # of the first file; None is the first file itself
             graph = SamplingGraph()

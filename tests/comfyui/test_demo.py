@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.comfyui import demo
-from tests.comfyui.tiny_kosmos import save_tiny_kosmos
-from tests.comfyui.tiny_models import save_tiny_checkpoint, save_tiny_lora
+from dev import demo
+from tests.tiny.comfyui_files import save_tiny_checkpoint, save_tiny_lora
+from tests.tiny.kosmos_file import save_tiny_kosmos
 
 
 @pytest.mark.usefixtures("comfyui_folder")
@@ -27,9 +27,9 @@ def test_the_demo_draws_the_shipped_graph_and_says_what_its_weights_are(
     assert "tiny and random" in printed
     assert str(tmp_path / "two_subjects.png") in printed
     assert "/?template=two_subjects&source=kosmos-g-demo" in printed
-    picture = Image.open(io.BytesIO((tmp_path / "two_subjects.png").read_bytes()))
-    assert picture.size == (demo.SIZE, demo.SIZE)
-    drawn = json.loads(picture.info["workflow"])
+    image = Image.open(io.BytesIO((tmp_path / "two_subjects.png").read_bytes()))
+    assert image.size == (demo.SIZE, demo.SIZE)
+    drawn = json.loads(image.info["workflow"])
     shipped = json.loads(demo.WORKFLOW.read_text(encoding="utf-8"))
     assert drawn["links"] == shipped["links"]
     assert [node["type"] for node in drawn["nodes"]] == [node["type"] for node in shipped["nodes"]]

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.comfyui.client import Client, ExecutionFailed, ExecutionInterrupted
-from tests.comfyui.graph import SamplingGraph, link
-from tests.comfyui.server import Server
-from tests.comfyui.tiny_kosmos import save_tiny_kosmos
+from dev.client import Client, ExecutionFailed, ExecutionInterrupted
+from dev.graph import SamplingGraph, link
+from dev.server import Server
+from tests.tiny.kosmos_file import save_tiny_kosmos
 
 DOG, HAT = "dog.png", "hat.png"
 MISTAKES = {

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from dev.client import Client, ExecutionFailed, PromptRefused
+from dev.graph import Link, SamplingGraph, link
+from dev.server import Server
 from kosmos_core import WeightsError, load_model
-from tests.comfyui.client import Client, ExecutionFailed, PromptRefused
-from tests.comfyui.graph import Link, SamplingGraph, link
-from tests.comfyui.server import Server
-from tests.comfyui.tiny_kosmos import save_tiny_kosmos
+from tests.tiny.kosmos_file import save_tiny_kosmos
 
 CLEAR = ("ValueError", "PromptError", "WeightsError", "EmptyMaskError")
 PIECES = ["<i>", "<i2>", "<image_1>", "<i", "(", ")", ":1.3", ":", "\\", "dog", " ", "\n", "\x00", "é", "犬", "\u202e"]
@@ -63,26 +63,37 @@ def test_a_prompt_of_20000_characters_works_or_gives_one_clear_sentence(unchange
         encode(unchanged, text)
 
 
-PICTURES = [
-    (1, 1, 1, 3, "plain"), (1, 1, 4000, 3, "plain"), (1, 4000, 1, 3, "plain"), (1, 8000, 8000, 3, "plain"),
-    (1, 20, 30, 4, "plain"), (1, 20, 30, 1, "plain"), (1, 20, 30, 3, "nan"), (1, 20, 30, 3, "infinite"),
-    (1, 20, 30, 3, "out of range"), (1, 20, 30, 3, "half"), (0, 20, 30, 3, "plain"), (1, 0, 30, 3, "plain"),
-    (1, 20, 30, 7, "plain"), (3, 20, 30, 3, "plain"), (3, 20, 30, 3, "nan"),
-]  # fmt: skip
+IMAGES = [
+    (1, 1, 1, 3, "plain"),
+    (1, 1, 4000, 3, "plain"),
+    (1, 4000, 1, 3, "plain"),
+    (1, 8000, 8000, 3, "plain"),
+    (1, 20, 30, 4, "plain"),
+    (1, 20, 30, 1, "plain"),
+    (1, 20, 30, 3, "nan"),
+    (1, 20, 30, 3, "infinite"),
+    (1, 20, 30, 3, "out of range"),
+    (1, 20, 30, 3, "half"),
+    (0, 20, 30, 3, "plain"),
+    (1, 0, 30, 3, "plain"),
+    (1, 20, 30, 7, "plain"),
+    (3, 20, 30, 3, "plain"),
+    (3, 20, 30, 3, "nan"),
+]
 
 
-def made(graph: SamplingGraph, picture: tuple[int, int, int, int, str]) -> str:
+def made(graph: SamplingGraph, image: tuple[int, int, int, int, str]) -> str:
     names = ("count", "height", "width", "channels", "kind")
-    return graph.add("ProbePicture", **dict(zip(names, picture, strict=True)))
+    return graph.add("ProbePicture", **dict(zip(names, image, strict=True)))
 
 
 @pytest.mark.parametrize("through", ["prompt", "reference"])
-@pytest.mark.parametrize("picture", PICTURES, ids=str)
+@pytest.mark.parametrize("shape", IMAGES, ids=str)
 def test_any_picture_works_or_gives_one_clear_sentence(
-    unchanged: Client, picture: tuple[int, int, int, int, str], through: str
+    unchanged: Client, shape: tuple[int, int, int, int, str], through: str
 ) -> None:
     graph = SamplingGraph()
-    image: Link = link(made(graph, picture))
+    image: Link = link(made(graph, shape))
     if through == "reference":
         cut = {"crop": "entity square", "margin": 0.1, "background": "white", "weight": 1.0, "noun": "dog"}
         mask = link(made(graph, (1, 16, 24, 3, "plain")), 1)  # of another size
@@ -95,7 +106,7 @@ def test_any_picture_works_or_gives_one_clear_sentence(
     except ExecutionFailed as error:
         clear(error)
         said = str(error)
-    bad = picture[0] != 1 or picture[4] in ("nan", "infinite") or 0 in picture or picture[3] == 7
+    bad = shape[0] != 1 or shape[4] in ("nan", "infinite") or 0 in shape or shape[3] == 7
     # A mask brought to a single pixel may miss it.
     assert bad or not said or "The mask is empty" in said
 
@@ -104,8 +115,8 @@ def test_any_picture_works_or_gives_one_clear_sentence(
 def test_picture_files_of_every_mode_work(unchanged: Client, server: Server, mode: str) -> None:
     name = f"mode {mode.replace(';', ' ')}.png"
     numbers = np.random.default_rng(1).integers(0, 65535, (40, 50), dtype=np.uint16)
-    picture = Image.fromarray(numbers) if mode == "I;16" else Image.fromarray((numbers // 257).astype(np.uint8))
-    (picture if mode == "I;16" else picture.convert(mode)).save(server.folder / "input" / name)
+    image = Image.fromarray(numbers) if mode == "I;16" else Image.fromarray((numbers // 257).astype(np.uint8))
+    (image if mode == "I;16" else image.convert(mode)).save(server.folder / "input" / name)
     graph = SamplingGraph().prompt("<i>", name)
     graph.add("PreviewAny", source=link(graph.encoder, 3))
     unchanged.run(graph.nodes)

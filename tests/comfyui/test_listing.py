@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from dev.client import Client, PromptRefused
+from dev.graph import SamplingGraph
+from dev.server import Server
 from kosmos_core import KosmosG, KosmosGConfig, save_model
-from tests.comfyui.client import Client, PromptRefused
-from tests.comfyui.graph import SamplingGraph
-from tests.comfyui.server import Server
-from tests.comfyui.tiny_kosmos import save_tiny_kosmos
-from tests.comfyui.tiny_models import save_tiny_lora
+from tests.tiny.comfyui_files import save_tiny_lora
+from tests.tiny.kosmos_file import save_tiny_kosmos
 
 NODES = ("KosmosGLoader", "KosmosGTextEncode")
 

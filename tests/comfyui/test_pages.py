@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.comfyui.client import Client
-from tests.comfyui.install import ROOT
-from tests.comfyui.server import PACK_NAME
+from dev.client import Client
+from dev.install import ROOT
+from dev.server import PACK_NAME
 
 CATEGORIES = {"Kosmos-G", "Kosmos-G/reference", "Kosmos-G/conditioning", "Kosmos-G/analysis"}
 NODES = sorted(page.stem for page in (ROOT / "web/docs").glob("*.md"))

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from dev.client import Client, ExecutionFailed, PromptRefused
+from dev.graph import Link, SamplingGraph, link
+from dev.server import Server
 from kosmos_core import KosmosG, Prompt
 from kosmos_core.blend import likeness as mix_likeness
 from kosmos_core.images import preprocess_image
-from tests.comfyui.client import Client, ExecutionFailed, PromptRefused
-from tests.comfyui.graph import Link, SamplingGraph, link
-from tests.comfyui.server import Server
-from tests.comfyui.tiny_kosmos import save_tiny_kosmos
+from tests.tiny.kosmos_file import save_tiny_kosmos
 
 Probed = Callable[[str], Any]
 CUT = {"crop": "entity square", "margin": 0.0, "background": "white", "weight": 1.0, "noun": ""}
@@ -52,26 +52,26 @@ def mask_link(graph: SamplingGraph, left: int, top: int, width: int, height: int
 
 
 def test_a_neutral_reference_of_a_whole_picture_is_the_picture_bit_for_bit(
-    client: Client, graph: SamplingGraph, probed: Probed, reference: KosmosG, pictures: dict[str, Image.Image]
+    client: Client, graph: SamplingGraph, probed: Probed, reference: KosmosG, images: dict[str, Image.Image]
 ) -> None:
     made = cut(graph, load(graph, "dog.png"))
     seen = encode(graph, client, probed, "a dog <i>", image_1=link(made))
-    assert torch.equal(seen, reference.encode("a dog <i>", [pictures["dog.png"]]))
+    assert torch.equal(seen, reference.encode("a dog <i>", [images["dog.png"]]))
 
 
 def test_weight_and_noun_act_as_in_the_prompt(
-    client: Client, graph: SamplingGraph, probed: Probed, reference: KosmosG, pictures: dict[str, Image.Image]
+    client: Client, graph: SamplingGraph, probed: Probed, reference: KosmosG, images: dict[str, Image.Image]
 ) -> None:
     made = cut(graph, load(graph, "dog.png"), weight=0.5, noun="dog")
     seen = encode(graph, client, probed, "a (<i>:1.5) at the beach", image_1=link(made))
-    expected = reference.encode(Prompt.parse("a dog (<i>:0.75) at the beach", images=1), [pictures["dog.png"]])
+    expected = reference.encode(Prompt.parse("a dog (<i>:0.75) at the beach", images=1), [images["dog.png"]])
     assert torch.equal(seen, expected)
 
 
 def test_view_and_mask_are_what_the_model_sees(
-    client: Client, graph: SamplingGraph, probed: Probed, reference: KosmosG, pictures: dict[str, Image.Image]
+    client: Client, graph: SamplingGraph, probed: Probed, reference: KosmosG, images: dict[str, Image.Image]
 ) -> None:
-    width, height = pictures["hat.png"].size
+    width, height = images["hat.png"].size
     mask = mask_link(graph, 100, 50, 80, 60, (width, height))
     made = cut(graph, load(graph, "hat.png"), mask=mask)
     graph.add("ProbeImage", image=link(made, 1), name="view")
@@ -80,7 +80,7 @@ def test_view_and_mask_are_what_the_model_sees(
     seen = encode(graph, client, probed, "<i>", image_1=link(made))
     window = height // 100  # dilation: one pixel further down and right where the window is even
     before, after = (window - 1) // 2, window // 2
-    pixels = np.array(pictures["hat.png"])
+    pixels = np.array(images["hat.png"])
     outside = np.ones((height, width), dtype=bool)
     outside[50 - after : 110 + before, 100 - after : 180 + before] = False
     pixels[outside] = 255
@@ -153,22 +153,31 @@ def test_an_image_batch_is_one_subject_like_its_average(client: Client, graph: S
 
 
 def test_one_conditioning_per_picture_is_each_pictures_own(
-    client: Client, graph: SamplingGraph, probed: Probed, reference: KosmosG, pictures: dict[str, Image.Image]
+    client: Client, graph: SamplingGraph, probed: Probed, reference: KosmosG, images: dict[str, Image.Image]
 ) -> None:
     dog = load(graph, "dog.png")
     hat = graph.add(
-        "ImageScale", image=load(graph, "hat.png"), upscale_method="nearest-exact", width=200, height=280,
+        "ImageScale",
+        image=load(graph, "hat.png"),
+        upscale_method="nearest-exact",
+        width=200,
+        height=280,
         crop="disabled",
-    )  # fmt: skip
+    )
     batch = graph.add("ImageBatch", image1=dog, image2=link(hat))
     tree = load(graph, "tree.png")
     seen = encode(
-        graph, client, probed, "a dog <i> and <i>", image_1=link(batch), image_2=tree,
+        graph,
+        client,
+        probed,
+        "a dog <i> and <i>",
+        image_1=link(batch),
+        image_2=tree,
         batch="one conditioning per picture",
-    )  # fmt: skip
-    resized = pictures["hat.png"].resize((200, 280), Image.Resampling.NEAREST)
-    for index, first in enumerate((pictures["dog.png"], resized)):
-        expected = reference.encode("a dog <i> and <i>", [first, pictures["tree.png"]])
+    )
+    resized = images["hat.png"].resize((200, 280), Image.Resampling.NEAREST)
+    for index, first in enumerate((images["dog.png"], resized)):
+        expected = reference.encode("a dog <i> and <i>", [first, images["tree.png"]])
         assert torch.equal(seen[index : index + 1], expected)
     graph.positive, graph.negative = link(graph.encoder, 0), link(graph.encoder, 1)
     graph.sample(batch=2)
@@ -177,11 +186,15 @@ def test_one_conditioning_per_picture_is_each_pictures_own(
 
 @pytest.mark.parametrize("likeness", [0.0, 0.4, 1.0, 2.0])
 def test_likeness_is_the_line_from_text_alone_through_the_full_encoding(
-    client: Client, graph: SamplingGraph, probed: Probed, reference: KosmosG, pictures: dict[str, Image.Image],
+    client: Client,
+    graph: SamplingGraph,
+    probed: Probed,
+    reference: KosmosG,
+    images: dict[str, Image.Image],
     likeness: float,
-) -> None:  # fmt: skip
+) -> None:
     seen = encode(graph, client, probed, "a dog <i>", image_1=load(graph, "dog.png"), likeness=likeness)
-    full, text = reference.encode("a dog <i>", [pictures["dog.png"]]), reference.encode("a dog")
+    full, text = reference.encode("a dog <i>", [images["dog.png"]]), reference.encode("a dog")
     assert torch.equal(seen, mix_likeness(text, full, likeness))
     assert torch.equal(seen, full) == (likeness == 1)
 
@@ -280,9 +293,9 @@ def entities(graph: SamplingGraph, only: int = 0) -> str:
     size = (200, 280)
     first, last = mask_link(graph, 10, 10, 60, 60, size), mask_link(graph, 90, 100, 80, 80, size)
     empty = link(graph.add("SolidMask", value=0.0, width=size[0], height=size[1]))
-    pictures = [link(graph.add("MaskToImage", mask=mask)) for mask in (first, empty, last)]
-    pair = link(graph.add("ImageBatch", image1=pictures[0], image2=pictures[1]))
-    batch = link(graph.add("ImageBatch", image1=pair, image2=pictures[2]))
+    images = [link(graph.add("MaskToImage", mask=mask)) for mask in (first, empty, last)]
+    pair = link(graph.add("ImageBatch", image1=images[0], image2=images[1]))
+    batch = link(graph.add("ImageBatch", image1=pair, image2=images[2]))
     masks = link(graph.add("ImageToMask", image=batch, channel="red"))
     return graph.add(
         "KosmosGEntities", image=load(graph, "dog.png"), masks=masks, nouns="dog\n\nhat", only=only, **ENTITIES

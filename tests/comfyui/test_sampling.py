@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.comfyui.client import Client
-from tests.comfyui.graph import SamplingGraph, link
-from tests.comfyui.server import Server
+from dev.client import Client
+from dev.graph import SamplingGraph, link
+from dev.server import Server
 
 TEXT = "a dog <i> at the beach"
 
 
-def picture(client: Client, graph: SamplingGraph) -> np.ndarray:
+def image(client: Client, graph: SamplingGraph) -> np.ndarray:
     """The sampled picture in 16-bit integers, so that differences do not wrap."""
     return client.pixels(client.run(graph.nodes), graph.saved)[0].astype(np.int16)
 
@@ -30,21 +30,21 @@ def difference(first: np.ndarray, second: np.ndarray) -> float:
 
 @pytest.fixture
 def plain(client: Client) -> np.ndarray:
-    return picture(client, SamplingGraph().prompt(TEXT, "dog.png").sample())
+    return image(client, SamplingGraph().prompt(TEXT, "dog.png").sample())
 
 
 def test_another_reference_picture_changes_the_result(client: Client, plain: np.ndarray) -> None:
-    assert difference(plain, picture(client, SamplingGraph().prompt(TEXT, "tree.png").sample())) > 1
+    assert difference(plain, image(client, SamplingGraph().prompt(TEXT, "tree.png").sample())) > 1
 
 
 def test_another_text_changes_the_result(client: Client, plain: np.ndarray) -> None:
     changed = SamplingGraph().prompt("a dog <i> in the snow", "dog.png").sample()
-    assert difference(plain, picture(client, changed)) > 1
+    assert difference(plain, image(client, changed)) > 1
 
 
 def test_another_negative_changes_the_result(client: Client, plain: np.ndarray) -> None:
     changed = SamplingGraph().prompt(TEXT, "dog.png", negative="a red car").sample()
-    assert difference(plain, picture(client, changed)) > 1
+    assert difference(plain, image(client, changed)) > 1
 
 
 def with_controlnet(hint: str, strength: float) -> SamplingGraph:
@@ -66,10 +66,10 @@ def with_controlnet(hint: str, strength: float) -> SamplingGraph:
 
 
 def test_a_controlnet_and_its_hint_change_the_result(client: Client, plain: np.ndarray) -> None:
-    hat, tree = (picture(client, with_controlnet(hint, 1.0)) for hint in ("hat.png", "tree.png"))
+    hat, tree = (image(client, with_controlnet(hint, 1.0)) for hint in ("hat.png", "tree.png"))
     assert difference(plain, hat) > 1
     assert difference(hat, tree) > 1
-    assert difference(plain, picture(client, with_controlnet("hat.png", 0.0))) == 0
+    assert difference(plain, image(client, with_controlnet("hat.png", 0.0))) == 0
 
 
 def with_lora(strength: float) -> SamplingGraph:
@@ -91,9 +91,9 @@ def test_a_lora_changes_the_result_and_one_line_says_what_of_it_does_not_apply(
 ) -> None:
     line = "a LoRA's U-Net part applies, its text encoder keys do not"
     before = server.log.count(line)
-    assert difference(plain, picture(client, with_lora(1.0))) > 1
+    assert difference(plain, image(client, with_lora(1.0))) > 1
     assert server.log.count(line) == before + 1
-    assert difference(plain, picture(client, with_lora(0.0))) == 0
+    assert difference(plain, image(client, with_lora(0.0))) == 0
 
 
 def test_a_lora_hook_scheduled_through_the_clip_works(client: Client, plain: np.ndarray) -> None:
@@ -101,13 +101,13 @@ def test_a_lora_hook_scheduled_through_the_clip_works(client: Client, plain: np.
     hook = graph.add("CreateHookLora", lora_name="tiny.safetensors", strength_model=1.0, strength_clip=1.0)
     hooked = graph.add("SetClipHooks", clip=graph.clip, hooks=link(hook), apply_to_conds=True, schedule_clip=True)
     graph.clip = link(hooked)
-    assert difference(plain, picture(client, graph.prompt(TEXT, "dog.png").sample())) > 1
+    assert difference(plain, image(client, graph.prompt(TEXT, "dog.png").sample())) > 1
 
 
 def test_clip_skip_does_nothing_and_says_so(client: Client, server: Server, plain: np.ndarray) -> None:
     graph = SamplingGraph()
     graph.clip = link(graph.add("CLIPSetLastLayer", clip=graph.clip, stop_at_clip_layer=-2))
-    assert difference(plain, picture(client, graph.prompt(TEXT, "dog.png").sample())) == 0
+    assert difference(plain, image(client, graph.prompt(TEXT, "dog.png").sample())) == 0
     assert "no layers to skip" in server.log
 
 
@@ -128,7 +128,7 @@ def test_only_the_sampler_runs_again_when_only_the_seed_changed(client: Client) 
 
 
 def test_pictures_and_conditionings_are_left_as_they_were(
-    client: Client, pictures: dict[str, Image.Image], probed: Callable[[str], Any]
+    client: Client, images: dict[str, Image.Image], probed: Callable[[str], Any]
 ) -> None:
     graph = SamplingGraph().prompt(TEXT, "dog.png")
     image = next(node for node, value in graph.nodes.items() if value["class_type"] == "LoadImage")
@@ -138,7 +138,7 @@ def test_pictures_and_conditionings_are_left_as_they_were(
     graph.add("ProbeImage", image=link(image), name="image", after=graph.latent)
     client.run(graph.nodes)
     assert torch.equal(probed("early").condition, probed("late").condition)
-    original = torch.from_numpy(np.array(pictures["dog.png"])).float() / 255
+    original = torch.from_numpy(np.array(images["dog.png"])).float() / 255
     assert torch.equal(probed("image").tensors["image"][0], original)
 
 
@@ -156,4 +156,4 @@ def test_a_picture_with_transparency_from_another_node_is_accepted(client: Clien
     joined = graph.add("JoinImageWithAlpha", image=link(loaded, 0), alpha=link(loaded, 1))
     graph.encoder = graph.add("KosmosGTextEncode", clip=graph.clip, text="<i>", image_1=link(joined))
     graph.positive, graph.negative = link(graph.encoder, 0), link(graph.encoder, 1)
-    assert picture(client, graph.sample()).std() > 0
+    assert image(client, graph.sample()).std() > 0

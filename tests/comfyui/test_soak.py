@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.soak import grew, soak
+from dev.benchmarks.soak import grew, soak
 
 
 @pytest.mark.usefixtures("comfyui_folder")

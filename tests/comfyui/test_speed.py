@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from dev.client import Client
+from dev.graph import SamplingGraph, link
+from dev.server import Server
 from kosmos_core import load_model
-from tests.comfyui.client import Client
-from tests.comfyui.conftest import PICTURES, save_picture
-from tests.comfyui.graph import SamplingGraph, link
-from tests.comfyui.server import Server
-from tests.comfyui.tiny_kosmos import save_tiny_kosmos
+from tests.comfyui.conftest import IMAGES, save_image
+from tests.tiny.kosmos_file import save_tiny_kosmos
 
 TEXT = "a dog <i> with a hat <i> under a tree <i>"
 Probed = Callable[[str], Any]
@@ -29,12 +29,12 @@ def fresh_file(server: Server, request: pytest.FixtureRequest) -> Iterator[str]:
     path.unlink()
 
 
-def counted(client: Client, file: str, *pictures: str, **changes: Any) -> Counts:
+def counted(client: Client, file: str, *images: str, **changes: Any) -> Counts:
     """How often the vision tower and the language model ran for a graph."""
     seed, text_only = changes.pop("seed", 1), changes.pop("text_only", False)
     graph = SamplingGraph(file)
     graph.clip = link(graph.add("ProbeCounter", clip=graph.clip))
-    graph.prompt(changes.pop("text", TEXT), *pictures)
+    graph.prompt(changes.pop("text", TEXT), *images)
     graph.nodes[graph.encoder]["inputs"] |= changes
     shown = graph.add("PreviewAny", source=link(graph.add("ProbeCount", after=graph.positive)))
     graph.sample(seed=seed, steps=1)
@@ -45,21 +45,21 @@ def counted(client: Client, file: str, *pictures: str, **changes: Any) -> Counts
 
 
 def test_only_what_is_new_is_encoded(client: Client, server: Server, fresh_file: str) -> None:
-    save_picture(server.folder / "input/new.png", seed=7)
-    assert counted(client, fresh_file, *PICTURES) == (3, 2)  # the prompt and its negative
-    assert counted(client, fresh_file, *PICTURES, seed=2) == (0, 0)
-    assert counted(client, fresh_file, PICTURES[0], "new.png", PICTURES[2]) == (1, 1)
-    assert counted(client, fresh_file, *PICTURES, text=TEXT + " in the snow") == (0, 1)
+    save_image(server.folder / "input/new.png", seed=7)
+    assert counted(client, fresh_file, *IMAGES) == (3, 2)  # the prompt and its negative
+    assert counted(client, fresh_file, *IMAGES, seed=2) == (0, 0)
+    assert counted(client, fresh_file, IMAGES[0], "new.png", IMAGES[2]) == (1, 1)
+    assert counted(client, fresh_file, *IMAGES, text=TEXT + " in the snow") == (0, 1)
 
 
 def test_the_text_alone_is_encoded_only_where_it_is_needed_and_never_missing(
     client: Client, fresh_file: str, probed: Probed
 ) -> None:
-    assert counted(client, fresh_file, *PICTURES) == (3, 2)
+    assert counted(client, fresh_file, *IMAGES) == (3, 2)
     # The result without text_only is remembered, and must not be taken for one with it.
-    assert counted(client, fresh_file, *PICTURES, text_only=True) == (0, 2)
+    assert counted(client, fresh_file, *IMAGES, text_only=True) == (0, 2)
     assert probed("read").condition.shape == (1, 77, 768)
-    assert counted(client, fresh_file, *PICTURES, text="a cat <i> <i> <i>", likeness=0.5) == (0, 2)
+    assert counted(client, fresh_file, *IMAGES, text="a cat <i> <i> <i>", likeness=0.5) == (0, 2)
 
 
 def test_text_only_without_pictures_is_the_prompt_itself(

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.comfyui.install import ROOT
-from tests.comfyui.thumbnails import GAP, TILE, WIDTH, compose
-from tests.comfyui.world_workflows import PICTURES, WORDS, has_result, in_the_world, save_pictures
+from dev.install import ROOT
+from dev.thumbnails import GAP, TILE, WIDTH, compose
+from dev.world_workflows import IMAGES, WORDS, has_result, in_the_world, save_images
 
 WORKFLOWS = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((ROOT / "workflows").glob("*.json"))}
 
@@ -32,10 +32,10 @@ def test_a_row_of_two_references_and_a_result_fits() -> None:
 
 def test_every_workflow_that_the_world_can_draw_has_its_words_and_its_pictures(tmp_path: Path) -> None:
     assert {name for name, workflow in WORKFLOWS.items() if has_result(workflow)} == set(WORDS)
-    save_pictures(tmp_path)
-    for name, (pictures, _) in WORDS.items():
-        assert set(pictures) <= set(PICTURES)
-        assert all(Image.open(tmp_path / picture).size == (32, 32) for picture in pictures)
+    save_images(tmp_path)
+    for name, (images, _) in WORDS.items():
+        assert set(images) <= set(IMAGES)
+        assert all(Image.open(tmp_path / image).size == (32, 32) for image in images)
         assert name in WORKFLOWS
 
 
@@ -46,8 +46,8 @@ def test_the_world_changes_names_words_and_sizes_and_leaves_the_graph(name: str)
     assert json.dumps(WORKFLOWS[name]) == before
     assert adapted["links"] == WORKFLOWS[name]["links"]
     nodes = adapted["nodes"]
-    pictures = [node["widgets_values"][0] for node in nodes if node["type"] == "LoadImage"]
+    images = [node["widgets_values"][0] for node in nodes if node["type"] == "LoadImage"]
     prompts = [node["widgets_values"][0] for node in nodes if node["type"] == "KosmosGTextEncode"]
-    assert sorted(pictures) == sorted(WORDS[name][0])
+    assert sorted(images) == sorted(WORDS[name][0])
     assert "512" not in json.dumps([node.get("widgets_values") for node in nodes])
     assert all("background" in prompt for prompt in prompts)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from dev.client import Client
+from dev.graph import SamplingGraph
+from dev.server import Server
 from kosmos_core import load_model
-from tests.comfyui.client import Client
-from tests.comfyui.graph import SamplingGraph
-from tests.comfyui.server import Server
 
 
 @pytest.fixture
@@ -27,11 +27,11 @@ def one_thread():
 
 @pytest.mark.usefixtures("one_thread")
 def test_smoke_chain_gives_a_file_that_the_loader_takes(
-    smoke_run: Path, server: Server, client: Client, probed: Callable[[str], Any], pictures: dict[str, Image.Image]
+    smoke_run: Path, server: Server, client: Client, probed: Callable[[str], Any], images: dict[str, Image.Image]
 ) -> None:
     shutil.copy(smoke_run / "instruct.safetensors", server.folder / "models/kosmos_g/trained.safetensors")
     graph = SamplingGraph(file="trained.safetensors").prompt("a red circle <i>", "dog.png")
     graph.add("ProbeConditioning", conditioning=graph.positive, name="trained")
     client.run(graph.sample(steps=1).nodes)
-    expected = load_model(smoke_run / "instruct.safetensors").encode("a red circle <i>", [pictures["dog.png"]])
+    expected = load_model(smoke_run / "instruct.safetensors").encode("a red circle <i>", [images["dog.png"]])
     assert torch.equal(probed("trained").condition, expected)

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.comfyui.browser import browse, missing, validate
-from tests.comfyui.client import Client
-from tests.comfyui.install import ROOT
-from tests.comfyui.server import PACK_NAME, Server
-from tests.comfyui.stand_ins import CHECKPOINT_WITH_CLIP, standing_in
-from tests.comfyui.tiny_models import save_tiny_checkpoint
-from tests.comfyui.workflow import to_api
+from dev.browser import browse, missing, validate
+from dev.client import Client
+from dev.install import ROOT
+from dev.server import PACK_NAME, Server
+from dev.stand_ins import CHECKPOINT_WITH_CLIP, standing_in
+from dev.workflow import to_api
+from tests.tiny.comfyui_files import save_tiny_checkpoint
 
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 assert WORKFLOWS
@@ -117,9 +117,9 @@ def test_it_runs_and_saves_a_picture(prompt: dict[str, Any], client: Client) -> 
 
 @each_workflow
 def test_it_has_a_picture_for_the_template_browser(path: Path) -> None:
-    picture = Image.open(path.with_suffix(".jpg"))
-    assert picture.format == "JPEG"
-    assert min(picture.size) >= 300
+    image = Image.open(path.with_suffix(".jpg"))
+    assert image.format == "JPEG"
+    assert min(image.size) >= 300
     assert path.with_suffix(".jpg").stat().st_size < 250_000
 
 

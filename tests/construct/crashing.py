@@ -5,8 +5,8 @@ import signal
 import threading
 from pathlib import Path
 
-from training.construct.config import CaptionConfig, EntityConfig, SegmentConfig
-from training.construct.records import Picture
+from training.construct.chunks import SourceImage
+from training.construct.construct_config import CaptionConfig, EntityConfig, SegmentConfig
 
 from .scenes import Oracle, Scripted, scene
 
@@ -26,10 +26,10 @@ class Captions:
     def __init__(self, config: CaptionConfig):
         self.folder = config.model
 
-    def __call__(self, pictures: list[Picture]) -> list[str]:
-        if any("000033" in picture.key for picture in pictures) and once(self.folder, "caption"):
+    def __call__(self, images: list[SourceImage]) -> list[str]:
+        if any("000033" in image.key for image in images) and once(self.folder, "caption"):
             os.kill(os.getpid(), signal.SIGKILL)
-        return [picture.given_caption for picture in pictures]
+        return [image.given_caption for image in images]
 
 
 class Entities(Scripted):

@@ -2,15 +2,15 @@
 
 import numpy as np
 
-from training.construct import stages
+from training.construct import operators as stages
 from training.construct.captions import build_captioner
-from training.construct.config import ConstructConfig
+from training.construct.construct_config import ConstructConfig
 from training.construct.duplicates import near_duplicates
 from training.construct.entities import build_extractor
-from training.construct.open_images import build_table
+from training.construct.inputs import find_shards
+from training.construct.open_images_csv import build_table
+from training.construct.output_shards import Output, total
 from training.construct.segments import build_segmenter
-from training.construct.shards import Output, total
-from training.construct.sources import find_shards
 
 
 def construct(config: ConstructConfig) -> dict:

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from training.construct.config import EntityConfig, SegmentConfig
-from training.construct.crops import Region
+from training.construct.chunks import SourceImage
+from training.construct.construct_config import EntityConfig, SegmentConfig
 from training.construct.entities import LanguageModelExtractor
-from training.construct.records import Picture
+from training.construct.masks import Region
 from training.construct.spans import parse_list
 
 SIDE = 256
@@ -74,8 +74,8 @@ def write_folder(folder: Path, numbers: range) -> None:
         (folder / f"{number:06}.txt").write_text(one.caption)
 
 
-def number_of(picture: Picture) -> int:
-    return int(picture.source.rpartition("/")[2].partition(".")[0])
+def number_of(image: SourceImage) -> int:
+    return int(image.source.rpartition("/")[2].partition(".")[0])
 
 
 class Oracle:
@@ -84,8 +84,8 @@ class Oracle:
     def __init__(self, config: SegmentConfig):
         pass
 
-    def __call__(self, pairs: list[tuple[Picture, str]]) -> list[Region | None]:
-        masks = [scene(number_of(picture)).masks.get(words) for picture, words in pairs]
+    def __call__(self, pairs: list[tuple[SourceImage, str]]) -> list[Region | None]:
+        masks = [scene(number_of(image)).masks.get(words) for image, words in pairs]
         return [None if mask is None else Region(mask, 1.0) for mask in masks]
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.construct.config import EntityConfig, FilterConfig, SegmentConfig
-from training.construct.crops import Region
-from training.construct.pictures import decode_square
-from training.construct.records import Picture, Unusable
+from training.construct.chunks import SourceImage, Unusable
+from training.construct.construct_config import EntityConfig, FilterConfig, SegmentConfig
+from training.construct.masks import Region
+from training.construct.preparation import decode_square
 
 from .conftest import settings
 from .in_process import construct
@@ -24,9 +24,9 @@ from .shard_reading import described, samples
 PIXELS = scene(1).pixels
 
 
-def saved(picture: Image.Image, form: str, **options) -> bytes:
+def saved(image: Image.Image, form: str, **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
+    image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
@@ -41,7 +41,7 @@ def huge_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + block(b"IHDR", header) + block(b"IDAT", rows) + block(b"IEND", b"")
 
 
-def bad_pictures() -> dict[str, tuple[bytes, str]]:
+def bad_images() -> dict[str, tuple[bytes, str]]:
     """Name -> (content, the reason it is left out for)."""
     sound = encoded(PIXELS)
     frames = [Image.fromarray(PIXELS), Image.fromarray(PIXELS[::-1])]
@@ -63,9 +63,9 @@ def bad_pictures() -> dict[str, tuple[bytes, str]]:
     }
 
 
-@pytest.mark.parametrize("name", bad_pictures())
+@pytest.mark.parametrize("name", bad_images())
 def test_bad_picture_has_its_own_reason(name):
-    content, reason = bad_pictures()[name]
+    content, reason = bad_images()[name]
     if not content:
         return  # told apart where the file is read: see the next test
     with pytest.raises(Unusable, match=reason):
@@ -77,7 +77,7 @@ def test_bad_picture_has_its_own_reason(name):
 def test_bad_pictures_and_captions_are_counted_and_the_others_written(tmp_path):
     source = tmp_path / "in"
     source.mkdir()
-    for name, (content, _) in bad_pictures().items():
+    for name, (content, _) in bad_images().items():
         (source / name).write_bytes(content)
     for number in range(6):
         (source / f"{number:06}.jpg").write_bytes(encoded(scene(number).pixels))
@@ -85,25 +85,25 @@ def test_bad_pictures_and_captions_are_counted_and_the_others_written(tmp_path):
     for number, caption in enumerate(captions):
         (source / f"{number:06}.txt").write_text(caption)
     stats = construct(settings(source, tmp_path / "out"))
-    expected = Counter(reason for _, reason in bad_pictures().values())
+    expected = Counter(reason for _, reason in bad_images().values())
     expected.update(["caption: empty", "caption: too short", "caption: too long", "entities: the answer is not a list"])
     assert stats["pictures_left_out"] == dict(expected)
     assert sorted(samples(tmp_path / "out")) == ["000000", "000005"]
-    assert stats["pictures"] == len(bad_pictures()) + 6 == stats["samples"] + sum(expected.values())
+    assert stats["pictures"] == len(bad_images()) + 6 == stats["samples"] + sum(expected.values())
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "BMP", "TIFF", "GIF"])
 def test_other_formats_and_modes_are_read(form):
     grey = Image.fromarray(PIXELS).convert("L")
-    for picture in (Image.fromarray(PIXELS), grey, Image.fromarray(PIXELS).convert("P")):
-        if form == "WEBP" and picture.mode == "P":
+    for image in (Image.fromarray(PIXELS), grey, Image.fromarray(PIXELS).convert("P")):
+        if form == "WEBP" and image.mode == "P":
             continue
-        assert decode_square(saved(picture, form), FilterConfig(min_side=64)).shape == (256, 256, 3)
+        assert decode_square(saved(image, form), FilterConfig(min_side=64)).shape == (256, 256, 3)
 
 
 def test_transparent_pixels_are_white():
-    picture = Image.fromarray(np.dstack([PIXELS, np.zeros(PIXELS.shape[:2], np.uint8)]))
-    assert (decode_square(saved(picture, "PNG"), FilterConfig(min_side=64)) == 255).all()
+    image = Image.fromarray(np.dstack([PIXELS, np.zeros(PIXELS.shape[:2], np.uint8)]))
+    assert (decode_square(saved(image, "PNG"), FilterConfig(min_side=64)) == 255).all()
 
 
 def test_centre_square_is_upright_by_its_exif_tag_or_by_the_given_rotation():
@@ -142,7 +142,7 @@ class Odd:
     def __init__(self, config: SegmentConfig):
         pass
 
-    def __call__(self, pairs: list[tuple[Picture, str]]) -> list[Region | None]:
+    def __call__(self, pairs: list[tuple[SourceImage, str]]) -> list[Region | None]:
         speck = np.zeros((100, 100), dtype=bool)
         speck[4:9, 4:9] = True
         whole, empty = np.ones((9, 9), dtype=bool), np.full((9, 9), -np.inf, dtype=np.float32)
@@ -221,7 +221,7 @@ class FromCaption:
     def __init__(self, config: SegmentConfig):
         pass
 
-    def __call__(self, pairs: list[tuple[Picture, str]]) -> list[Region | None]:
+    def __call__(self, pairs: list[tuple[SourceImage, str]]) -> list[Region | None]:
         mask = np.zeros((8, 8), dtype=bool)
         mask[2:6, 2:6] = True
         return [Region(mask, 1.0) for _ in pairs]

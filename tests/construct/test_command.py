@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from training.base.errors import ConfigError
 from training.construct.__main__ import main
-from training.construct.preview import write_preview
-from training.construct.sources import clean_key, find_shards, read_shard
-from training.errors import ConfigError
+from training.construct.inputs import clean_key, find_shards, read_shard
+from training.construct.preview_sheet import write_preview
 
-from . import in_process, tiny_models
+from ..tiny import construct_models as tiny_models
+from . import in_process
 from .conftest import ROOT, settings
 from .scenes import SIDE, encoded, scene, write_folder
 from .shard_reading import described, pixels, samples
@@ -36,9 +37,18 @@ def test_smoke_configuration_runs_and_its_shards_are_fit_for_training(tmp_path):
     model = tiny_models.clipseg(tmp_path / "clipseg")
     (tmp_path / "in" / "broken.jpg").write_bytes(b"no picture")
     ran = command(
-        "training.construct", "--input", tmp_path / "in", "--output", tmp_path / "out", "--config",
-        CONFIGS / "smoke.yaml", "--segment.model", model, "--filters.max-share=100", "--filters.min-share=0",
-    )  # fmt: skip
+        "training.construct",
+        "--input",
+        tmp_path / "in",
+        "--output",
+        tmp_path / "out",
+        "--config",
+        CONFIGS / "smoke.yaml",
+        "--segment.model",
+        model,
+        "--filters.max-share=100",
+        "--filters.min-share=0",
+    )
     assert ran.returncode == 0, ran.stderr
     assert "picture: corrupt" in ran.stdout
     assert "preview:" in ran.stdout
@@ -105,9 +115,12 @@ def test_open_images_rotation_licence_and_origin_are_applied(packed, tmp_path):
         for name, rotation in zip(names, ["0.0", "90.0", ""], strict=False):
             rows.writerow([name, "train", "http://o.invalid", f"http://l.invalid/{name}", "CC-BY-2.0", rotation])
     config = settings(
-        tmp_path / "in", tmp_path / "out", f"--open-images={tmp_path / 'images.csv'}",
-        "--segment.kind=tests.construct.test_command:Middle", "--filters.duplicates=off",
-    )  # fmt: skip
+        tmp_path / "in",
+        tmp_path / "out",
+        f"--open-images={tmp_path / 'images.csv'}",
+        "--segment.kind=tests.construct.test_command:Middle",
+        "--filters.duplicates=off",
+    )
     stats = in_process.construct(config)
     assert stats["pictures_left_out"] == {"picture: not in the Open Images CSV": 1}
     found = {described(sample)["source"]: sample for sample in samples(tmp_path / "out").values()}
@@ -127,7 +140,7 @@ class Middle:
         pass
 
     def __call__(self, pairs):
-        from training.construct.crops import Region
+        from training.construct.masks import Region
 
         mask = np.zeros((SIDE, SIDE), dtype=bool)
         mask[60:200, 60:200] = True
@@ -157,7 +170,7 @@ def test_same_stem_with_two_endings_and_sub_folders_keep_their_samples_apart(tmp
         path.write_bytes(encoded(scene(1).pixels, "PNG" if name.endswith("png") else "JPEG"))
     config = settings(tmp_path, tmp_path / "out", "--shard_size=10")
     (shard,) = find_shards(config)
-    assert len({picture.key for picture in read_shard(shard, config)}) == 4
+    assert len({image.key for image in read_shard(shard, config)}) == 4
 
 
 @pytest.mark.parametrize(
@@ -202,7 +215,7 @@ def test_preview_shows_the_marked_caption_masks_and_both_crops_of_every_entity(t
     config = settings(tmp_path / "in", tmp_path / "out", "--preview=3", "--crops.dilation=0")
     in_process.construct(config)
     sheet = np.asarray(Image.open(write_preview(config)))
-    from training.construct.preview import CELL, GAP, LINE, MARGIN, MARKS, TITLE
+    from training.construct.preview_sheet import CELL, GAP, LINE, MARGIN, MARKS, TITLE
 
     known = scene(0)
     colours = [known.pixels[mask][len(known.pixels[mask]) // 2].astype(int) for mask in known.masks.values()]
@@ -227,7 +240,7 @@ def test_run_on_a_cluster_that_does_not_answer_says_how_to_start_one(tmp_path, c
     config = settings(tmp_path / "in", tmp_path / "out", "--ray_address=127.0.0.1:1")
     from rich.console import Console
 
-    from training.construct.run import construct
+    from training.construct.driver import construct
 
     with pytest.raises(ConfigError, match=r"no Ray cluster answers at 127\.0\.0\.1:1 .*ray start --head"):
         construct(config, Console(quiet=True))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from training.construct.crops import (
+from training.construct.masks import (
     Region,
     _component_boxes,
     binary_mask,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from training.construct.config import FilterConfig
+from training.construct.construct_config import FilterConfig
 from training.construct.duplicates import near_duplicates
-from training.construct.pictures import decode_square, perceptual_hash
+from training.construct.preparation import decode_square, perceptual_hash
 
 EVERYTHING = FilterConfig(min_side=1)
 
@@ -37,9 +37,9 @@ def test_search_equals_comparing_every_picture_with_every_kept_one(distance):
     assert 20 < sum(expected) < 380
 
 
-def encoded(picture: Image.Image, form: str = "JPEG", **options) -> bytes:
+def encoded(image: Image.Image, form: str = "JPEG", **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
+    image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
@@ -49,17 +49,17 @@ def hash_of(content: bytes) -> int:
 
 def test_scaled_recompressed_and_brightened_copies_are_near_and_other_pictures_are_far():
     rng = np.random.default_rng(5)
-    pictures = [
+    images = [
         Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((400, 400), Image.Resampling.BICUBIC)
         for _ in range(12)
     ]
-    originals = [hash_of(encoded(picture, quality=95)) for picture in pictures]
-    for picture, original in zip(pictures, originals, strict=True):
+    originals = [hash_of(encoded(image, quality=95)) for image in images]
+    for image, original in zip(images, originals, strict=True):
         for copy in (
-            encoded(picture, quality=50),
-            encoded(picture.resize((230, 230), Image.Resampling.LANCZOS), quality=90),
-            encoded(picture, "PNG"),
-            encoded(ImageEnhance.Brightness(picture).enhance(0.9), quality=90),
+            encoded(image, quality=50),
+            encoded(image.resize((230, 230), Image.Resampling.LANCZOS), quality=90),
+            encoded(image, "PNG"),
+            encoded(ImageEnhance.Brightness(image).enhance(0.9), quality=90),
         ):
             assert (hash_of(copy) ^ original).bit_count() <= FilterConfig().duplicate_distance
     distances = [(a ^ b).bit_count() for i, a in enumerate(originals) for b in originals[:i]]

@@ -5,15 +5,16 @@ import pytest
 import torch
 import transformers as tf
 
+from training.base.errors import ConfigError
 from training.construct.captions import Blip2Captioner, build_captioner
-from training.construct.config import CaptionConfig, EntityConfig, SegmentConfig
+from training.construct.chunks import SourceImage
+from training.construct.construct_config import CaptionConfig, EntityConfig, SegmentConfig
 from training.construct.entities import LanguageModelExtractor, SpacyExtractor, build_extractor
-from training.construct.records import Picture
 from training.construct.segments import ClipSeg, build_segmenter
 from training.construct.spans import place
-from training.errors import ConfigError
 
-from . import in_process, tiny_models
+from ..tiny import construct_models as tiny_models
+from . import in_process
 from .conftest import settings
 from .scenes import Scripted, scene, write_folder
 from .shard_reading import described, pixels, samples
@@ -31,7 +32,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def views():
-    return [Picture(str(number), b"", "", view=scene(number).pixels[::2, ::2].copy()) for number in range(5)]
+    return [SourceImage(str(number), b"", "", view=scene(number).pixels[::2, ::2].copy()) for number in range(5)]
 
 
 def test_blip2_captions_depend_on_the_picture_and_not_on_the_batch(models, views):
@@ -84,7 +85,7 @@ def test_scripted_generation_is_read_into_spans(models):
 
 
 def test_clipseg_pairs_are_batched_across_pictures_and_the_batch_does_not_show(models, views):
-    pairs = [(picture, words) for picture in views for words in ("dog", "a large red hat")]
+    pairs = [(image, words) for image in views for words in ("dog", "a large red hat")]
     together = ClipSeg(SegmentConfig(model=str(models / "clipseg"), batch=32))(pairs)
     one_by_one = ClipSeg(SegmentConfig(model=str(models / "clipseg"), batch=1))(pairs)
     for first, second in zip(together, one_by_one, strict=True):
@@ -111,11 +112,18 @@ def test_clipseg_is_what_transformers_own_model_gives(models, views):
 def test_whole_pipeline_with_the_three_real_models_accounts_for_every_picture(models, tmp_path):
     write_folder(tmp_path / "in", range(12))
     real = [
-        f"--caption.model={models / 'blip2'}", "--caption.kind=blip2", "--caption.max_new_tokens=6",
-        f"--entities.model={models / 'mpt'}", "--entities.kind=llm", "--entities.max_new_tokens=6",
-        f"--segment.model={models / 'clipseg'}", "--segment.kind=clipseg",
-        "--filters.min_words=1", "--filters.min_share=0", "--filters.max_share=100",
-    ]  # fmt: skip
+        f"--caption.model={models / 'blip2'}",
+        "--caption.kind=blip2",
+        "--caption.max_new_tokens=6",
+        f"--entities.model={models / 'mpt'}",
+        "--entities.kind=llm",
+        "--entities.max_new_tokens=6",
+        f"--segment.model={models / 'clipseg'}",
+        "--segment.kind=clipseg",
+        "--filters.min_words=1",
+        "--filters.min_share=0",
+        "--filters.max_share=100",
+    ]
     stats = in_process.construct(settings(tmp_path / "in", tmp_path / "out", *real))
     assert stats["pictures"] == 12 == stats["samples"] + sum(stats["pictures_left_out"].values())
 
@@ -123,9 +131,13 @@ def test_whole_pipeline_with_the_three_real_models_accounts_for_every_picture(mo
 def test_whole_pipeline_with_real_masks_and_scripted_entities_writes_consistent_samples(models, tmp_path):
     write_folder(tmp_path / "in", range(8))
     real = [
-        f"--segment.model={models / 'clipseg'}", "--segment.kind=clipseg", "--filters.min_share=0",
-        "--filters.max_share=100", "--crops.side=64", f"--entities.kind={Scripted.__module__}:Scripted",
-    ]  # fmt: skip
+        f"--segment.model={models / 'clipseg'}",
+        "--segment.kind=clipseg",
+        "--filters.min_share=0",
+        "--filters.max_share=100",
+        "--crops.side=64",
+        f"--entities.kind={Scripted.__module__}:Scripted",
+    ]
     stats = in_process.construct(settings(tmp_path / "in", tmp_path / "out", *real))
     found = samples(tmp_path / "out")
     assert len(found) == stats["samples"] > 4
@@ -148,7 +160,7 @@ def test_other_segmenters_find_the_entity_with_their_real_classes(tmp_path, view
         assert len(folders) == parts
         options = dict(zip(("model", "detector"), map(str, folders), strict=False))
         segmenter = build_segmenter(SegmentConfig(kind=kind, batch=3, detector_threshold=0.0, threshold=0.5, **options))
-        regions = segmenter([(picture, words) for picture in views[:2] for words in ("dog", "red hat")])
+        regions = segmenter([(image, words) for image in views[:2] for words in ("dog", "red hat")])
         assert len(regions) == 4
         for region in regions:
             assert region.map.ndim == 2

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.construct.crops import dilate, square_around
+from training.construct.masks import dilate, square_around
 
 from .conftest import settings
 from .scenes import SIDE, scene, write_folder
@@ -14,22 +14,22 @@ BRIGHTNESS = np.array([0.299, 0.587, 0.114])
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     write_folder(folder, range(COUNT))
     return folder
 
 
 @pytest.fixture(scope="module")
-def exact(pictures, tmp_path_factory, ray_instance):
+def exact(images, tmp_path_factory, ray_instance):
     """The output without dilation and without compression that matters."""
     from rich.console import Console
 
-    from training.construct.run import construct
+    from training.construct.driver import construct
 
     target = tmp_path_factory.mktemp("exact")
     options = ("--crops.dilation=0", "--filters.duplicates=off", "--filters.min_share=0", "--crops.jpeg_quality=98")
-    construct(settings(pictures, target, *options), Console(quiet=True))
+    construct(settings(images, target, *options), Console(quiet=True))
     return samples(target)
 
 
@@ -68,8 +68,8 @@ def test_crops_and_masks_are_the_pictures_and_the_sprites_pixels(exact):
             assert np.abs(crop @ BRIGHTNESS - known.pixels[window] @ BRIGHTNESS).mean() < 1.2
 
 
-def test_boxes_grow_by_the_dilation_rule_and_by_nothing_else(pictures, tmp_path, run):
-    run(settings(pictures, tmp_path, "--crops.dilation=50", "--filters.duplicates=off", "--filters.min_share=0"))
+def test_boxes_grow_by_the_dilation_rule_and_by_nothing_else(images, tmp_path, run):
+    run(settings(images, tmp_path, "--crops.dilation=50", "--filters.duplicates=off", "--filters.min_share=0"))
     for key, sample in samples(tmp_path).items():
         known = scene(int(key))
         for entity in described(sample)["entities"]:

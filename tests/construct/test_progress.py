@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from training.construct.progress import STAGES, StageBars, Tally, summary
+from training.construct.bars import STAGES, StageBars, Tally, summary
 
 
 def test_chunk_that_is_repeated_after_a_crash_counts_once():
@@ -45,9 +45,14 @@ def test_counting_process_that_does_not_answer_stops_nothing():
 def test_summary_names_every_reason_and_every_unreadable_shard():
     shown = io.StringIO()
     stats = {
-        "shards": 2, "pictures": 120, "samples": 98, "entities": 210, "pictures_left_out": {"picture: corrupt": 22},
-        "entities_left_out": {"entity: mask too small": 7}, "shards_failed": {"00001": "ends early"},
-    }  # fmt: skip
+        "shards": 2,
+        "pictures": 120,
+        "samples": 98,
+        "entities": 210,
+        "pictures_left_out": {"picture: corrupt": 22},
+        "entities_left_out": {"entity: mask too small": 7},
+        "shards_failed": {"00001": "ends early"},
+    }
     Console(file=shown, width=100).print(summary(stats))
     for part in ("picture: corrupt", "22", "entity: mask too small", "00001: ends early"):
         assert part in shown.getvalue()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from training.construct.shards import Output
-from training.errors import ConfigError
+from training.base.errors import ConfigError
+from training.construct.output_shards import Output
 
 from . import in_process
 from .conftest import ROOT, SMALL, settings
@@ -27,7 +27,7 @@ CRASHING = "tests.construct.crashing"
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     """Six shards of twenty, three pictures twice and two that cannot be read."""
     folder = tmp_path_factory.mktemp("pictures")
     write_folder(folder, range(COUNT))
@@ -38,26 +38,26 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def expected(pictures, tmp_path_factory, ray_instance):
+def expected(images, tmp_path_factory, ray_instance):
     """What an undisturbed run writes."""
     from rich.console import Console
 
-    from training.construct.run import construct
+    from training.construct.driver import construct
 
     target = tmp_path_factory.mktemp("expected")
-    stats = construct(settings(pictures, target), Console(quiet=True))
+    stats = construct(settings(images, target), Console(quiet=True))
     assert stats["pictures_left_out"] == {"picture: corrupt": 1, "picture: near-duplicate": 3}
     assert stats["samples"] == len(samples(target)) == COUNT
     return files(target)
 
 
-def test_other_numbers_of_processes_write_the_same_bytes(pictures, expected, tmp_path, run):
-    run(settings(pictures, tmp_path, "--caption.workers=2", "--entities.most_workers=2", "--segment.workers=3"))
+def test_other_numbers_of_processes_write_the_same_bytes(images, expected, tmp_path, run):
+    run(settings(images, tmp_path, "--caption.workers=2", "--entities.most_workers=2", "--segment.workers=3"))
     assert files(tmp_path) == expected
 
 
-def test_stages_in_one_process_without_ray_write_the_same_bytes(pictures, expected, tmp_path):
-    in_process.construct(settings(pictures, tmp_path))
+def test_stages_in_one_process_without_ray_write_the_same_bytes(images, expected, tmp_path):
+    in_process.construct(settings(images, tmp_path))
     assert {**files(tmp_path), "stats.json": expected["stats.json"]} == expected
 
 
@@ -67,7 +67,7 @@ def shards_of(folder: Path | dict[str, bytes]) -> dict[str, bytes]:
     return {name: content for name, content in found.items() if name != "construct.json"}
 
 
-def test_model_processes_that_are_killed_are_replaced_and_nothing_is_lost_or_twice(pictures, expected, tmp_path, run):
+def test_model_processes_that_are_killed_are_replaced_and_nothing_is_lost_or_twice(images, expected, tmp_path, run):
     marks = tmp_path / "marks"
     marks.mkdir()
     crashing = [
@@ -75,14 +75,14 @@ def test_model_processes_that_are_killed_are_replaced_and_nothing_is_lost_or_twi
         for stage, name in (("caption", "Captions"), ("entities", "Entities"), ("segment", "Segmenter"))
         for option in (f"kind={CRASHING}:{name}", f"model={marks}")
     ]
-    run(settings(pictures, tmp_path / "out", *crashing))
+    run(settings(images, tmp_path / "out", *crashing))
     assert sorted(path.name for path in marks.iterdir()) == ["caption", "entities", "loading", "segment"]
     assert shards_of(tmp_path / "out") == shards_of(expected)
 
 
 def started(command: list[str], environment: dict[str, str], before: subprocess.Popen | None = None):
     """The command under way; `before` ended by itself, which only Ray's impatience on a busy machine excuses."""
-    from training.construct.run import NO_START
+    from training.construct.driver import NO_START
 
     if before is not None:
         said = before.stderr.read()
@@ -93,14 +93,20 @@ def started(command: list[str], environment: dict[str, str], before: subprocess.
     )
 
 
-def test_command_that_is_killed_while_it_works_goes_on_with_every_sample_exactly_once(pictures, expected, tmp_path):
+def test_command_that_is_killed_while_it_works_goes_on_with_every_sample_exactly_once(images, expected, tmp_path):
     """Killed when shards are finished, and just after going on; Ray dies with the command."""
     target, gates = tmp_path / "out", tmp_path / "gates"
     gates.mkdir()
     command = [
-        sys.executable, "-m", "training.construct", f"--input={pictures}", f"--output={target}", *SMALL,
-        f"--segment.kind={CRASHING}:Gate", f"--segment.model={gates}",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "training.construct",
+        f"--input={images}",
+        f"--output={target}",
+        *SMALL,
+        f"--segment.kind={CRASHING}:Gate",
+        f"--segment.model={gates}",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     written = {}
     # Of 18 chunks with entities in 6 shards, 15 cannot pass without finishing a shard.
@@ -128,8 +134,8 @@ def test_command_that_is_killed_while_it_works_goes_on_with_every_sample_exactly
     assert not list(target.glob(".work/parts-*")), "unfinished parts were left behind"
 
 
-def test_kills_at_ten_random_moments_never_show_an_unfinished_shard(pictures, expected, tmp_path):
-    command = [sys.executable, "-m", "tests.construct.dying", pictures, tmp_path, "10", "0"]
+def test_kills_at_ten_random_moments_never_show_an_unfinished_shard(images, expected, tmp_path):
+    command = [sys.executable, "-m", "tests.construct.dying", images, tmp_path, "10", "0"]
     done = subprocess.run(map(str, command), cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     runs = [json.loads(line) for line in done.stdout.splitlines()]
@@ -160,11 +166,11 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-def test_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(pictures, expected, small_disk, run):
+def test_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(images, expected, small_disk, run):
     """Whatever fits is finished and sound; what does not fit leaves nothing behind."""
-    from training.construct.run import Stopped
+    from training.construct.driver import Stopped
 
-    config = settings(pictures, small_disk)
+    config = settings(images, small_disk)
     with pytest.raises(Stopped, match=r"writing to .* failed \(No space left on device\); finished shards are kept"):
         run(config)
     for name, content in files(small_disk).items():
@@ -176,8 +182,8 @@ def test_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(pictur
     assert {**shards_of(small_disk), "stats.json": expected["stats.json"]} == shards_of(expected)
 
 
-def test_second_run_on_the_same_folder_is_refused(pictures, tmp_path):
-    config = settings(pictures, tmp_path)
+def test_second_run_on_the_same_folder_is_refused(images, tmp_path):
+    config = settings(images, tmp_path)
     output, lock = Output.open(config)
     with pytest.raises(ConfigError, match="another run is writing to"):
         Output.open(config)
@@ -185,9 +191,9 @@ def test_second_run_on_the_same_folder_is_refused(pictures, tmp_path):
     output.close()
 
 
-def test_other_settings_on_the_same_folder_are_refused_by_name(pictures, tmp_path):
-    in_process.construct(settings(pictures, tmp_path))
+def test_other_settings_on_the_same_folder_are_refused_by_name(images, tmp_path):
+    in_process.construct(settings(images, tmp_path))
     with pytest.raises(ConfigError, match=r"crops\.side: 512, now it is 256; go on with the old settings"):
-        in_process.construct(settings(pictures, tmp_path, "--crops.side=256"))
-    stats = in_process.construct(settings(pictures, tmp_path, "--caption.workers=3", "--segment.gpus=0.5"))
+        in_process.construct(settings(images, tmp_path, "--crops.side=256"))
+    stats = in_process.construct(settings(images, tmp_path, "--caption.workers=3", "--segment.gpus=0.5"))
     assert stats["samples"] == COUNT

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from kosmos_core import KosmosG, load_model
-from kosmos_core.convert import convert
+from kosmos_core.original.converter import convert
 
 COPIED = Path(__file__).parents[1] / "golden"
 SHARED = Path(__file__).parents[2].parent / "shared" / "golden"
@@ -42,8 +42,11 @@ class Role:
 def roles() -> list[Role]:
     """The copied roles, and every other one where the full recordings lie beside the checkout."""
     copied = sorted(COPIED.glob("seed_*"))
-    shared = [role for role in sorted(SHARED.glob("seed_*/*")) if f"{role.parent.name}_{role.name}" not in
-              {folder.name for folder in copied}]  # fmt: skip
+    shared = [
+        role
+        for role in sorted(SHARED.glob("seed_*/*"))
+        if f"{role.parent.name}_{role.name}" not in {folder.name for folder in copied}
+    ]
     return [Role(folder) for folder in [*copied, *shared]]
 
 

@@ -65,14 +65,14 @@ def test_shares_of_groups_add_up():
     assert torch.allclose(maps[2, 3, 4], pixels[:, 3, 4] @ attention[:, 3:].sum(1), atol=1e-5)
 
 
-def recorded_trace(size: int, calls: int = 1, pictures: int = 1) -> Trace:
+def recorded_trace(size: int, calls: int = 1, images: int = 1) -> Trace:
     trace = Trace()
     generator = torch.Generator().manual_seed(0)
     for _ in range(calls):
-        for picture in range(pictures):
+        for image in range(images):
             query = torch.randn(1, size * size, 8, generator=generator)
             key = torch.randn(1, 77, 8, generator=generator)
-            trace.add(query, key, 2, torch.ones(1, 77, 16), (size, size), picture)
+            trace.add(query, key, 2, torch.ones(1, 77, 16), (size, size), image)
     return trace
 
 
@@ -85,7 +85,7 @@ def test_a_trace_takes_the_same_memory_however_many_steps_and_however_large_the_
 
 def test_a_full_trace_says_so_and_keeps_what_it_has(monkeypatch):
     monkeypatch.setattr("kosmos_core.attention_maps.TRACE_BYTES", 150_000)
-    trace = recorded_trace(16, pictures=3)
+    trace = recorded_trace(16, images=3)
     assert trace.full
     assert trace.bytes_kept <= 150_000
     assert trace.map(0, 0, (16, 16)).shape == (77, 16, 16)

@@ -61,11 +61,11 @@ def test_without_the_training_half_the_condition_is_the_same_and_the_half_is_not
 def test_remembered_pictures_survive_a_move_and_not_a_change_of_type(file: Path) -> None:
     model = load_model(file)
     pixels = torch.rand(3, 224, 224)
-    first = model.picture_tokens(pixels)
+    first = model.image_embeddings(pixels)
     model.to("cpu")
-    assert model.picture_tokens(pixels) is first
+    assert model.image_embeddings(pixels) is first
     model.to(torch.bfloat16)
-    assert model.picture_tokens(pixels) is not first
+    assert model.image_embeddings(pixels) is not first
 
 
 class CastingLayers:

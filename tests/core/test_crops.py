@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kosmos_core.crops import CROP_RULES, EmptyMaskError, crop_subject, dilate, largest_box, square_around
-from training.construct import crops as training_crops
+from training.construct import masks as training_crops
 
 
 def random_masks():

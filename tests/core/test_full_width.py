@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from kosmos_core import KosmosG
 from kosmos_core.images import CLIP_MEAN, CLIP_STD
-from kosmos_core.original_layout import deduce_config, ignored_reason, new_name
+from kosmos_core.original.tensor_names import deduce_config, ignored_reason, new_name
 from tests.core.golden_roles import SHARED, assert_close
 
 FOLDER = SHARED / "fullwidth_001"

@@ -21,8 +21,8 @@ def noise(height, width, channels=3, dtype=np.uint8):
     return np.random.default_rng(height * 7919 + width).integers(0, limit, shape, dtype=dtype)
 
 
-def pixels(picture):
-    return torch.from_numpy(np.array(picture))
+def pixels(image):
+    return torch.from_numpy(np.array(image))
 
 
 @pytest.fixture(scope="module")
@@ -35,21 +35,21 @@ def golden(shared):
 
 def test_pictures_equal_the_originals(golden):
     assert len(golden) == 4
-    for name, picture, expected in golden:
-        rgb = picture.convert("RGB")  # the original drops alpha; compositing is proven below
+    for name, image, expected in golden:
+        rgb = image.convert("RGB")  # the original drops alpha; compositing is proven below
         assert torch.equal(pixels(resize_and_crop(rgb)), expected[f"{name}.uint8"]), name
         assert torch.equal(preprocess_image(rgb), expected[f"{name}.gpt"]), name
 
 
 def test_diffusion_target_equals_the_originals(golden):
-    name, picture, expected = golden[0]
-    assert torch.equal(pixels(resize_and_crop(picture, 512, "bilinear")), expected[f"{name}.diff_uint8"])
+    name, image, expected = golden[0]
+    assert torch.equal(pixels(resize_and_crop(image, 512, "bilinear")), expected[f"{name}.diff_uint8"])
 
 
 def test_grey_and_palette_files_equal_the_originals_without_conversion(golden):
-    for name, picture, expected in golden:
-        if picture.mode in ("L", "P"):
-            assert torch.equal(preprocess_image(picture), expected[f"{name}.gpt"]), name
+    for name, image, expected in golden:
+        if image.mode in ("L", "P"):
+            assert torch.equal(preprocess_image(image), expected[f"{name}.gpt"]), name
 
 
 @pytest.mark.filterwarnings("error")
@@ -96,20 +96,20 @@ def test_batches_keep_their_first_axis():
 def test_transparency_is_laid_on_white(mode):
     alpha = Image.fromarray(np.repeat(np.uint8([[0, 255]]), 8, 0).repeat(4, 1))
     grey = Image.new("L", alpha.size, 51)
-    picture = Image.merge("RGBA", (grey, grey, grey, alpha))
+    image = Image.merge("RGBA", (grey, grey, grey, alpha))
     if mode in ("LA", "RGBa"):
-        picture = picture.convert(mode)
+        image = image.convert(mode)
     elif mode == "PA":  # Pillow's own conversion to PA would lose the alpha
-        picture = Image.new(mode, alpha.size, 3)
-        picture.putpalette([51] * 768)
-        picture.putalpha(alpha)
+        image = Image.new(mode, alpha.size, 3)
+        image.putpalette([51] * 768)
+        image.putalpha(alpha)
     elif mode != "RGBA":  # one transparent colour: tRNS of a PNG
-        picture = Image.composite(grey, Image.new("L", alpha.size, 7), alpha).convert(mode)
+        image = Image.composite(grey, Image.new("L", alpha.size, 7), alpha).convert(mode)
         file = io.BytesIO()
-        picture.save(file, "PNG", transparency=(7, 7, 7) if mode == "RGB" else picture.getpixel((0, 0)))
-        picture = Image.open(file)
-    assert picture.mode == mode
-    values = pixels(to_rgb(picture))
+        image.save(file, "PNG", transparency=(7, 7, 7) if mode == "RGB" else image.getpixel((0, 0)))
+        image = Image.open(file)
+    assert image.mode == mode
+    values = pixels(to_rgb(image))
     assert values[:, :4].eq(255).all()
     assert values[:, 4:].eq(51).all()
 
@@ -132,17 +132,17 @@ def test_sixteen_bits_are_scaled_to_eight(mode):
     array = noise(60, 50, 0, np.uint16)
     array[0, :4] = (0, 65535, 128, 129)
     stored = {"I;16": array, "I;16B": array.astype(">u2"), "I": array.astype(np.int32)}[mode]
-    picture = Image.fromarray(stored)
-    assert picture.mode == mode
+    image = Image.fromarray(stored)
+    assert image.mode == mode
     expected = torch.from_numpy(np.rint(array / 257).astype(np.uint8))
-    assert torch.equal(pixels(to_rgb(picture))[..., 1], expected)
+    assert torch.equal(pixels(to_rgb(image))[..., 1], expected)
     assert torch.equal(pixels(to_rgb(array))[..., 1], expected)
 
 
 @pytest.mark.parametrize("mode", ["1", "CMYK", "YCbCr", "HSV", "RGBX"])
 def test_other_modes_are_read_as_pillow_reads_them(mode):
-    picture = Image.fromarray(noise(40, 50)).convert(mode)
-    assert torch.equal(preprocess_image(picture), preprocess_image(picture.convert("RGB")))
+    image = Image.fromarray(noise(40, 50)).convert(mode)
+    assert torch.equal(preprocess_image(image), preprocess_image(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -164,7 +164,7 @@ def test_bools_are_black_and_white_and_floats_are_clamped():
 
 
 @pytest.mark.parametrize(
-    ("picture", "error", "sentence"),
+    ("image", "error", "sentence"),
     [
         (np.full((4, 4, 3), np.nan), ValueError, "holds NaN or infinite values: expected numbers in 0..1"),
         (torch.full((4, 4, 3), torch.inf), ValueError, "holds NaN or infinite"),
@@ -186,9 +186,9 @@ def test_bools_are_black_and_white_and_floats_are_clamped():
         (None, TypeError, "not NoneType"),
     ],
 )
-def test_what_is_no_picture_is_refused_with_a_sentence(picture, error, sentence):
+def test_what_is_no_picture_is_refused_with_a_sentence(image, error, sentence):
     with pytest.raises(error, match=sentence):
-        preprocess_image(picture)
+        preprocess_image(image)
 
 
 def test_truncated_file_is_refused_with_a_sentence():
@@ -211,13 +211,13 @@ def test_strips_take_the_short_way_to_the_same_pixels(shape, monkeypatch):
 
 def test_input_is_left_unchanged():
     array, tensor = noise(40, 50, 4), torch.rand(40, 50, 3) * 3 - 1
-    picture = Image.fromarray(array)
-    before = array.copy(), tensor.clone(), picture.tobytes()
-    for picture_of in (array, tensor, picture):
-        preprocess_image(picture_of)
+    image = Image.fromarray(array)
+    before = array.copy(), tensor.clone(), image.tobytes()
+    for image_of in (array, tensor, image):
+        preprocess_image(image_of)
     assert (array == before[0]).all()
     assert torch.equal(tensor, before[1])
-    assert picture.tobytes() == before[2]
+    assert image.tobytes() == before[2]
 
 
 def test_extreme_shapes_fit_into_memory():
@@ -246,9 +246,9 @@ print(peak() - before)
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 64))
 def test_any_size_gives_a_square(height, width, size):
-    picture = Image.fromarray(noise(height, width))
-    view = resize_and_crop(picture, size)
+    image = Image.fromarray(noise(height, width))
+    view = resize_and_crop(image, size)
     assert view.size == (size, size)
-    values = preprocess_image(picture, size)
+    values = preprocess_image(image, size)
     assert values.shape == (3, size, size)
     assert torch.equal(values, normalise(view))

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kosmos_core import KosmosG, KosmosGConfig, Prompt, Tokenizer, preprocess_image
 from kosmos_core.layers import AttentionPattern
-from kosmos_core.model import CACHED_PICTURES
+from kosmos_core.model import CACHED_IMAGES
 
 RED, BLUE, GREY = (np.full((40, 60, 3), colour, np.uint8) for colour in ((250, 0, 0), (0, 0, 250), (99, 99, 99)))
 
@@ -82,8 +82,8 @@ def test_a_weight_multiplies_the_attention_a_token_gets():
 def test_prompts_of_different_length_do_not_see_each_other(model):
     prompts = ["a dog <i> on the beach", "", "a wonderful wooden ship <i> beside <i>"]
     together = model.encode(prompts, [[RED], [], [BLUE, GREY]])
-    for prompt, pictures, found in zip(prompts, [[RED], [], [BLUE, GREY]], together, strict=True):
-        torch.testing.assert_close(found[None], model.encode(prompt, pictures), rtol=0, atol=2e-6)
+    for prompt, images, found in zip(prompts, [[RED], [], [BLUE, GREY]], together, strict=True):
+        torch.testing.assert_close(found[None], model.encode(prompt, images), rtol=0, atol=2e-6)
 
 
 def test_packed_documents_equal_documents_alone(model):
@@ -136,9 +136,9 @@ def test_a_picture_is_encoded_once_and_the_memory_of_it_is_bit_identical(model):
 
 def test_the_memory_of_pictures_is_bounded_and_forgotten_with_the_weights(model):
     model.train(False)
-    for shade in range(CACHED_PICTURES + 5):
+    for shade in range(CACHED_IMAGES + 5):
         model.encode("<i>", [np.full((8, 8, 3), shade, np.uint8)])
-    assert len(model._features) == CACHED_PICTURES
+    assert len(model._features) == CACHED_IMAGES
     model.load_state_dict(model.state_dict())
     assert len(model._features) == 0
 
@@ -156,9 +156,13 @@ def test_smaller_aligner_tables_change_nothing_else_of_the_initialisation():
     usual, small = KosmosG(config).initialize(0), KosmosG(config).initialize(0, aligner_tables=0.03)
     tables = {
         f"aligner.{table}.weight"
-        for table in ("source_encoder.positions", "query_decoder.queries", "reconstruction_decoder.queries",
-                      "reconstruction_encoder.positions")
-    }  # fmt: skip
+        for table in (
+            "source_encoder.positions",
+            "query_decoder.queries",
+            "reconstruction_decoder.queries",
+            "reconstruction_encoder.positions",
+        )
+    }
     for (name, one), other in zip(usual.state_dict().items(), small.state_dict().values(), strict=True):
         assert torch.allclose(other, one * (0.03 if name in tables else 1.0)), name
     assert tables <= usual.state_dict().keys()
@@ -206,7 +210,7 @@ def test_every_layer_comes_from_the_given_operations():
 
 
 @pytest.mark.parametrize(
-    ("prompts", "pictures", "sentence"),
+    ("prompts", "images", "sentence"),
     [
         ("a <i>", None, r"1 picture\(s\), but 0 came"),
         ("a dog", [RED], r"picture"),
@@ -214,9 +218,9 @@ def test_every_layer_comes_from_the_given_operations():
         (["a <i>", "b <i>"], [RED], r"b <i>"),
     ],
 )
-def test_pictures_that_do_not_match_the_marks_are_named(model, prompts, pictures, sentence):
+def test_pictures_that_do_not_match_the_marks_are_named(model, prompts, images, sentence):
     with pytest.raises(ValueError, match=sentence):
-        model.encode(prompts, pictures)
+        model.encode(prompts, images)
 
 
 def test_a_batch_of_one_picture_is_that_picture(model):
@@ -239,14 +243,14 @@ def test_pixels_of_another_size_are_named(model):
 def test_new_weights_and_training_forget_the_pictures(model):
     other = KosmosG(model.config, tokenizer=model.tokenizer).initialize(3).eval()
     pixels = preprocess_image(RED)
-    before = other.picture_tokens(pixels)
-    assert not torch.equal(other.initialize(4).picture_tokens(pixels), before)
+    before = other.image_embeddings(pixels)
+    assert not torch.equal(other.initialize(4).image_embeddings(pixels), before)
     other.train()
-    assert not torch.equal(other.picture_tokens(pixels), other.picture_tokens(pixels))  # attention dropout
+    assert not torch.equal(other.image_embeddings(pixels), other.image_embeddings(pixels))  # attention dropout
 
 
 @pytest.mark.parametrize(
-    ("prompts", "pictures", "sentence"),
+    ("prompts", "images", "sentence"),
     [
         ([], None, "there is no prompt to encode"),
         (None, None, "A prompt is a string, not NoneType"),
@@ -258,9 +262,9 @@ def test_new_weights_and_training_forget_the_pictures(model):
         (Prompt.parse("a <i3>"), [RED], "names picture 3 but never picture 1"),
     ],
 )
-def test_what_is_no_prompt_or_no_list_of_pictures_is_named(model, prompts, pictures, sentence):
+def test_what_is_no_prompt_or_no_list_of_pictures_is_named(model, prompts, images, sentence):
     with pytest.raises((TypeError, ValueError), match=sentence):
-        model.encode(prompts, pictures)
+        model.encode(prompts, images)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kosmos_core.prompt import MAX_WEIGHT, Picture, Prompt, PromptError, Text
+from kosmos_core.prompt import MAX_WEIGHT, ImageMark, Prompt, PromptError, Text
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def slots_of(text, **given_pictures):
-    return [picture.slot for picture in Prompt.parse(text, **given_pictures).pictures]
+def slots_of(text, **given_images):
+    return [image.slot for image in Prompt.parse(text, **given_images).images]
 
 
 def caret(error):
@@ -41,12 +41,12 @@ def caret(error):
 )
 def test_marks_take_their_pictures(text, images, slots):
     assert slots_of(text, images=images) == slots
-    assert [picture.index for picture in Prompt.parse(text, images=images).pictures] == [slot - 1 for slot in slots]
+    assert [image.index for image in Prompt.parse(text, images=images).images] == [slot - 1 for slot in slots]
 
 
 def test_empty_slots_keep_their_numbers():
     prompt = Prompt.parse("<i> on <image_3>, <i6> and <i>", slots=[1, 3, 4, 6])
-    assert [(picture.slot, picture.index) for picture in prompt.pictures] == [(1, 0), (3, 1), (6, 3), (4, 2)]
+    assert [(image.slot, image.index) for image in prompt.images] == [(1, 0), (3, 1), (6, 3), (4, 2)]
 
 
 @pytest.mark.parametrize(
@@ -73,19 +73,19 @@ def test_escapes_and_plain_parentheses_are_text(text, literal):
 
 
 def test_escaped_backslash_before_a_mark_leaves_the_mark():
-    assert Prompt.parse(r"\\<i>").segments == (Text("\\"), Picture(1, 0))
+    assert Prompt.parse(r"\\<i>").segments == (Text("\\"), ImageMark(1, 0))
 
 
 def test_weights_hold_for_text_and_marks_and_multiply():
     assert Prompt.parse("a (dog <i>:1.3) (wearing (a (plain) hat:1.5): 1.2 ) <i>").segments == (
         Text("a "),
         Text("dog ", 1.3),
-        Picture(1, 0, 1.3),
+        ImageMark(1, 0, 1.3),
         Text(" "),
         Text("wearing ", 1.2),
         Text("a (plain) hat", 1.8),
         Text(" "),
-        Picture(2, 1),
+        ImageMark(2, 1),
     )
 
 
@@ -108,7 +108,7 @@ def test_last_colon_begins_the_weight():
 
 
 @pytest.mark.parametrize(
-    ("text", "pictures", "sentence", "at"),
+    ("text", "images", "sentence", "at"),
     [
         ("a <i> b <i> c", {"images": 1}, "More marks than pictures: picture 1 is taken", "<i> c"),
         ("a <i> b <i> c", {"slots": [4]}, "picture 4 is taken by earlier marks; name one again as <i4>", "<i> c"),
@@ -143,9 +143,9 @@ def test_last_colon_begins_the_weight():
         ("a \udc00 b", {}, r"surrogate pair \(U\+DC00\)", "� b"),
     ],
 )
-def test_errors_point_at_the_place_and_say_what_to_do(text, pictures, sentence, at):
+def test_errors_point_at_the_place_and_say_what_to_do(text, images, sentence, at):
     with pytest.raises(PromptError, match=sentence) as caught:
-        Prompt.parse(text, **pictures)
+        Prompt.parse(text, **images)
     if at is not None:
         assert caret(caught.value) == at
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
@@ -194,9 +194,9 @@ def test_prompt_must_be_a_string():
 def test_original_grammar_knows_only_the_exact_mark():
     text = r"<i> (a:2) <i2> <image> \<i>("
     assert Prompt.original(text, images=2).segments == (
-        Picture(1, 0),
+        ImageMark(1, 0),
         Text(r" (a:2) <i2> <image> " + "\\"),
-        Picture(2, 1),
+        ImageMark(2, 1),
         Text("("),
     )
 
@@ -240,11 +240,11 @@ GRAMMAR = ["<i>", "<i1>", "\\", "(", ")", ":1.3)", ":0)", ":1)", ":", "<", ">", 
 ANY_PROMPT = st.one_of(st.text(), st.lists(st.sampled_from(GRAMMAR), max_size=40).map("".join))
 WEIGHTS = st.floats(0, MAX_WEIGHT)
 TEXTS = st.builds(Text, ANY_PROMPT, WEIGHTS)
-PICTURES = st.builds(lambda slot, weight: Picture(slot, slot - 1, weight), st.integers(1, 999), WEIGHTS)
+IMAGES = st.builds(lambda slot, weight: ImageMark(slot, slot - 1, weight), st.integers(1, 999), WEIGHTS)
 
 
-@given(st.lists(st.one_of(TEXTS, PICTURES), max_size=8))
-@example([Text("<i"), Picture(1, 0), Text(">", 0.5), Text("\\"), Text(":", 2.0), Text("\\", 1 / 3)])
+@given(st.lists(st.one_of(TEXTS, IMAGES), max_size=8))
+@example([Text("<i"), ImageMark(1, 0), Text(">", 0.5), Text("\\"), Text(":", 2.0), Text("\\", 1 / 3)])
 def test_normalised_form_reads_back_as_the_same_prompt(segments):
     prompt = Prompt(tuple(segments))
     assert Prompt.parse(prompt.normalised()) == prompt
@@ -268,7 +268,7 @@ def test_any_string_is_read_or_refused_with_a_caret(text, images):
         assert lines[2].endswith(f"^ (character {error.position + 1})")
     else:
         assert Prompt.parse(str(prompt), images=images) == prompt
-        assert images is None or {picture.slot for picture in prompt.pictures} == set(range(1, images + 1))
+        assert images is None or {image.slot for image in prompt.images} == set(range(1, images + 1))
 
 
 @given(st.text(st.characters(exclude_categories=[])))  # lone surrogates included: JSON can carry them

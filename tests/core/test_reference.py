@@ -7,21 +7,21 @@ import pytest
 import torch
 
 from kosmos_core import KosmosG, KosmosGConfig, Prompt, WeightsError, preprocess_image, save_model
-from kosmos_core.prompt import Picture, Text
+from kosmos_core.prompt import ImageMark, Text
 from kosmos_core.reference import (
     Encoded,
     Reference,
     View,
     average,
+    image_embeddings,
     load_reference,
     model_fingerprint,
-    picture_tokens,
     save_reference,
     with_references,
 )
 
 
-def picture(seed: int, height: int = 40, width: int = 30) -> torch.Tensor:
+def image(seed: int, height: int = 40, width: int = 30) -> torch.Tensor:
     return torch.randint(0, 256, (height, width, 3), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
 
 
@@ -31,17 +31,17 @@ def model() -> KosmosG:
 
 
 def tokens(model: KosmosG, reference: Reference) -> torch.Tensor:
-    return picture_tokens(reference.source, 224, model.picture_tokens, lambda: "model")
+    return image_embeddings(reference.source, 224, model.image_embeddings, lambda: "model")
 
 
 def test_a_view_is_prepared_as_every_picture_is(model):
-    pixels = picture(1)
+    pixels = image(1)
     assert torch.equal(View(pixels).prepared(), preprocess_image(pixels))
-    assert torch.equal(tokens(model, Reference(View(pixels))), model.picture_tokens(preprocess_image(pixels)))
+    assert torch.equal(tokens(model, Reference(View(pixels))), model.image_embeddings(preprocess_image(pixels)))
 
 
 def test_the_mean_of_equal_pictures_is_the_picture_and_shares_follow_the_weights(model):
-    one, other = (Reference(View(picture(seed))) for seed in (1, 2))
+    one, other = (Reference(View(image(seed))) for seed in (1, 2))
     assert torch.allclose(tokens(model, average([one, one])), tokens(model, one), atol=1e-6)
     heavy = dataclasses.replace(other, weight=1.5)
     expected = 0.4 * tokens(model, one) + 0.6 * tokens(model, heavy)
@@ -49,7 +49,7 @@ def test_the_mean_of_equal_pictures_is_the_picture_and_shares_follow_the_weights
 
 
 def test_a_norm_preserving_mean_has_the_mean_of_the_norms(model):
-    parts = [Reference(View(picture(seed))) for seed in (1, 2, 3)]
+    parts = [Reference(View(image(seed))) for seed in (1, 2, 3)]
     kept = tokens(model, average(parts, keep_norm=True)).norm(dim=-1)
     norms = torch.stack([tokens(model, part).norm(dim=-1) for part in parts]).mean(0)
     assert torch.allclose(kept, norms, rtol=1e-5)
@@ -57,13 +57,13 @@ def test_a_norm_preserving_mean_has_the_mean_of_the_norms(model):
 
 
 def test_an_average_of_averages_keeps_each_its_share(model):
-    one, two, three = (Reference(View(picture(seed))) for seed in (1, 2, 3))
+    one, two, three = (Reference(View(image(seed))) for seed in (1, 2, 3))
     nested = tokens(model, average([average([one, two]), three]))
     expected = (tokens(model, one) + tokens(model, two)) / 4 + tokens(model, three) / 2
     assert torch.allclose(nested, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("references", [[], [Reference(View(picture(1)), weight=0.0)]])
+@pytest.mark.parametrize("references", [[], [Reference(View(image(1)), weight=0.0)]])
 def test_nothing_to_average_is_refused(references):
     with pytest.raises(ValueError, match="Nothing to average"):
         average(references)
@@ -81,29 +81,29 @@ def test_nothing_to_average_is_refused(references):
     ],
 )
 def test_the_noun_is_put_before_the_mark_unless_it_is_there(text, spelled):
-    assert with_references(Prompt.parse(text), [Reference(View(picture(1)), noun="dog")]).normalised() == spelled
+    assert with_references(Prompt.parse(text), [Reference(View(image(1)), noun="dog")]).normalised() == spelled
 
 
 def test_the_noun_of_the_second_picture_is_not_looked_for_before_the_first():
-    dog = Reference(View(picture(1)), noun="dog")
+    dog = Reference(View(image(1)), noun="dog")
     assert with_references(Prompt.parse("a dog <i> and <i>"), [dog, dog]).normalised() == "a dog <i1> and dog <i2>"
     assert with_references(Prompt.parse("<i><i>"), [dog, dog]).normalised() == "dog <i1> dog <i2>"
 
 
 def test_weights_of_prompt_and_reference_multiply():
-    prompt = with_references(Prompt.parse("a (<i>:1.5) <i>"), [Reference(View(picture(1)), weight=0.5), None])
-    assert [segment.weight for segment in prompt.segments if isinstance(segment, Picture)] == [0.75, 1.0]
+    prompt = with_references(Prompt.parse("a (<i>:1.5) <i>"), [Reference(View(image(1)), weight=0.5), None])
+    assert [segment.weight for segment in prompt.segments if isinstance(segment, ImageMark)] == [0.75, 1.0]
     assert [segment.weight for segment in prompt.segments if isinstance(segment, Text)] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("weight", [-0.1, 2.1, float("nan")])
 def test_a_weight_outside_0_to_2_is_refused(weight):
     with pytest.raises(ValueError, match="weight of a reference"):
-        Reference(View(picture(1)), weight=weight)
+        Reference(View(image(1)), weight=weight)
 
 
 def test_a_saved_reference_comes_back_equal(model, tmp_path: Path):
-    reference = Reference(View(picture(1)), 1.25, "dog")
+    reference = Reference(View(image(1)), 1.25, "dog")
     save_reference(tmp_path / "dog.safetensors", tokens(model, reference), reference, "model")
     loaded = load_reference(tmp_path / "dog.safetensors")
     assert (loaded.weight, loaded.noun) == (1.25, "dog")
@@ -115,11 +115,11 @@ def test_a_reference_of_another_model_is_refused(model):
     with pytest.raises(ValueError, match=r"dog\.safetensors was encoded by another Kosmos-G file"):
         tokens(model, foreign)
     with pytest.raises(ValueError, match="another Kosmos-G file"):
-        tokens(model, average([foreign, Reference(View(picture(1)))]))
+        tokens(model, average([foreign, Reference(View(image(1)))]))
 
 
 def test_a_reference_of_a_release_that_prepared_pictures_differently_is_refused(model, tmp_path: Path, monkeypatch):
-    reference = Reference(View(picture(1)))
+    reference = Reference(View(image(1)))
     with monkeypatch.context() as other_release:
         other_release.setattr("kosmos_core.reference.PREPARATION", "another")
         save_reference(tmp_path / "old.safetensors", tokens(model, reference), reference, "model")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kosmos_core.prompt import Picture, Prompt, PromptError, Text
+from kosmos_core.prompt import ImageMark, Prompt, PromptError, Text
 from kosmos_core.tokenizer import MissingTokenizerError, Tokenizer, dictionary_of
 
 
@@ -37,8 +37,17 @@ def test_special_ids_of_the_official_vocabulary(official):
     specials = (official.mask, official.doc, official.boi, official.eoi, official.chunk, official.line)
     assert specials == tuple(range(64001, 64007))
     assert [official.piece(token) for token in (0, 1, 2, 3, *specials)] == [
-        "<s>", "<pad>", "</s>", "<unk>", "<mask>", "</doc>", "<image>", "</image>", "</chunk>", "</line>",
-    ]  # fmt: skip
+        "<s>",
+        "<pad>",
+        "</s>",
+        "<unk>",
+        "<mask>",
+        "</doc>",
+        "<image>",
+        "</image>",
+        "</chunk>",
+        "</line>",
+    ]
 
 
 def test_official_dictionary_is_the_models_own_order(official, shared):
@@ -136,7 +145,7 @@ def test_spans_name_the_tokens_of_each_segment(tiny_tokenizer):
     assert tokens[2] == []  # the space between "dog" and the picture
     assert tokens[3] == [t.boi] * (t.latents + 1) + [t.eoi]
     assert tokens[4] == t.encode("on")
-    assert layout.spans[3].segment == Picture(slot=2, index=1)
+    assert layout.spans[3].segment == ImageMark(slot=2, index=1)
     assert layout.image_slots == [1]
 
 
@@ -144,8 +153,8 @@ def test_text_only_has_the_tokens_of_the_prompt_without_its_pictures(official, g
     for case in golden["cases"]:
         prompt = Prompt.original(case["prompt"])
         layout = official.layout(prompt)
-        pictures = [span for span in layout.spans if isinstance(span.segment, Picture)]
-        dropped = {number for span in pictures for number in range(span.start, span.stop)}
+        images = [span for span in layout.spans if isinstance(span.segment, ImageMark)]
+        dropped = {number for span in images for number in range(span.start, span.stop)}
         kept = [token for number, token in enumerate(layout.token_ids) if number not in dropped]
         assert official.layout(prompt.text_only()).token_ids == kept, case["prompt"]
 

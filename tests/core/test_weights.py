@@ -98,13 +98,24 @@ def test_wrong_shapes_are_shown_as_a_table(path):
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
-        ("Kosmos-2", ["text_model.model.embed_tokens.weight", "image_to_text_projection.latent_query",
-                      "vision_model.model.encoder.layers.0.mlp.fc1.weight"]),
+        (
+            "Kosmos-2",
+            [
+                "text_model.model.embed_tokens.weight",
+                "image_to_text_projection.latent_query",
+                "vision_model.model.encoder.layers.0.mlp.fc1.weight",
+            ],
+        ),
         ("CLIP model", ["text_model.encoder.layers.0.mlp.fc1.weight", "text_model.embeddings.token_embedding.weight"]),
         ("CLIP model", ["visual.transformer.resblocks.0.ln_1.weight", "token_embedding.weight"]),
         ("CLIP vision", ["vision_model.encoder.layers.0.mlp.fc1.weight"]),
-        ("Stable Diffusion checkpoint", ["model.diffusion_model.input_blocks.0.0.weight",
-                                         "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight"]),
+        (
+            "Stable Diffusion checkpoint",
+            [
+                "model.diffusion_model.input_blocks.0.0.weight",
+                "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight",
+            ],
+        ),
         ("U-Net", ["down_blocks.0.resnets.0.conv1.weight", "mid_block.resnets.0.conv1.weight"]),
         ("LoRA", ["lora_unet_down_blocks_0.lora_up.weight", "lora_te_text_model_encoder_layers_0.lora_down.weight"]),
         ("LoRA", ["unet.down_blocks.0.lora_A.weight", "unet.mid_block.lora_A.weight"]),
@@ -112,7 +123,7 @@ def test_wrong_shapes_are_shown_as_a_table(path):
         ("original Kosmos-G", ["gpt_model.decoder.embed_tokens.weight"]),
         ("something unknown", ["weight"]),
     ],
-)  # fmt: skip
+)
 def test_other_files_are_called_by_their_kind(kind, names, tmp_path):
     safetensors.torch.save_file({name: torch.zeros(2) for name in names}, tmp_path / "kosmos-g.safetensors")
     assert kind in identify(tmp_path / "kosmos-g.safetensors")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluate import tiny
+from tests.tiny import evaluation as tiny
 
 
 @pytest.fixture(scope="session")

@@ -14,11 +14,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.evaluate import tiny
+from tests.tiny import evaluation as tiny
 from training.evaluate.__main__ import main
 
 PROMPTS = ["a {} on the beach", "a {} in the snow", "a red {}"]
-PICTURES = 2 * 3 * 4
+IMAGES = 2 * 3 * 4
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,26 @@ def bench(weights, sd, dino, clip, tmp_path_factory) -> list[str]:
     listed = folder / "subjects.yaml"
     listed.write_text(yaml.safe_dump({"name": "two", "prompts": {"object": PROMPTS}, "subjects": subjects}))
     return [
-        "dreambench", "--data", str(folder), "--subjects", str(listed), "--weights", str(weights), "--sd", str(sd),
-        "--protocol", "kosmosg", "--size", "16", "--steps", "1", "--dino", str(dino), "--clip", str(clip),
-    ]  # fmt: skip
+        "dreambench",
+        "--data",
+        str(folder),
+        "--subjects",
+        str(listed),
+        "--weights",
+        str(weights),
+        "--sd",
+        str(sd),
+        "--protocol",
+        "kosmosg",
+        "--size",
+        "16",
+        "--steps",
+        "1",
+        "--dino",
+        str(dino),
+        "--clip",
+        str(clip),
+    ]
 
 
 def lines(folder: Path, kind: str) -> list[dict]:
@@ -56,9 +73,9 @@ def whole(bench, tmp_path_factory) -> Path:
 
 
 def test_an_evaluation_leaves_pictures_records_a_table_and_sheets(whole):
-    assert len(list(whole.glob("pictures/*/*.png"))) == PICTURES
+    assert len(list(whole.glob("pictures/*/*.png"))) == IMAGES
     records = [json.loads(line) for line in (whole / "scores.jsonl").open()]
-    assert len(records) == len({record["path"] for record in records}) == PICTURES
+    assert len(records) == len({record["path"] for record in records}) == IMAGES
     assert {"subject", "prompt", "seed", "path", "dino", "clip_i", "clip_t", "copy"} <= set(records[0])
     results = json.loads((whole / "results.json").read_text())
     assert list(results["rows"]) == ["real pictures (oracle)", "input echoed", "this model"]
@@ -88,7 +105,7 @@ def test_killed_at_any_moment_it_resumes_with_nothing_twice_and_nothing_missing(
         process.send_signal(signal.SIGKILL)
         process.wait()
     before = {path: path.stat().st_mtime_ns for path in output.glob("pictures/*/*.png")}
-    assert 3 <= len(before) < PICTURES, "the kill came too late to prove anything"
+    assert 3 <= len(before) < IMAGES, "the kill came too late to prove anything"
     # What other moments leave behind: a picture without its record, a record cut short, a file half written.
     log = output / "generated-0.jsonl"
     recorded = log.read_bytes().splitlines(keepends=True)
@@ -98,12 +115,12 @@ def test_killed_at_any_moment_it_resumes_with_nothing_twice_and_nothing_missing(
     assert main(arguments) == 2  # an earlier evaluation is never overwritten unasked
     assert main([*arguments, "--resume"]) == 0
     after = {path: path.stat().st_mtime_ns for path in output.glob("pictures/*/*.png")}
-    assert len(after) == PICTURES
+    assert len(after) == IMAGES
     assert {path: after[path] for path in before} == before
     assert sorted(record["path"] for record in lines(output, "generated")) == sorted(
         str(path.relative_to(output)) for path in after
     )
-    assert len({record["path"] for record in lines(output, "scores")}) == len(lines(output, "scores")) == PICTURES
+    assert len({record["path"] for record in lines(output, "scores")}) == len(lines(output, "scores")) == IMAGES
     assert not list(output.rglob(".unfinished-*"))
     for path in after:
         with Image.open(path) as ours, Image.open(whole / path.relative_to(output)) as undisturbed:
@@ -121,8 +138,8 @@ def test_processes_of_torchrun_share_the_painting_and_the_scoring(bench, whole, 
     subprocess.run(command(arguments, launcher), env=environment(), check=True, capture_output=True)
     for kind in ("generated", "scores"):
         shares = [len((output / f"{kind}-{rank}.jsonl").read_text().splitlines()) for rank in (0, 1)]
-        assert shares == [PICTURES // 2] * 2
-        assert len({record["path"] for record in lines(output, kind)}) == PICTURES
+        assert shares == [IMAGES // 2] * 2
+        assert len({record["path"] for record in lines(output, kind)}) == IMAGES
     ours, theirs = ([json.loads(line) for line in (x / "scores.jsonl").open()] for x in (output, whole))
     assert [record["path"] for record in ours] == [record["path"] for record in theirs]
     for metric in ("dino", "clip_i", "clip_t", "copy"):
@@ -132,7 +149,7 @@ def test_processes_of_torchrun_share_the_painting_and_the_scoring(bench, whole, 
 def test_painting_and_scoring_can_run_apart(bench, whole, tmp_path):
     output = tmp_path / "out"
     assert main([*bench, "--output", str(output), "--only", "generate"]) == 0
-    assert len(lines(output, "generated")) == PICTURES
+    assert len(lines(output, "generated")) == IMAGES
     assert not (output / "results.json").exists()
     scoring = list(bench)
     for option in ("--weights", "--sd", "--steps"):  # known from the painting
@@ -166,7 +183,7 @@ def test_two_subjects_share_a_picture(bench, tmp_path):
 def test_pictures_of_other_programs_can_be_scored(bench, whole, tmp_path):
     shutil.copytree(whole / "pictures", tmp_path / "out" / "pictures")
     assert main([*bench, "--output", str(tmp_path / "out"), "--only", "score"]) == 0
-    assert len(lines(tmp_path / "out", "scores")) == PICTURES
+    assert len(lines(tmp_path / "out", "scores")) == IMAGES
 
 
 def test_resuming_with_other_settings_is_refused(bench, whole, capsys):
@@ -197,9 +214,9 @@ def test_a_full_disk_stops_with_a_sentence_and_loses_nothing(bench, tmp_path, ca
     assert "cannot be written: File too large" in capsys.readouterr().err
     assert not list(output.rglob(".unfinished-*"))
     assert main([*arguments, "--only", "generate"]) == 0
-    assert len(list(output.glob("pictures/*/*.png"))) == PICTURES
+    assert len(list(output.glob("pictures/*/*.png"))) == IMAGES
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert len(lines(output, "generated")) == PICTURES
+    assert len(lines(output, "generated")) == IMAGES
 
 
 def test_a_missing_subject_folder_and_an_unreadable_picture_stop_before_anything_is_painted(bench, tmp_path, capsys):

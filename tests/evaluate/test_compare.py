@@ -8,8 +8,8 @@ from urllib.parse import unquote
 import pytest
 from PIL import Image
 
-from tests.evaluate import tiny
-from training.errors import ConfigError
+from tests.tiny import evaluation as tiny
+from training.base.errors import ConfigError
 from training.evaluate.__main__ import main
 from training.evaluate.compare import model_names, read_prompts
 
@@ -33,10 +33,29 @@ def test_a_page_shows_every_model_with_equal_seeds(prompts, weights, sd, dino, c
     other = tiny.save_kosmos_g(tmp_path / "other.safetensors", tiny_tokenizer, seed=5)
     output = tmp_path / "out"
     arguments = [
-        "compare", "--weights", str(weights), str(other), "sd15", "--prompts", str(prompts), "--sd", str(sd),
-        "--seeds", "3", "4", "--steps", "1", "--size", "16", "--dino", str(dino), "--clip", str(clip),
-        "--output", str(output),
-    ]  # fmt: skip
+        "compare",
+        "--weights",
+        str(weights),
+        str(other),
+        "sd15",
+        "--prompts",
+        str(prompts),
+        "--sd",
+        str(sd),
+        "--seeds",
+        "3",
+        "4",
+        "--steps",
+        "1",
+        "--size",
+        "16",
+        "--dino",
+        str(dino),
+        "--clip",
+        str(clip),
+        "--output",
+        str(output),
+    ]
     assert main(arguments) == 0
     page = (output / "index.html").read_text()
     assert "a &lt;i&gt; wearing &lt;i&gt; on the beach" in page
@@ -44,8 +63,8 @@ def test_a_page_shows_every_model_with_equal_seeds(prompts, weights, sd, dino, c
     assert len(sources) == 2 + 3 * 2 * 2
     for source in sources:
         assert not source.startswith(("/", "file:", "http"))
-        with Image.open(output / source) as picture:
-            picture.load()
+        with Image.open(output / source) as image:
+            image.load()
     scores = json.loads((output / "scores.json").read_text())["scores"]
     assert list(scores) == ["kosmos-g", "other", "sd15"]
     for records in scores.values():
@@ -91,5 +110,7 @@ def test_a_wrong_number_of_marks_stops_before_anything_is_written(prompts, weigh
 
 def test_models_with_equal_names_stay_apart():
     assert model_names(["a/m.safetensors", "b/m.safetensors", "sd15"]) == {
-        "m": "a/m.safetensors", "m-2": "b/m.safetensors", "sd15": "sd15",
-    }  # fmt: skip
+        "m": "a/m.safetensors",
+        "m-2": "b/m.safetensors",
+        "sd15": "sd15",
+    }

@@ -12,11 +12,11 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-from tests.evaluate import tiny
-from training.errors import ConfigError
+from tests.tiny import evaluation as tiny
+from training.base.errors import ConfigError
 from training.evaluate.__main__ import main
 from training.evaluate.coco import caption_jobs, sample_captions
-from training.evaluate.fid import PictureFiles, frechet_distance, name_of_reals, treatments
+from training.evaluate.fid import ImageFiles, frechet_distance, name_of_reals, treatments
 
 CPU = torch.device("cpu")
 
@@ -43,9 +43,9 @@ class Pixels(FeatureExtractorBase):
     def get_dummy_input_for_compile():
         return torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
 
-    def forward(self, pictures):
-        assert pictures.dtype == torch.uint8
-        return (functional.adaptive_avg_pool2d(pictures.float(), 2).flatten(1),)
+    def forward(self, images):
+        assert images.dtype == torch.uint8
+        return (functional.adaptive_avg_pool2d(images.float(), 2).flatten(1),)
 
 
 torch_fidelity.register_feature_extractor("pixels", Pixels)
@@ -66,7 +66,7 @@ class Noise(Dataset):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> tuple[list[Path], list[Path]]:
+def images(tmp_path_factory) -> tuple[list[Path], list[Path]]:
     folder, sets = tmp_path_factory.mktemp("pictures"), []
     for name, offset, size in (("fakes", 0, 300), ("reals", 50, 320)):
         (folder / name).mkdir()
@@ -83,17 +83,24 @@ def distance(fakes, reals, tmp_path, name="reals"):
 
 
 @pytest.mark.parametrize("protocol", ["kosmosg", "clean"])
-def test_fid_equals_torch_fidelity_called_directly(pictures, protocol, tmp_path):
+def test_fid_equals_torch_fidelity_called_directly(images, protocol, tmp_path):
     for_fakes, for_reals = treatments(protocol)
-    fakes, reals = PictureFiles(pictures[0], for_fakes), PictureFiles(pictures[1], for_reals)
+    fakes, reals = ImageFiles(images[0], for_fakes), ImageFiles(images[1], for_reals)
     for name, files in (("fakes", fakes), ("reals", reals)):
         (tmp_path / name).mkdir()
         for number in range(len(files)):
             Image.fromarray(files[number].permute(1, 2, 0).numpy()).save(tmp_path / name / f"{number}.png")
     direct = torch_fidelity.calculate_metrics(
-        input1=str(tmp_path / "fakes"), input2=str(tmp_path / "reals"), fid=True, cuda=False, verbose=False,
-        feature_extractor="pixels", feature_layer_fid="grid", cache=False, save_cpu_ram=True,
-    )  # fmt: skip
+        input1=str(tmp_path / "fakes"),
+        input2=str(tmp_path / "reals"),
+        fid=True,
+        cuda=False,
+        verbose=False,
+        feature_extractor="pixels",
+        feature_layer_fid="grid",
+        cache=False,
+        save_cpu_ram=True,
+    )
     assert distance(fakes, reals, tmp_path) == pytest.approx(direct["frechet_inception_distance"], rel=1e-6)
     assert direct["frechet_inception_distance"] > 1
 
@@ -107,7 +114,7 @@ def test_fid_of_two_gaussians_is_the_closed_form(tmp_path):
     assert distance(Noise(8_000, *first, seed=1), Noise(8_000, *first, seed=3), tmp_path, "same") < 0.01 * expected
 
 
-def test_inception_itself_runs_from_a_local_file(pictures, tmp_path):
+def test_inception_itself_runs_from_a_local_file(images, tmp_path):
     """torch-fidelity's own Inception with random weights saved as its weight file: same distance as called directly."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -131,21 +138,28 @@ def test_inception_itself_runs_from_a_local_file(pictures, tmp_path):
     finally:
         FeatureExtractorInceptionV3.load_state_dict = original
     torch.save(weights, path)
-    fakes, reals = (PictureFiles(files[:4], "pillow") for files in pictures)
+    fakes, reals = (ImageFiles(files[:4], "pillow") for files in images)
     found = frechet_distance(
         fakes, reals, inception=path, cache=tmp_path / "cache", reals_name="few", device=CPU, layer="64"
     )
     direct = torch_fidelity.calculate_metrics(
-        input1=fakes, input2=reals, fid=True, cuda=False, verbose=False, cache=False, save_cpu_ram=True,
-        feature_extractor_weights_path=str(path), feature_layer_fid="64",
-    )  # fmt: skip
+        input1=fakes,
+        input2=reals,
+        fid=True,
+        cuda=False,
+        verbose=False,
+        cache=False,
+        save_cpu_ram=True,
+        feature_extractor_weights_path=str(path),
+        feature_layer_fid="64",
+    )
     assert found == pytest.approx(direct["frechet_inception_distance"], rel=1e-4)
     assert found > 0
 
 
-def test_statistics_of_the_reals_are_kept_and_renewed(pictures, tmp_path):
-    fakes, reals = PictureFiles(pictures[0], "pillow"), PictureFiles(pictures[1], "pillow")
-    name = name_of_reals(pictures[1], "clean", None)
+def test_statistics_of_the_reals_are_kept_and_renewed(images, tmp_path):
+    fakes, reals = ImageFiles(images[0], "pillow"), ImageFiles(images[1], "pillow")
+    name = name_of_reals(images[1], "clean", None)
     first = distance(fakes, reals, tmp_path, name)
 
     class Unread(Dataset):
@@ -157,8 +171,8 @@ def test_statistics_of_the_reals_are_kept_and_renewed(pictures, tmp_path):
             return reals[0]
 
     assert distance(fakes, Unread(), tmp_path, name) == pytest.approx(first)
-    assert name_of_reals(pictures[1][:-1], "clean", None) != name
-    assert name_of_reals(pictures[1], "kosmosg", None) != name
+    assert name_of_reals(images[1][:-1], "clean", None) != name
+    assert name_of_reals(images[1], "kosmosg", None) != name
 
 
 def test_pictures_are_treated_as_each_protocol_says(tmp_path):
@@ -167,15 +181,15 @@ def test_pictures_are_treated_as_each_protocol_says(tmp_path):
 
     assert treatments("kosmosg") == (None, "tensor")
     assert treatments("clean") == ("pillow", "pillow")
-    picture = tiny.drawing(1, 640).resize((640, 480)).effect_spread(4)
-    picture.save(tmp_path / "wide.png")
-    pixels = theirs.pil_to_tensor(picture)
+    image = tiny.drawing(1, 640).resize((640, 480)).effect_spread(4)
+    image.save(tmp_path / "wide.png")
+    pixels = theirs.pil_to_tensor(image)
     by_tensor = theirs.center_crop(theirs.resize(pixels / 255, 256, antialias=False), 256)
-    ours = PictureFiles([tmp_path / "wide.png"], "tensor")[0]
+    ours = ImageFiles([tmp_path / "wide.png"], "tensor")[0]
     assert (ours.int() - (by_tensor * 255).int()).abs().max() <= 1
-    by_pillow = theirs.center_crop(theirs.resize(picture, 256, theirs.InterpolationMode.BICUBIC), 256)
-    assert torch.equal(PictureFiles([tmp_path / "wide.png"], "pillow")[0], theirs.pil_to_tensor(by_pillow))
-    assert torch.equal(PictureFiles([tmp_path / "wide.png"], None)[0], pixels)
+    by_pillow = theirs.center_crop(theirs.resize(image, 256, theirs.InterpolationMode.BICUBIC), 256)
+    assert torch.equal(ImageFiles([tmp_path / "wide.png"], "pillow")[0], theirs.pil_to_tensor(by_pillow))
+    assert torch.equal(ImageFiles([tmp_path / "wide.png"], None)[0], pixels)
 
 
 @pytest.fixture(scope="module")
@@ -204,10 +218,28 @@ def test_captions_are_sampled_as_the_original_does(coco):
 
 def test_the_coco_command_prints_both_rows_under_both_protocols(coco, weights, sd, tmp_path, capsys):
     arguments = [
-        "coco", "--annotations", str(coco[0]), "--images", str(coco[1]), "--weights", str(weights), "--sd", str(sd),
-        "--captions", "4", "--steps", "1", "--size", "16", "--extractor", "pixels", "--layer", "grid",
-        "--output", str(tmp_path / "out"),
-    ]  # fmt: skip
+        "coco",
+        "--annotations",
+        str(coco[0]),
+        "--images",
+        str(coco[1]),
+        "--weights",
+        str(weights),
+        "--sd",
+        str(sd),
+        "--captions",
+        "4",
+        "--steps",
+        "1",
+        "--size",
+        "16",
+        "--extractor",
+        "pixels",
+        "--layer",
+        "grid",
+        "--output",
+        str(tmp_path / "out"),
+    ]
     assert main(arguments) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert set(results["fid"]) == {"kosmosg", "sd15"}
@@ -224,9 +256,16 @@ def test_the_coco_command_prints_both_rows_under_both_protocols(coco, weights, s
 
 def test_wrong_inputs_of_coco_get_a_sentence(coco, weights, sd, tmp_path, capsys):
     arguments = {
-        "--annotations": str(coco[0]), "--images": str(coco[1]), "--weights": str(weights), "--sd": str(sd),
-        "--captions": "2", "--steps": "1", "--size": "16", "--output": str(tmp_path / "out"), "--rows": "kosmosg",
-    }  # fmt: skip
+        "--annotations": str(coco[0]),
+        "--images": str(coco[1]),
+        "--weights": str(weights),
+        "--sd": str(sd),
+        "--captions": "2",
+        "--steps": "1",
+        "--size": "16",
+        "--output": str(tmp_path / "out"),
+        "--rows": "kosmosg",
+    }
     (tmp_path / "empty").mkdir()
     (tmp_path / "evil.pth").write_bytes(b"cposix\nsystem\n(S'true'\ntR.")
     for change, sentence in (

@@ -8,11 +8,11 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.evaluate import tiny
-from training.errors import ConfigError
+from tests.tiny import evaluation as tiny
+from training.base.errors import ConfigError
 from training.evaluate.jobs import dreambench_jobs, pair_jobs
 from training.evaluate.protocols import PROTOCOLS, mark_nouns, prompt_of, words_of
-from training.evaluate.subjects import DREAMBENCH, check_pictures, open_picture, read_subjects
+from training.evaluate.subjects import DREAMBENCH, check_images, open_image, read_subjects
 
 KOSMOSG, DREAMBOOTH = PROTOCOLS["kosmosg"], PROTOCOLS["dreambooth"]
 
@@ -38,9 +38,7 @@ def test_there_are_30_subjects_21_objects_and_9_live_with_25_prompts_each():
 def test_every_subject_has_one_picked_picture():
     picked = {subject.name: subject.picked for subject in DREAMBENCH.subjects}
     assert len(picked) == 30
-    assert Counter(picked.values()) == {
-        "00.jpg": 4, "01.jpg": 5, "02.jpg": 10, "03.jpg": 3, "04.jpg": 7, "05.jpg": 1,
-    }  # fmt: skip
+    assert Counter(picked.values()) == {"00.jpg": 4, "01.jpg": 5, "02.jpg": 10, "03.jpg": 3, "04.jpg": 7, "05.jpg": 1}
     assert picked["dog3"] == "05.jpg"
     assert picked["poop_emoji"] == "00.jpg"
 
@@ -130,8 +128,8 @@ def test_unos_list_of_pairs_is_read_as_it_is(dreambooth, tmp_path):
 
 
 def test_other_benchmarks_bring_their_nouns_along(dreambooth, tmp_path):
-    picture = dreambooth / "dataset" / "can" / "01.jpg"
-    entry = {"prompt": "a hat on a lantern", "image_paths": [str(picture)] * 2, "nouns": ["hat", "lantern"]}
+    image = dreambooth / "dataset" / "can" / "01.jpg"
+    entry = {"prompt": "a hat on a lantern", "image_paths": [str(image)] * 2, "nouns": ["hat", "lantern"]}
     (tmp_path / "list.json").write_text(json.dumps([entry]))
     jobs = pair_jobs(tmp_path / "list.json", DREAMBENCH, dreambooth, DREAMBOOTH)
     assert jobs[0].prompt == "a hat <i> on a lantern <i>"
@@ -150,7 +148,7 @@ def test_missing_and_broken_data_is_named(tmp_path):
     whole = data / "dataset" / "bear_plushie" / "03.jpg"
     whole.write_bytes(whole.read_bytes()[:700])
     with pytest.raises(ConfigError, match=r"the picture .*03\.jpg cannot be read"):
-        check_pictures([whole])
+        check_images([whole])
 
 
 def test_pictures_are_read_as_stored(tmp_path):
@@ -158,9 +156,9 @@ def test_pictures_are_read_as_stored(tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6
     tiny.drawing(1, 64).resize((64, 32)).save(tmp_path / "turned.jpg", exif=turned)
-    picture = open_picture(tmp_path / "turned.jpg")
-    assert picture.size == (64, 32)
-    assert not picture.getexif()
+    image = open_image(tmp_path / "turned.jpg")
+    assert image.size == (64, 32)
+    assert not image.getexif()
 
 
 def test_subjects_of_ones_own_are_checked(tmp_path):
@@ -184,9 +182,9 @@ def test_subjects_of_ones_own_are_checked(tmp_path):
 
 
 def test_a_jobs_noise_is_its_row_of_the_whole_block(weights, sd):
+    from training.evaluate.image_generator import ImageGenerator, Sampling
     from training.evaluate.jobs import Job
-    from training.evaluate.painter import Painter, Sampling
 
-    painter = Painter(str(weights), sd, Sampling("ddim", 2, 3.0, 16), device=torch.device("cpu"))
+    painter = ImageGenerator(str(weights), sd, Sampling("ddim", 2, 3.0, 16), device=torch.device("cpu"))
     block = torch.randn(20, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(painter._noise(Job("a.png", "", "", row=7, rows=20)), block[7])

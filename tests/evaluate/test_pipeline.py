@@ -20,16 +20,16 @@ from diffusers import (
 from PIL import Image
 from safetensors.torch import save_file
 
-from kosmos_core.pipeline import KosmosGPipeline
-from kosmos_core.stable_diffusion import SCHEDULER
-from tests.comfyui.tiny_models import save_tiny_checkpoint, save_tiny_controlnet, save_tiny_lora
+from kosmos_core.diffusers.pipeline import KosmosGPipeline
+from kosmos_core.diffusers.stable_diffusion import SCHEDULER
 from tests.core.golden_roles import Role, assert_close, roles
-from tests.training.tiny_diffusion import SIZES, single_file_names
+from tests.tiny.comfyui_files import save_tiny_checkpoint, save_tiny_controlnet, save_tiny_lora
+from tests.tiny.stable_diffusion import SIZES, single_file_names
 
 SMALL = {"height": 16, "width": 16, "num_inference_steps": 2, "output_type": "np"}
 
 
-def picture(seed: int, size: int = 40) -> Image.Image:
+def image(seed: int, size: int = 40) -> Image.Image:
     pixels = numpy.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=numpy.uint8)
     return Image.fromarray(pixels)
 
@@ -55,9 +55,14 @@ def test_latents_of_the_three_samplers_equal_the_original(role: Role, tmp_path):
         parts[name].load_state_dict(own)
     scheduler = PNDMScheduler.from_config(PNDMScheduler.load_config(role.folder / "sd" / "scheduler"))
     diffusion = StableDiffusionPipeline(
-        **parts, scheduler=scheduler, text_encoder=None, tokenizer=None, safety_checker=None, feature_extractor=None,
+        **parts,
+        scheduler=scheduler,
+        text_encoder=None,
+        tokenizer=None,
+        safety_checker=None,
+        feature_extractor=None,
         requires_safety_checker=False,
-    )  # fmt: skip
+    )
     diffusion.set_progress_bar_config(disable=True)
     pipe = KosmosGPipeline(role.model("checkpoint_final", tmp_path), diffusion)
     inputs, expected = role.tensors("inputs"), role.tensors("expected_infer")
@@ -71,10 +76,14 @@ def test_latents_of_the_three_samplers_equal_the_original(role: Role, tmp_path):
     for sampler, name in (("dpmsolver++", "dpms"), ("ddim", "ddim"), ("pndm", "pndm")):
         pipe.use_scheduler(sampler)
         latents = pipe(
-            prompt_embeds=conditions, negative_prompt_embeds=negative, guidance_scale=6, num_inference_steps=5,
-            num_images_per_prompt=repeat, latents=expected[f"sample.{name}.initial_latents"][grouped],
+            prompt_embeds=conditions,
+            negative_prompt_embeds=negative,
+            guidance_scale=6,
+            num_inference_steps=5,
+            num_images_per_prompt=repeat,
+            latents=expected[f"sample.{name}.initial_latents"][grouped],
             output_type="latent",
-        ).images  # fmt: skip
+        ).images
         assert_close(latents, expected[f"sample.{name}.latents"][grouped], f"latents of {sampler}")
         if name == "dpms":
             decoded = pipe.vae.decode(latents / 0.18215).sample.detach()
@@ -84,25 +93,25 @@ def test_latents_of_the_three_samplers_equal_the_original(role: Role, tmp_path):
 
 def test_prompts_with_different_numbers_of_pictures_share_a_batch(pipe):
     prompts = ["a red dog", "a <i> on the beach", "a <i> beside a <i>"]
-    pictures = [[], [picture(1)], [picture(2), picture(3)]]
+    images = [[], [image(1)], [image(2), image(3)]]
     latents = torch.randn(3, 4, 8, 8, generator=seeded())
-    together = pipe(prompts, images=pictures, negative_prompt="blue", latents=latents, **SMALL).images
+    together = pipe(prompts, images=images, negative_prompt="blue", latents=latents, **SMALL).images
     for index, prompt in enumerate(prompts):
         alone = pipe(
-            prompt, images=pictures[index], negative_prompt="blue", latents=latents[index : index + 1], **SMALL
+            prompt, images=images[index], negative_prompt="blue", latents=latents[index : index + 1], **SMALL
         ).images
         assert numpy.abs(alone[0] - together[index]).max() < 2e-3
 
 
 def test_pictures_and_negative_prompts_change_the_result(pipe):
-    def render(image, **options):
-        return pipe("a <i> on the beach", images=image, generator=seeded(), **options, **SMALL).images
+    def render(shown, **options):
+        return pipe("a <i> on the beach", images=shown, generator=seeded(), **options, **SMALL).images
 
-    plain = render([picture(1)])
-    assert numpy.array_equal(plain, render(picture(1)))  # one picture may come without a list
-    assert not numpy.array_equal(plain, render([picture(2)]))
-    assert not numpy.array_equal(plain, render([picture(1)], negative_prompt="a wooden kettle"))
-    assert numpy.array_equal(plain, render([picture(1)], negative_prompt=""))
+    plain = render([image(1)])
+    assert numpy.array_equal(plain, render(image(1)))  # one picture may come without a list
+    assert not numpy.array_equal(plain, render([image(2)]))
+    assert not numpy.array_equal(plain, render([image(1)], negative_prompt="a wooden kettle"))
+    assert numpy.array_equal(plain, render([image(1)], negative_prompt=""))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 0.0])
@@ -132,23 +141,23 @@ def test_any_scheduler_of_diffusers_can_be_set(pipe):
 
 
 def test_image_to_image_and_inpainting_take_the_condition(pipe):
-    start, mask = picture(5, 16), Image.new("L", (16, 16), 0)
+    start, mask = image(5, 16), Image.new("L", (16, 16), 0)
     mask.paste(255, (0, 0, 8, 16))
-    embeds = pipe.encode_prompt("a <i> on the beach", [picture(1)], negative_prompt="blue")
+    embeds = pipe.encode_prompt("a <i> on the beach", [image(1)], negative_prompt="blue")
     options = {"generator": seeded(), "num_inference_steps": 4, "strength": 0.8, "output_type": "np"}
     own = StableDiffusionImg2ImgPipeline.from_pipe(pipe.diffusion)
     direct = own(**embeds, image=start, guidance_scale=6.0, **options).images
     wrapped = KosmosGPipeline(pipe.encoder, own)
     options["generator"] = seeded()
-    through = wrapped("a <i> on the beach", [picture(1)], negative_prompt="blue", image=start, **options).images
+    through = wrapped("a <i> on the beach", [image(1)], negative_prompt="blue", image=start, **options).images
     assert numpy.array_equal(direct, through)
 
     inpaint = KosmosGPipeline(pipe.encoder, StableDiffusionInpaintPipeline.from_pipe(pipe.diffusion))
     size = {"height": 16, "width": 16}
     options["generator"] = seeded()
-    a = inpaint("a <i>", [picture(1)], image=start, mask_image=mask, **size, **options).images
+    a = inpaint("a <i>", [image(1)], image=start, mask_image=mask, **size, **options).images
     options["generator"] = seeded()
-    b = inpaint("a <i>", [picture(2)], image=start, mask_image=mask, **size, **options).images
+    b = inpaint("a <i>", [image(2)], image=start, mask_image=mask, **size, **options).images
     assert not numpy.array_equal(a, b)
 
 
@@ -163,14 +172,14 @@ def test_one_or_several_controlnets_steer_the_result(weights, sd, pipe):
     size = {"num_inference_steps": 2, "output_type": "np"}
 
     def render(pipeline, hint, **options):
-        return pipeline("a <i>", [picture(1)], image=hint, generator=seeded(), **size, **options).images
+        return pipeline("a <i>", [image(1)], image=hint, generator=seeded(), **size, **options).images
 
-    plain = render(one, picture(7, 16), controlnet_conditioning_scale=0.0)
-    steered = render(one, picture(7, 16))
+    plain = render(one, image(7, 16), controlnet_conditioning_scale=0.0)
+    steered = render(one, image(7, 16))
     assert not numpy.array_equal(plain, steered)
-    assert not numpy.array_equal(steered, render(one, picture(8, 16)))
+    assert not numpy.array_equal(steered, render(one, image(8, 16)))
     several = KosmosGPipeline.from_files(weights, sd, controlnet=nets)
-    both = render(several, [picture(7, 16), picture(8, 16)], controlnet_conditioning_scale=[1.0, 0.5])
+    both = render(several, [image(7, 16), image(8, 16)], controlnet_conditioning_scale=[1.0, 0.5])
     assert not numpy.array_equal(steered, both)
 
 
@@ -183,8 +192,8 @@ def test_single_files_load_with_their_controlnet_and_lora(weights, tmp_path):
     assert pipe.unet.config.block_out_channels == [320]
 
     def render():
-        options = {"num_inference_steps": 2, "output_type": "np", "image": picture(3, 64), "generator": seeded()}
-        return pipe("a <i> on the beach", [picture(1)], height=64, width=64, **options).images
+        options = {"num_inference_steps": 2, "output_type": "np", "image": image(3, 64), "generator": seeded()}
+        return pipe("a <i> on the beach", [image(1)], height=64, width=64, **options).images
 
     before = render()
     assert before.shape == (1, 64, 64, 3)
@@ -210,7 +219,7 @@ def test_a_single_file_gives_the_same_pictures_as_its_folder(weights, tmp_path):
 
     def render(source):
         pipe = KosmosGPipeline.from_files(weights, tmp_path / source)
-        return pipe("a <i> on the beach", [picture(1)], generator=seeded(), **SMALL).images
+        return pipe("a <i> on the beach", [image(1)], generator=seeded(), **SMALL).images
 
     expected = render("folder")
     assert numpy.abs(render("file.safetensors") - expected).max() < 1e-5
@@ -218,11 +227,11 @@ def test_a_single_file_gives_the_same_pictures_as_its_folder(weights, tmp_path):
 
 
 def test_offloading_takes_the_encoder_along_and_changes_no_pixel(weights, sd):
-    expected = KosmosGPipeline.from_files(weights, sd)("a <i>", [picture(1)], generator=seeded(), **SMALL).images
+    expected = KosmosGPipeline.from_files(weights, sd)("a <i>", [image(1)], generator=seeded(), **SMALL).images
     pipe = KosmosGPipeline.from_files(weights, sd)
     pipe.enable_model_cpu_offload(device="cpu")
     for _ in range(2):  # the second call finds everything put away by the first
-        assert numpy.array_equal(pipe("a <i>", [picture(1)], generator=seeded(), **SMALL).images, expected)
+        assert numpy.array_equal(pipe("a <i>", [image(1)], generator=seeded(), **SMALL).images, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -230,24 +239,24 @@ def test_half_precision_and_slicing_are_diffusers_own(weights, sd, dtype):
     pipe = KosmosGPipeline.from_files(weights, sd, dtype=dtype)
     assert pipe.unet.dtype == pipe.encode_prompt("a dog")["prompt_embeds"].dtype == dtype
     latents = torch.randn(1, 4, 8, 8, generator=seeded()).to(dtype)
-    plain = pipe("a <i>", [picture(1)], latents=latents, **SMALL).images
-    exact = KosmosGPipeline.from_files(weights, sd)("a <i>", [picture(1)], latents=latents.float(), **SMALL).images
+    plain = pipe("a <i>", [image(1)], latents=latents, **SMALL).images
+    exact = KosmosGPipeline.from_files(weights, sd)("a <i>", [image(1)], latents=latents.float(), **SMALL).images
     assert numpy.abs(plain - exact).max() < 0.1
     pipe.enable_attention_slicing()
-    assert numpy.abs(pipe("a <i>", [picture(1)], latents=latents, **SMALL).images - plain).max() < 0.05
+    assert numpy.abs(pipe("a <i>", [image(1)], latents=latents, **SMALL).images - plain).max() < 0.05
     pipe.to(torch.float32)
     assert pipe.encode_prompt("a dog")["prompt_embeds"].dtype == torch.float32
 
 
 def test_wrong_calls_get_a_sentence(pipe, weights, sd, tmp_path):
     with pytest.raises(ValueError, match="marks for 1 picture"):
-        pipe("a <i>", images=[picture(1), picture(2)], **SMALL)
+        pipe("a <i>", images=[image(1), image(2)], **SMALL)
     with pytest.raises(ValueError, match="2 negative prompts for 3 prompts"):
         pipe(["a", "b", "c"], negative_prompt=["d", "e"], **SMALL)
     with pytest.raises(ValueError, match="has no option 'image'; reference pictures go to images="):
-        pipe("a dog", image=picture(1), **SMALL)
+        pipe("a dog", image=image(1), **SMALL)
     with pytest.raises(ValueError, match="give a prompt"):
-        pipe(images=[picture(1)], **SMALL)
+        pipe(images=[image(1)], **SMALL)
     with pytest.raises(ValueError, match=r"no diffusers folder .*model_index\.json"):
         KosmosGPipeline.from_files(weights, tmp_path)
     with pytest.raises(ValueError, match="nothing is downloaded"):

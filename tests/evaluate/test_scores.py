@@ -8,13 +8,14 @@ import pytest
 import torch
 from torchvision import transforms
 
-from tests.evaluate import tiny
-from training.errors import ConfigError
-from training.evaluate.features import (
+from tests.tiny import evaluation as tiny
+from training.base.errors import ConfigError
+from training.base.processes import ProcessGroup
+from training.evaluate.feature_networks import (
     IMAGENET,
     ClassAttention,
     FeatureNets,
-    Features,
+    ImageFeatures,
     foreground_mask,
     prefetched,
     prepare,
@@ -25,9 +26,8 @@ from training.evaluate.protocols import PROTOCOLS
 from training.evaluate.score import References, copy_threshold, echo, fidelity, oracle, score
 from training.evaluate.subjects import Subject, SubjectSet
 from training.evaluate.table import interval, markdown, subject_means, summarise
-from training.processes import World
 
-ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+ALONE = ProcessGroup(rank=0, world_size=1, device=torch.device("cpu"))
 SUBJECTS = SubjectSet(
     "shapes",
     tuple(Subject(name, "thing", "object", "01.jpg") for name in ("one", "two", "three")),
@@ -46,8 +46,8 @@ def data(tmp_path_factory):
 
 
 def references_of(data, nets) -> References:
-    pictures = {s.name: sorted((data / "dataset" / s.name).iterdir()) for s in SUBJECTS.subjects}
-    return References.read(pictures, {s.name: s.picked for s in SUBJECTS.subjects}, nets)
+    images = {s.name: sorted((data / "dataset" / s.name).iterdir()) for s in SUBJECTS.subjects}
+    return References.read(images, {s.name: s.picked for s in SUBJECTS.subjects}, nets)
 
 
 def test_identical_pictures_score_one_and_a_shuffled_pairing_less(data, nets, tmp_path):
@@ -72,7 +72,7 @@ def test_identical_pictures_score_one_and_a_shuffled_pairing_less(data, nets, tm
 def test_the_two_protocols_compare_with_one_or_with_all_real_pictures(data, nets):
     references = references_of(data, nets)
     job = dreambench_jobs(SUBJECTS, data, PROTOCOLS["kosmosg"])[0]
-    result = nets.of_pictures([data / "dataset" / "two" / "03.jpg"])
+    result = nets.of_images([data / "dataset" / "two" / "03.jpg"])
     one = fidelity(result, 0, job, references, False)["dino"]
     real = references.features["one"].dino
     assert one == pytest.approx(float(real[1] @ result.dino[0]), abs=1e-6)
@@ -85,7 +85,7 @@ def test_two_subjects_are_averaged_and_listed(data, nets):
 
     references = references_of(data, nets)
     job = replace(dreambench_jobs(SUBJECTS, data, PROTOCOLS["kosmosg"])[0], subjects=("one", "two"))
-    result = nets.of_pictures([data / "dataset" / "one" / "01.jpg"])
+    result = nets.of_images([data / "dataset" / "one" / "01.jpg"])
     scores = fidelity(result, 0, job, references, False)
     assert scores["dino_per_subject"][0] == pytest.approx(1, abs=1e-5)
     assert scores["dino"] == pytest.approx(sum(scores["dino_per_subject"]) / 2, abs=1e-6)
@@ -94,7 +94,7 @@ def test_two_subjects_are_averaged_and_listed(data, nets):
 def test_oracle_echo_and_copy_threshold_follow_from_the_features():
     def features(*angles):
         rows = torch.tensor([[numpy.cos(a), numpy.sin(a)] for a in angles], dtype=torch.float32)
-        return Features(rows, rows, rows)
+        return ImageFeatures(rows, rows, rows)
 
     references = References({}, {"one": features(0, numpy.pi / 3, numpy.pi / 3)}, {"one": 0})
 
@@ -118,9 +118,13 @@ def test_oracle_echo_and_copy_threshold_follow_from_the_features():
 
 def test_averages_are_those_of_a_table_made_by_hand():
     records = [
-        {"subject": "a", "dino": 0.2}, {"subject": "a", "dino": 0.4}, {"subject": "a", "dino": 0.6},
-        {"subject": "b", "dino": 1.0}, {"subject": "c", "dino": 0.0}, {"subject": "c", "dino": 0.2},
-    ]  # fmt: skip
+        {"subject": "a", "dino": 0.2},
+        {"subject": "a", "dino": 0.4},
+        {"subject": "a", "dino": 0.6},
+        {"subject": "b", "dino": 1.0},
+        {"subject": "c", "dino": 0.0},
+        {"subject": "c", "dino": 0.2},
+    ]
     assert subject_means(records, "dino") == pytest.approx({"a": 0.4, "b": 1.0, "c": 0.1})
     summary = summarise(records, ("dino", "clip_t"))
     assert summary["dino"]["mean"] == pytest.approx(0.5)
@@ -144,20 +148,24 @@ def test_bootstrap_intervals_equal_numpys_and_cover_the_mean_95_times_of_100():
 
 def test_pictures_are_prepared_as_torchvision_does():
     for size in ((300, 300), (640, 481), (200, 333), (224, 224)):
-        picture = tiny.drawing(3, 700).resize(size)
-        theirs = transforms.Compose([
-            transforms.Resize(256, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(224),
-            transforms.ToTensor(), transforms.Normalize(*IMAGENET),
-        ])  # fmt: skip
-        assert torch.allclose(prepare(picture, 256, IMAGENET), theirs(picture), atol=1e-5)
+        image = tiny.drawing(3, 700).resize(size)
+        theirs = transforms.Compose(
+            [
+                transforms.Resize(256, transforms.InterpolationMode.BICUBIC),
+                transforms.CenterCrop(224),
+                transforms.ToTensor(),
+                transforms.Normalize(*IMAGENET),
+            ]
+        )
+        assert torch.allclose(prepare(image, 256, IMAGENET), theirs(image), atol=1e-5)
 
 
 def test_clip_sees_pictures_as_its_own_processor_shows_them(nets, clip):
     from transformers import CLIPImageProcessor
 
-    picture = tiny.drawing(3, 640)
-    theirs = CLIPImageProcessor.from_pretrained(clip)(images=picture, return_tensors="pt")["pixel_values"][0]
-    assert (nets.prepare(picture)[1] - theirs).abs().max() < 0.05  # its resizing rounds elsewhere
+    image = tiny.drawing(3, 640)
+    theirs = CLIPImageProcessor.from_pretrained(clip)(images=image, return_tensors="pt")["pixel_values"][0]
+    assert (nets.prepare(image)[1] - theirs).abs().max() < 0.05  # its resizing rounds elsewhere
 
 
 def test_the_foreground_is_where_the_class_token_looks():
@@ -176,11 +184,11 @@ def test_the_class_tokens_attention_is_that_of_the_slow_way(dino):
 
 
 def test_features_do_not_depend_on_the_batch(nets, data):
-    pictures = sorted((data / "dataset").rglob("*.jpg"))
-    together, alone = nets.of_pictures(pictures, batch_size=4, threads=2), nets.of_pictures(pictures, batch_size=1)
+    images = sorted((data / "dataset").rglob("*.jpg"))
+    together, alone = nets.of_images(images, batch_size=4, threads=2), nets.of_images(images, batch_size=1)
     for name in ("dino", "clip", "foreground"):
         assert torch.allclose(getattr(together, name), getattr(alone, name), atol=1e-5)
-    assert torch.allclose(together.dino.norm(dim=1), torch.ones(len(pictures)))
+    assert torch.allclose(together.dino.norm(dim=1), torch.ones(len(images)))
     assert list(prefetched(lambda x: x * x, range(200), threads=3)) == [x * x for x in range(200)]
 
 

@@ -42,9 +42,9 @@ def save_subjects(folder: Path, nouns: int) -> Path:
         place = folder / f"{sprite['noun'].replace(' ', '_')}"
         place.mkdir(parents=True)
         for number, colour in enumerate(BACKGROUNDS.values()):
-            picture = Image.new("RGB", (64, 64), colour)
-            picture.paste(cut, (4 + 4 * (number % 2), 8), cut)
-            picture.save(place / f"{number:02d}.png")
+            image = Image.new("RGB", (64, 64), colour)
+            image.paste(cut, (4 + 4 * (number % 2), 8), cut)
+            image.save(place / f"{number:02d}.png")
         subjects.append({"name": place.name, "noun": sprite["noun"], "kind": "object", "picked": "03.png"})
     prompts = {"object": [f"a {{}} on a {colour} background" for colour in ("red", "blue")]}
     listed = folder / "subjects.yaml"
@@ -61,9 +61,9 @@ def test_the_small_world_is_measured_by_the_same_commands(files, dino, clip, tmp
     assert main(["dreambench", "--protocol", "kosmosg", *common, *bench, "--output", str(out)]) == 0
     results = json.loads((out / "results.json").read_text())
     assert results["rows"]["this model"]["dino"]["subjects"] == 2
-    pictures = [Image.open(path).convert("RGB") for path in sorted(out.glob("pictures/*/*.png"))]
-    assert len(pictures) == 2 * 2 * 4
-    assert len({picture.tobytes() for picture in pictures}) == len(pictures)
+    images = [Image.open(path).convert("RGB") for path in sorted(out.glob("pictures/*/*.png"))]
+    assert len(images) == 2 * 2 * 4
+    assert len({image.tobytes() for image in images}) == len(images)
     prompts = tmp_path / "data" / "prompts.yaml"
     name = yaml.safe_load(subjects.read_text())["subjects"][0]["name"]
     prompts.write_text(yaml.safe_dump([{"prompt": "<i> on a red background", "images": [f"{name}/03.png"]}]))

@@ -6,8 +6,8 @@ import random
 import torch
 
 from training.data import AlignData, InstructData, LmData, SourceConfig, align_stream, instruct_stream, lm_stream
+from training.data.protocol import Stream
 from training.data.synthetic import LAYOUTS, write_tars
-from training.stages import Stream
 
 STAGE_SOURCES = {
     "lm": {"text": 5, "pairs": 5, "interleaved": 2},
@@ -39,11 +39,7 @@ def config_for(stage, folder, **options):
     """The data section of a stage over the folders of `write_sources`."""
     sources = {name: SourceConfig(str(folder / name), weight=weight) for name, weight in STAGE_SOURCES[stage].items()}
     kind = {"lm": LmData, "align": AlignData, "instruct": InstructData}[stage]
-    defaults = {
-        "lm": {"sequence_length": 128},
-        "align": {"max_clip_tokens": 75},
-        "instruct": {"resolution": 32},
-    }[stage]
+    defaults = {"lm": {"sequence_length": 128}, "align": {"max_clip_tokens": 75}, "instruct": {"resolution": 32}}[stage]
     return kind(**{"sources": sources, "workers": 0, "shuffle_block": 4, "shuffle_window": 4} | defaults | options)
 
 

@@ -133,7 +133,7 @@ class KillAtStep:
     step: int
 
     def __call__(self) -> None:
-        from training.loop import Trainer
+        from training.engine.loop import Trainer
 
         original = Trainer._step
 
@@ -153,7 +153,7 @@ class KillAfter:
     delay: float
 
     def __call__(self) -> None:
-        from training.loop import Trainer
+        from training.engine.loop import Trainer
 
         original, done = Trainer._step, 0
 
@@ -179,9 +179,9 @@ class SpoilLoss:
 
         original = LmStage.training_step
 
-        def training_step(stage, model, batch, draws):
-            losses = original(stage, model, batch, draws)
-            if self.first <= draws.step < self.last:
+        def training_step(stage, model, batch, rng):
+            losses = original(stage, model, batch, rng)
+            if self.first <= rng.step < self.last:
                 losses.total = losses.total * float("nan")
             return losses
 

@@ -7,7 +7,7 @@ import sys
 import torch
 
 from training import run
-from training.loop import Trainer
+from training.engine.loop import Trainer
 
 STATUS = "/proc/self/status"
 

@@ -18,18 +18,18 @@ from PIL import Image
 from kosmos_core.tokenizer import Tokenizer
 from training.data.convert import conversion
 from training.data.convert.__main__ import main
-from training.data.convert.subjects import mentions
+from training.data.convert.subject_pairs import mentions
 from training.data.cookers import COOKS
 from training.data.index import index_dataset
 from training.data.lint import main as lint
-from training.data.original import ORIGINAL_COOKS
 from training.data.reader import Reader, detect_kind
 from training.data.samples import BadSample
 from training.data.sequences import compositional_sequence, edit_sequence
-from training.data.shards import write_shard
+from training.data.shard_writer import write_shard
+from training.data.tsv_cookers import ORIGINAL_COOKS
 
 
-def picture(number, size=(40, 30), kind="JPEG", mode="RGB"):
+def image(number, size=(40, 30), kind="JPEG", mode="RGB"):
     file = io.BytesIO()
     colour = (number * 37 % 256, number * 91 % 256, 80)
     Image.new("RGB", size, colour).convert(mode).save(file, kind)
@@ -67,7 +67,7 @@ def instruct_folder(root, count=7):
         names = [f"{1000 + number}", f"{2000 + number}"][: 1 + number % 2]
         for name in names:
             for moment in (0, 1):
-                (folder / f"{name}_{moment}.jpg").write_bytes(picture(number * 10 + moment + int(name) // 1000))
+                (folder / f"{name}_{moment}.jpg").write_bytes(image(number * 10 + moment + int(name) // 1000))
         seeds.append([f"{number:07d}", names])
     (root / "seeds.json").write_text(json.dumps(seeds))
     return root
@@ -85,10 +85,8 @@ def test_instructpix2pix_folders_become_edits_with_all_their_seeds(tmp_path, out
     assert [sample.instruction for sample in samples] == ["make it 0", "make it 1", "make it 3"]
     assert [len(sample.pairs) for sample in samples] == [1, 2, 2]
     assert (samples[0].caption, samples[0].edited) == ("a field 0", "another field")
-    assert samples[0].pairs[0] == (picture(1), picture(2))  # the bytes as they were
-    assert stats(out)["skipped"] == {
-        "bad prompt.json": 1, "missing picture": 1, "empty edit": 1, "corrupt picture": 1
-    }  # fmt: skip
+    assert samples[0].pairs[0] == (image(1), image(2))  # the bytes as they were
+    assert stats(out)["skipped"] == {"bad prompt.json": 1, "missing picture": 1, "empty edit": 1, "corrupt picture": 1}
     assert stats(out)["examples"]["corrupt picture"] == [6]
     assert lint([str(out), "--sheet", str(tmp_path / "s.png")]) == 0
 
@@ -96,17 +94,17 @@ def test_instructpix2pix_folders_become_edits_with_all_their_seeds(tmp_path, out
 def test_instructpix2pix_parquet_becomes_edits(tmp_path, out):
     rows = {
         "original_prompt": ["a cat", "a dog"],
-        "original_image": [{"bytes": picture(1), "path": None}, {"bytes": picture(2), "path": None}],
+        "original_image": [{"bytes": image(1), "path": None}, {"bytes": image(2), "path": None}],
         "edit_prompt": ["make it red", "make it blue"],
         "edited_prompt": ["a red cat", "a blue dog"],
-        "edited_image": [{"bytes": picture(3), "path": None}, {"bytes": None, "path": None}],
+        "edited_image": [{"bytes": image(3), "path": None}, {"bytes": None, "path": None}],
     }
     (tmp_path / "data").mkdir()
     parquet.write_table(pa.table(rows), tmp_path / "data" / "train-00000.parquet", row_group_size=1)
     assert main(["instructpix2pix", str(tmp_path / "data"), str(out), "--workers", "2"]) == 0
     _, samples = samples_of(out)
     assert [(s.caption, s.instruction, s.pairs, s.edited) for s in samples] == [
-        ("a cat", "make it red", [(picture(1), picture(3))], "a red cat")
+        ("a cat", "make it red", [(image(1), image(3))], "a red cat")
     ]
     assert stats(out)["skipped"] == {"missing picture": 1}
 
@@ -143,24 +141,28 @@ def test_open_images_are_turned_upright(tmp_path, out, stored):
     rows[-1][0] = "absent"
     with (tmp_path / "images.csv").open("w", newline="") as table:
         csv.writer(table).writerows([HEADER, *rows])
-    pictures = tmp_path / "pictures"
+    images = tmp_path / "pictures"
     if stored == "folder":
-        (pictures / "train").mkdir(parents=True)
+        (images / "train").mkdir(parents=True)
         for number in range(8):
-            (pictures / "train" / f"id{number}.jpg").write_bytes(file.getvalue())
+            (images / "train" / f"id{number}.jpg").write_bytes(file.getvalue())
     else:
-        write_shard(pictures / "train_0.tar", [(f"train_0/id{n}", {"jpg": file.getvalue()}) for n in range(8)])
-    command = ["openimages", str(tmp_path / "images.csv"), str(out), "--pictures", str(pictures), "--workers", "1"]
+        write_shard(images / "train_0.tar", [(f"train_0/id{n}", {"jpg": file.getvalue()}) for n in range(8)])
+    command = ["openimages", str(tmp_path / "images.csv"), str(out), "--pictures", str(images), "--workers", "1"]
     assert main(command) == 0
     kind, samples = samples_of(out)
     assert kind == "pictures"
     assert [sample.__key__.rpartition("/")[2] for sample in samples] == [f"id{number}" for number in range(6)]
     where = []
     for sample in samples:
-        shown = np.asarray(Image.open(io.BytesIO(sample.picture)).convert("L"))
+        shown = np.asarray(Image.open(io.BytesIO(sample.image)).convert("L"))
         height, width = shown.shape
-        corners = {"upper left": shown[2, 2], "upper right": shown[2, -3], "lower left": shown[-3, 2],
-                   "lower right": shown[-3, -3]}  # fmt: skip
+        corners = {
+            "upper left": shown[2, 2],
+            "upper right": shown[2, -3],
+            "lower left": shown[-3, 2],
+            "lower right": shown[-3, -3],
+        }
         where.append((width, height, max(corners, key=corners.get)))
     assert where == [
         (40, 30, "upper left"),
@@ -170,7 +172,7 @@ def test_open_images_are_turned_upright(tmp_path, out, stored):
         (30, 40, "upper right"),
         (40, 30, "upper left"),
     ]
-    assert samples[0].picture == file.getvalue()
+    assert samples[0].image == file.getvalue()
     assert stats(out)["skipped"] == {"bad rotation": 2, "picture not found": 1}
 
 
@@ -193,18 +195,16 @@ def test_mmc4_pictures_stand_before_their_sentences(tmp_path, out):
         {"text_list": ["x"], "image_info": [{"image_name": "a.png", "matched_text_index": 5, "matched_sim": 1}]},
     ]
     (tmp_path / "docs_shard_0_v2.jsonl").write_text("\n".join(map(json.dumps, documents)) + "\n{oops\n")
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    (pictures / "a.png").write_bytes(picture(1, kind="PNG"))
-    (pictures / "b.jpg").write_bytes(picture(2))
-    (pictures / "c.jpg").write_bytes(picture(3))
-    command = ["mmc4", str(tmp_path / "docs_shard_0_v2.jsonl"), str(out), "--pictures", str(pictures)]
+    images = tmp_path / "pictures"
+    images.mkdir()
+    (images / "a.png").write_bytes(image(1, kind="PNG"))
+    (images / "b.jpg").write_bytes(image(2))
+    (images / "c.jpg").write_bytes(image(3))
+    command = ["mmc4", str(tmp_path / "docs_shard_0_v2.jsonl"), str(out), "--pictures", str(images)]
     assert main([*command, "--least-similarity", "0.24"]) == 0
     kind, samples = samples_of(out)
     assert kind == "interleaved"
-    assert [sample.segments for sample in samples] == [
-        [picture(1, kind="PNG"), "First.", "Second.", picture(2), "Third."]
-    ]
+    assert [sample.segments for sample in samples] == [[image(1, kind="PNG"), "First.", "Second.", image(2), "Third."]]
     assert stats(out)["skipped"] == {"bad document": 2, "no picture of the document at hand": 1, "bad json": 1}
 
 
@@ -219,7 +219,7 @@ def test_obelics_takes_pictures_from_img2dataset_tars_by_their_url(tmp_path, out
     shard = [
         (f"00000000{number}", {"jpg": content, "json": json.dumps({"url": url, "status": "success"}).encode()})
         for number, (url, content) in enumerate(
-            [("http://p/2.gif", picture(2, kind="GIF")), ("http://p/1.jpg?x=2", picture(1))]
+            [("http://p/2.gif", image(2, kind="GIF")), ("http://p/1.jpg?x=2", image(1))]
         )
     ]
     write_shard(tmp_path / "pictures" / "00000.tar", shard)
@@ -227,7 +227,7 @@ def test_obelics_takes_pictures_from_img2dataset_tars_by_their_url(tmp_path, out
     assert main(["obelics", source, str(out), "--pictures", str(tmp_path / "pictures")]) == 0
     _, (sample,) = samples_of(out)
     first, text, second = sample.segments
-    assert (first, text) == (picture(1), "between")
+    assert (first, text) == (image(1), "between")
     assert Image.open(io.BytesIO(second)).format == "JPEG"  # a GIF is kept as its first frame
     assert stats(out)["skipped"] == {"no picture of the document at hand": 1, "no text": 1}
 
@@ -246,20 +246,20 @@ def test_omnigen2_rows_become_captions_edits_and_compositions(tmp_path, out):
         {"task_type": "edit", "instruction": "x", "input_images": ["../secret.jpg"], "output_image": "o/1.jpg"},
     ]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "secret.jpg").write_bytes(picture(9))
+    (tmp_path / "secret.jpg").write_bytes(image(9))
     root = tmp_path / "images"
     for name, number in (("o/0", 0), ("o/1", 1), ("o/2", 2), ("i/1", 3), ("i/2", 4)):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / f"{name}.jpg").write_bytes(picture(number))
+        (root / f"{name}.jpg").write_bytes(image(number))
     assert main(["omnigen2", str(tmp_path / "data.jsonl"), str(out), "--pictures", str(root)]) == 0
     assert samples_of(out / "captions")[1][0].caption == "a sunset"
     kind, (edit,) = samples_of(out / "edit")
-    assert (kind, edit.caption, edit.pairs) == ("edit", "", [(picture(3), picture(1))])
+    assert (kind, edit.caption, edit.pairs) == ("edit", "", [(image(3), image(1))])
     _, (sample,) = samples_of(out / "compositional")
-    assert sample.target == picture(2)
+    assert sample.target == image(2)
     assert [(sample.caption[e.start : e.end], e.crop) for e in sample.entities] == [
-        ("image 2", picture(4)),
-        ("image 1", picture(3)),
+        ("image 2", image(4)),
+        ("image 1", image(3)),
     ]
     assert stats(out)["skipped"] == {"empty instruction": 1, "picture not found": 1}
     for folder in ("captions", "edit", "compositional"):
@@ -270,7 +270,7 @@ def test_uno_pictures_that_no_words_name_stand_before_the_prompt(tmp_path, out, 
     rows = [{"prompt": "a dog and a cat on the beach", "image_paths": ["1.jpg", "2.jpg"], "image_tgt_path": "0.jpg"}]
     (tmp_path / "train.json").write_text(json.dumps(rows))
     for number in range(3):
-        (tmp_path / f"{number}.jpg").write_bytes(picture(number))
+        (tmp_path / f"{number}.jpg").write_bytes(image(number))
     assert main(["uno", str(tmp_path / "train.json"), str(out)]) == 0
     _, (sample,) = samples_of(out / "compositional")
     sequence = compositional_sequence(sample, tiny_tokenizer, random.Random(0), 0.5, 0.5)
@@ -323,7 +323,7 @@ def test_original_tsv_files_give_the_same_sequences_before_and_after(shared, tmp
         assert len(before) == len(after)
         for first, second in zip(before, after, strict=True):
             if kind == "laion":
-                assert (first.caption, first.picture, first.width) == (second.caption, second.picture, second.width)
+                assert (first.caption, first.image, first.width) == (second.caption, second.image, second.width)
                 continue
             for seed in range(4):
                 made = [
@@ -334,13 +334,13 @@ def test_original_tsv_files_give_the_same_sequences_before_and_after(shared, tmp
                 ]
                 assert made[0].token_ids == made[1].token_ids
                 for one, other in zip(
-                    (*made[0].pictures, made[0].target), (*made[1].pictures, made[1].target), strict=True
+                    (*made[0].images, made[0].target), (*made[1].images, made[1].target), strict=True
                 ):
                     assert np.array_equal(np.asarray(one), np.asarray(other))
 
 
 def test_broken_lines_of_a_tsv_are_counted(tmp_path, out):
-    good = _b64(picture(1, kind="PNG"))
+    good = _b64(image(1, kind="PNG"))
     lines = [
         ["0", "a caption", good, "512", "512"],
         ["1", "no size", good, "x", "512"],
@@ -351,9 +351,7 @@ def test_broken_lines_of_a_tsv_are_counted(tmp_path, out):
     _tsv(tmp_path / "laion" / "a.tsv", lines)
     assert main(["original-tsv", str(tmp_path / "laion"), str(out), "--set", "laion"]) == 0
     assert stats(out)["written"] == {"": 1}
-    assert stats(out)["skipped"] == {
-        "size unknown": 1, "missing columns": 1, "corrupt picture": 1, "empty caption": 1
-    }  # fmt: skip
+    assert stats(out)["skipped"] == {"size unknown": 1, "missing columns": 1, "corrupt picture": 1, "empty caption": 1}
 
 
 def test_a_shard_depends_on_its_samples_alone(tmp_path):
@@ -436,7 +434,7 @@ def test_an_output_folder_of_something_else_is_refused(tmp_path, out, change, ca
 def test_a_full_disk_is_a_sentence_and_the_complete_shards_stay(tmp_path, out, capsys, monkeypatch):
     source = instruct_folder(tmp_path / "ip2p", 12)
     command = ["instructpix2pix", str(source), str(out), "--shard-size", "3", "--workers", "1"]
-    import training.data.shards as shards
+    import training.data.shard_writer as shards
 
     fsync, calls = os.fsync, []
 

@@ -105,11 +105,7 @@ def test_a_truncated_tar_gives_its_sound_samples_and_is_named(pairs):
     offsets = np.fromfile(_indexed(pairs) / "00001.tar.idx", "<u8")
     (pairs / "00001.tar").write_bytes(whole[: int(offsets[6]) + 700])  # in the picture of the seventh sample
     dataset = index_dataset(pairs)
-    assert [(shard.count, shard.problem) for shard in dataset.shards] == [
-        (10, None),
-        (6, "truncated tar"),
-        (5, None),
-    ]
+    assert [(shard.count, shard.problem) for shard in dataset.shards] == [(10, None), (6, "truncated tar"), (5, None)]
     reader = Reader(dataset, "captions")
     assert [reader[index]["__key__"] for index in (15, 16)] == ["00001.tar/000000015", "00002.tar/000000020"]
 

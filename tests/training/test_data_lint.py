@@ -8,8 +8,8 @@ from PIL import Image
 
 from training.data.index import index_dataset
 from training.data.lint import main
-from training.data.shards import write_shard
-from training.data.sheet import contact_sheet
+from training.data.sample_sheet import contact_sheet
+from training.data.shard_writer import write_shard
 from training.data.synthetic import LAYOUTS, pair_samples, write_tars
 
 
@@ -62,9 +62,9 @@ def test_a_truncated_file_is_unfit(tmp_path, capsys):
 
 def test_oddities_are_shown_but_no_fault(tmp_path):
     samples = list(LAYOUTS["compositional"](random.Random(0), 10, 48))
-    picture = next(pair_samples(random.Random(1), 1, 30))["jpg"]
+    image = next(pair_samples(random.Random(1), 1, 30))["jpg"]
     for sample in samples[:3]:
-        sample["0.jpg"] = picture
+        sample["0.jpg"] = image
     write_tars(tmp_path / "set", samples, 10)
     found = tmp_path / "found.json"
     assert main([str(tmp_path / "set"), "--sheet", str(tmp_path / "s.png"), "--json", str(found)]) == 0

@@ -44,11 +44,7 @@ def test_a_batch_of_1024_is_mixed_2_2_1_by_largest_remainder():
     assert total == {"constructed": 40960, "edits": 40960, "captions": 20480}
 
 
-@given(
-    st.lists(st.floats(0.01, 10), min_size=1, max_size=6),
-    st.integers(1, 40),
-    st.integers(0, 3),
-)
+@given(st.lists(st.floats(0.01, 10), min_size=1, max_size=6), st.integers(1, 40), st.integers(0, 3))
 @settings(max_examples=60, deadline=None)
 def test_no_source_drifts_from_its_share(weights, rows, seed):
     mixture = Mixture({str(number): weight for number, weight in enumerate(weights)}, rows, seed)

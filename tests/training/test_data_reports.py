@@ -1,6 +1,6 @@
 """What a person is told of the data."""
 
-from training.data_reports import DataReports
+from training.engine.data_reports import DataReports
 
 
 def _report(seen, bad=0, filtered=0):

@@ -16,22 +16,22 @@ from PIL import Image
 from kosmos_core.tokenizer import Tokenizer
 from training.data.batches import lm_batch
 from training.data.cookers import cook_compositional, cook_edit, cook_interleaved
+from training.data.decoding import centred, decode, target_pixels
 from training.data.lanes import Lane
-from training.data.original import ORIGINAL_COOKS, placed_entities
 from training.data.packing import Packed, document_units, sentences
-from training.data.pictures import centred, decode, target_pixels
 from training.data.samples import BadSample, CaptionSample, Filtered, InterleavedSample, TextSample
 from training.data.sequences import compositional_sequence, edit_sequence
 from training.data.synthetic import COLOURS, compositional_samples, edit_samples
 from training.data.tasks import AlignTask, InstructTask
+from training.data.tsv_cookers import ORIGINAL_COOKS, placed_entities
 
 from .data_fixtures import AlignData, InstructData, clip_tokenizer
 
 KEYS = {"__key__": "k", "__restore_key__": ("Webdataset", 0), "__subflavors__": {}}
 
 
-def _colour(picture):
-    return [int(value) for value in np.asarray(picture)[0, 0]]
+def _colour(image):
+    return [int(value) for value in np.asarray(image)[0, 0]]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_every_line_gives_the_tokens_masks_and_pictures_of_the_original(original
     assert len(made) == len(wanted)
     for sequence, line in zip(made, wanted, strict=True):
         assert list(map(int, sequence.image_mask)) == line["input_mask"]
-        colours = [_colour(picture) for picture in (*sequence.pictures, sequence.target)]
+        colours = [_colour(image) for image in (*sequence.images, sequence.target)]
         assert colours == line["image_colours"]
         if line["image_colours"][0][:2] == [0, 2] and kind == "instructpix2pix":
             continue
@@ -159,13 +159,13 @@ def test_entity_words_are_dropped_and_backgrounds_kept_half_of_the_time(tiny_tok
         if len(s.entities) == 2 and shapes[0] not in s.caption and shapes[1] in s.caption[s.entities[1].start :]
     )
     first, second = sample.entities
-    picture = [tiny_tokenizer.boi] * (tiny_tokenizer.latents + 1) + [tiny_tokenizer.eoi]
+    image = [tiny_tokenizer.boi] * (tiny_tokenizer.latents + 1) + [tiny_tokenizer.eoi]
 
     def laid_out(drop_first, drop_second):
         before = sample.caption[: first.start if drop_first else first.end]
         between = sample.caption[first.end : second.start if drop_second else second.end]
         tail = tiny_tokenizer.encode(sample.caption[second.end :])
-        ids = [0, *tiny_tokenizer.encode(before), *picture, *tiny_tokenizer.encode(between), *picture, *tail, 2]
+        ids = [0, *tiny_tokenizer.encode(before), *image, *tiny_tokenizer.encode(between), *image, *tail, 2]
         return tuple(ids)
 
     choices = {laid_out(*drops): drops for drops in itertools.product((False, True), repeat=2)}
@@ -174,7 +174,7 @@ def test_entity_words_are_dropped_and_backgrounds_kept_half_of_the_time(tiny_tok
         for seed in range(draws):
             sequence = compositional_sequence(sample, tiny_tokenizer, random.Random(seed), 0.5, 0.5, scope)
             drawn[choices[tuple(sequence.token_ids)]] += 1
-            backgrounds += _colour(sequence.pictures[1]) != [255, 255, 255]
+            backgrounds += _colour(sequence.images[1]) != [255, 255, 255]
         assert set(drawn) == expected
         assert all(abs(count / draws - 1 / len(expected)) < 0.07 for count in drawn.values())
         assert abs(backgrounds / draws - 0.5) < 0.07
@@ -183,7 +183,7 @@ def test_entity_words_are_dropped_and_backgrounds_kept_half_of_the_time(tiny_tok
 def test_an_entity_stands_on_white_exactly_outside_its_mask():
     sample = _compositional()
     entity = sample.entities[0]
-    from training.data.pictures import decode_mask, on_white
+    from training.data.decoding import decode_mask, on_white
 
     crop, mask = np.asarray(decode(entity.crop)), np.asarray(decode_mask(entity.mask)) > 127
     assert mask.any()
@@ -197,15 +197,15 @@ def test_an_edit_is_caption_picture_instruction_with_one_of_its_pairs(tiny_token
     parts = next(parts for parts in edit_samples(random.Random(0), 20, 48) if "1_0.jpg" in parts)
     sample = cook_edit(KEYS | parts)
     instruction = tiny_tokenizer.encode(sample.instruction)
-    pictures = [tiny_tokenizer.boi] * (tiny_tokenizer.latents + 1) + [tiny_tokenizer.eoi]
+    images = [tiny_tokenizer.boi] * (tiny_tokenizer.latents + 1) + [tiny_tokenizer.eoi]
     kept, dropped = 0, 0
     for seed in range(200):
         sequence = edit_sequence(sample, tiny_tokenizer, random.Random(seed), 0.5)
-        without = [0, *pictures, *instruction, 2]
+        without = [0, *images, *instruction, 2]
         assert sequence.token_ids in (without, [0, *tiny_tokenizer.encode(sample.caption), *without[1:]])
         dropped += sequence.token_ids == without
         pair = [decode(content) for content in sample.pairs[0]]
-        first = np.array_equal(np.asarray(sequence.pictures[0]), np.asarray(pair[0]))
+        first = np.array_equal(np.asarray(sequence.images[0]), np.asarray(pair[0]))
         assert first == np.array_equal(np.asarray(sequence.target), np.asarray(pair[1]))
         kept += first
     assert 70 < kept < 130
@@ -250,10 +250,10 @@ class _Documents:
         return crude["sample"]
 
 
-PICTURE = io.BytesIO()
-Image.new("RGB", (30, 20), COLOURS["red"]).save(PICTURE, "JPEG")
+IMAGE = io.BytesIO()
+Image.new("RGB", (30, 20), COLOURS["red"]).save(IMAGE, "JPEG")
 segments = st.lists(
-    st.one_of(st.just(PICTURE.getvalue()), st.text("abc .!\n", min_size=1, max_size=80).filter(str.strip)),
+    st.one_of(st.just(IMAGE.getvalue()), st.text("abc .!\n", min_size=1, max_size=80).filter(str.strip)),
     min_size=1,
     max_size=6,
 )
@@ -303,7 +303,7 @@ def test_packing_loses_nothing_and_never_cuts_a_picture(tiny_tokenizer, document
 
 
 def test_a_caption_stays_with_its_picture(tiny_tokenizer):
-    sample = CaptionSample(**KEYS, caption="a red dog. a blue cat.", picture=PICTURE.getvalue())
+    sample = CaptionSample(**KEYS, caption="a red dog. a blue cat.", image=IMAGE.getvalue())
     assert len(document_units(sample, tiny_tokenizer, 100)) == 1
 
 
@@ -361,7 +361,7 @@ def test_half_a_surrogate_pair_is_a_reason_and_no_crash(tiny_tokenizer, tmp_path
 
 def test_a_caption_too_long_for_the_prompt_is_left_out(tiny_tokenizer):
     task = InstructTask(InstructData(max_tokens=3, resolution=16), tiny_tokenizer)
-    sample = CaptionSample(**KEYS, caption="a photo of a red dog on the beach", picture=PICTURE.getvalue())
+    sample = CaptionSample(**KEYS, caption="a photo of a red dog on the beach", image=IMAGE.getvalue())
     with pytest.raises(Filtered, match="caption too long"):
         task._row(sample, random.Random(0))
 
@@ -371,14 +371,14 @@ def test_alignment_takes_pictures_for_words_and_keeps_the_whole_caption_as_targe
     task = AlignTask(AlignData(drop_entity=1.0), tiny_tokenizer, clip_tokenizer(tmp_path / "clip"), image_size=16)
     shown = task._row(sample, random.Random(0))
     told = task._row(TextSample(**KEYS, text=sample.caption), random.Random(0))
-    pictures = len(sample.entities)
-    assert pictures
+    images = len(sample.entities)
+    assert images
     assert shown.clip_ids == told.clip_ids
-    assert sum(shown.image_mask) == pictures * tiny_tokenizer.latents
+    assert sum(shown.image_mask) == images * tiny_tokenizer.latents
     batch = task.batch([told, shown])
-    assert batch["pixels"].shape == (pictures, 3, 16, 16)
+    assert batch["pixels"].shape == (images, 3, 16, 16)
     assert batch["image_mask"].shape == batch["token_ids"].shape
-    assert batch["image_mask"].sum(1).tolist() == [0, pictures * tiny_tokenizer.latents]
+    assert batch["image_mask"].sum(1).tolist() == [0, images * tiny_tokenizer.latents]
     assert "pixels" not in task.batch([told])
 
 

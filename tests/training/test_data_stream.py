@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from training.data import DataError, SourceConfig
+from training.data.protocol import Stream
 from training.data.skips import TooManyBad
 from training.data.synthetic import pair_samples, write_tars
-from training.stages import Stream
 
 from .data_fixtures import clip_tokenizer, config_for, one_stream, open_stage, same, write_sources
 
@@ -171,8 +171,8 @@ def test_a_batch_is_what_its_stage_reads(open_, stage, tiny_tokenizer):
         assert set(batch) == {"token_ids", "clip_ids", "keys", "sources"}
         assert batch["clip_ids"].shape == (6, 77)
         return
-    pictures = batch["image_mask"].sum().item() // tiny_tokenizer.latents
-    assert batch["pixels"].shape == (pictures, 3, 224, 224)
+    images = batch["image_mask"].sum().item() // tiny_tokenizer.latents
+    assert batch["pixels"].shape == (images, 3, 224, 224)
     assert batch["pixels"].dtype == torch.float32
     assert (batch["token_ids"][batch["image_mask"]] == tiny_tokenizer.boi).all()
     if stage == "lm":
@@ -212,9 +212,9 @@ def _changed(name, content):
     return lambda parts: parts | {name: content(parts[name]) if callable(content) else content}
 
 
-def _png(picture):
+def _png(image):
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
@@ -317,8 +317,8 @@ def test_a_truncated_tar_is_read_up_to_its_break(tmp_path, open_, caplog):
 )
 def test_pictures_of_every_mode_become_rgb(tmp_path, open_, mode, kind):
     file = io.BytesIO()
-    picture = Image.new("L", (40, 50), 200)
-    Image.new("I;16", (40, 50), 51400).save(file, kind) if mode == "I;16" else picture.convert(mode, dither=0).save(
+    image = Image.new("L", (40, 50), 200)
+    Image.new("I;16", (40, 50), 51400).save(file, kind) if mode == "I;16" else image.convert(mode, dither=0).save(
         file, kind
     )
     write_tars(tmp_path / "pairs", [{("jpg" if kind == "JPEG" else "png"): file.getvalue(), "txt": b"grey"}], 10)

@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from training.config import parse
-from training.errors import ConfigError
-from training.processes import choose_device
+from training.base.errors import ConfigError
+from training.base.processes import choose_device
+from training.engine.run_config import parse
 
 
 @pytest.fixture

@@ -58,8 +58,18 @@ def test_a_run_stopped_by_a_signal_goes_on_bit_equal(smoke_stages, tmp_path):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_steps_that_are_not_finite_are_skipped_and_counted(smoke_stages, tmp_path, ranks):
     """On two processes only the first sees the NaN; both must skip."""
-    arguments = smoke_stages.arguments("lm", tmp_path / "run", "--steps", "5", "--checkpoint.every", "1",
-                                       "--checkpoint.keep", "9", "--checkpoint.asynchronous", "false")  # fmt: skip
+    arguments = smoke_stages.arguments(
+        "lm",
+        tmp_path / "run",
+        "--steps",
+        "5",
+        "--checkpoint.every",
+        "1",
+        "--checkpoint.keep",
+        "9",
+        "--checkpoint.asynchronous",
+        "false",
+    )
     result = train(arguments, tmp_path / "log", ranks, faults={0: SpoilLoss(2, 4)})
     assert result.ok, result.output
     assert [r["skipped"] for r in records(tmp_path / "run")] == [0, 0, 1, 2, 2]
@@ -85,8 +95,9 @@ def test_ten_bad_steps_in_a_row_stop_the_run_and_name_their_samples(smoke_stages
 
 
 def test_the_keys_of_a_bad_batch_are_those_of_the_data(smoke_stages, tmp_path):
-    from training.config import parse
-    from training.stages import Stream, stage_module
+    from training.data.protocol import Stream
+    from training.engine.run_config import parse
+    from training.stages import stage_module
 
     arguments = smoke_stages.arguments("align", tmp_path / "run", "--optim.nonfinite_limit", "1")
     arguments += ["--optim.lr", "1e30", "--optim.clip_norm", "0", "--optim.warmup_steps", "0"]

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from training.optimizer import MovingAverage, OptimConfig, build_optimizer, learning_rate
-from training.parallel import total_norm
-from training.precision import LossScale
+from training.base.precision import LossScale
+from training.engine.optimizer import MovingAverage, OptimConfig, build_optimizer, learning_rate
+from training.engine.sharding import total_norm
 
 
 def test_the_original_s_first_update_has_rate_zero_and_adamw_s_has_not():

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from training.config import parse
-from training.draws import Draws
-from training.parallel import parallelize
-from training.processes import World
-from training.stages import Stream, stage_module
+from training.base.processes import ProcessGroup
+from training.base.rng import RowRng
+from training.data.protocol import Stream
+from training.engine.run_config import parse
+from training.engine.sharding import parallelize
+from training.stages import stage_module
 
 CPU = torch.device("cpu")
 
@@ -20,7 +21,7 @@ def engine_and_batch(smoke_stages, tmp_path):
         config = parse(smoke_stages.arguments(stage, tmp_path / "run", *options))
         built = stage_module(stage).build(config, CPU, CPU)
         built.set_trainable()
-        engine = parallelize(built, "single", config.parallel, config.optim, "fp32", World(0, 1, CPU))
+        engine = parallelize(built, "single", config.parallel, config.optim, "fp32", ProcessGroup(0, 1, CPU))
         return engine, next(built.stream(Stream(0, 0, 1, 1, 1)))
 
     return made
@@ -29,7 +30,7 @@ def engine_and_batch(smoke_stages, tmp_path):
 def trained_once(engine, batch):
     """The loss of a micro-batch after its backward pass."""
     torch.manual_seed(0)  # dropout's
-    loss = engine.step("training_step", batch, Draws(0, 0)).total
+    loss = engine.step("training_step", batch, RowRng(0, 0)).total
     loss.backward()
     return loss.detach()
 

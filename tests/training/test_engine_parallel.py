@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.training.launch import differences, tensors, train
-from training.errors import ConfigError
-from training.parallel import ParallelConfig, choose_sharding
-from training.processes import World
+from training.base.errors import ConfigError
+from training.base.processes import ProcessGroup
+from training.engine.sharding import ParallelConfig, choose_sharding
 
 # A busy machine may take minutes for what a quiet one does in seconds.
 pytestmark = pytest.mark.timeout(1800)
@@ -105,26 +105,26 @@ def test_trained_weights_stay_float32_in_half_precision(trained):
     assert {t.dtype for name, t in state.items() if "decoder" in name and t.dim()} == {torch.float32}
 
 
-def world(size, distributed=True):
-    return World(0, size, torch.device("cpu"), object() if distributed else None)
+def process_group(size, distributed=True):
+    return ProcessGroup(0, size, torch.device("cpu"), object() if distributed else None)
 
 
 def test_auto_is_single_alone_and_ddp_on_cpus():
-    assert choose_sharding(ParallelConfig(), world(1, False)) == "single"
-    assert choose_sharding(ParallelConfig(), world(2)) == "ddp"
-    assert choose_sharding(ParallelConfig(), World(0, 2, torch.device("cuda"), object())) == "fsdp2"
+    assert choose_sharding(ParallelConfig(), process_group(1, False)) == "single"
+    assert choose_sharding(ParallelConfig(), process_group(2)) == "ddp"
+    assert choose_sharding(ParallelConfig(), ProcessGroup(0, 2, torch.device("cuda"), object())) == "fsdp2"
 
 
 def test_an_engine_that_cannot_run_names_the_alternative():
     with pytest.raises(ConfigError, match=r"single cannot use 2 processes; use ddp, fsdp2 or auto"):
-        choose_sharding(ParallelConfig(sharding="single"), world(2))
+        choose_sharding(ParallelConfig(sharding="single"), process_group(2))
     with pytest.raises(ConfigError, match=r"fairscale needs a process group; launch with `torchrun"):
-        choose_sharding(ParallelConfig(sharding="fairscale"), world(1, False))
+        choose_sharding(ParallelConfig(sharding="fairscale"), process_group(1, False))
 
 
 def test_without_fairscale_the_alternative_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"sharding: fairscale needs the package fairscale; .* or use fsdp2"):
-        choose_sharding(ParallelConfig(sharding="fairscale"), world(2))
+        choose_sharding(ParallelConfig(sharding="fairscale"), process_group(2))
     with pytest.raises(ConfigError, match=r"units: size needs the package fairscale; .* or use blocks"):
-        choose_sharding(ParallelConfig(sharding="fsdp2", units="size"), world(2))
+        choose_sharding(ParallelConfig(sharding="fsdp2", units="size"), process_group(2))

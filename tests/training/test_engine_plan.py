@@ -7,15 +7,27 @@ import sys
 
 import pytest
 
-from training import plan
-from training.config import parse
+from training.engine.run_config import parse
+from training.plan import command as plan
 
 WIDER = {
-    "lm": ["--model.decoder.width", "256", "--model.decoder.heads", "4", "--model.decoder.ffn_width", "1024",
-           "--model.decoder.layers", "6", "--model.resampler.heads", "4", "--data.sequence_length", "256"],
+    "lm": [
+        "--model.decoder.width",
+        "256",
+        "--model.decoder.heads",
+        "4",
+        "--model.decoder.ffn_width",
+        "1024",
+        "--model.decoder.layers",
+        "6",
+        "--model.resampler.heads",
+        "4",
+        "--data.sequence_length",
+        "256",
+    ],
     "align": ["--model.aligner.ffn_width", "3072", "--data.pad_to", "40"],
     "instruct": ["--data.pad_to", "40"],
-}  # fmt: skip
+}
 
 
 def planned(arguments, *options):

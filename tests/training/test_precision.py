@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 
-from training import precision
-from training.precision import DTYPES, choose_precision, cpu_rate, faster_on_cpu, slow_format
+from training.base import precision
+from training.base.precision import DTYPES, choose_precision, cpu_rate, faster_on_cpu, slow_format
 
 CPU = torch.device("cpu")
 

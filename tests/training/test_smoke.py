@@ -48,17 +48,19 @@ def test_last_file_tells_prompts_and_pictures_apart(smoke_run: Path):
     model = load_model(smoke_run / "instruct.safetensors")
     red, blue = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue"))
     with_red, with_blue, text = (
-        model.encode("a circle <i>", [red]), model.encode("a circle <i>", [blue]), model.encode("a circle")
-    )  # fmt: skip
+        model.encode("a circle <i>", [red]),
+        model.encode("a circle <i>", [blue]),
+        model.encode("a circle"),
+    )
     assert with_red.shape == (1, 77, 768)
     assert not torch.allclose(with_red, with_blue, atol=1e-5)
     assert not torch.allclose(with_red, text, atol=1e-3)
 
 
 def test_prompts_are_sampled_to_a_grid(smoke_run: Path):
-    pictures = sorted((smoke_run / "instruct" / "samples").glob("*.png"))
-    assert pictures
-    sheet = Image.open(pictures[-1])
+    images = sorted((smoke_run / "instruct" / "samples").glob("*.png"))
+    assert images
+    sheet = Image.open(images[-1])
     assert sheet.size == (4 * 192, 18 + 3 * (192 + 18))
     samples = sheet.crop((2 * 192, 36, 4 * 192, 36 + 192))
     assert samples.getextrema() != ((255, 255), (255, 255), (255, 255))

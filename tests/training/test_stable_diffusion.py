@@ -12,13 +12,13 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, con
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from kosmos_core.stable_diffusion import UNET, load_stable_diffusion, unet_config, vae_config
+from kosmos_core.diffusers.stable_diffusion import UNET, load_stable_diffusion, unet_config, vae_config
 from tests.core.golden_roles import roles
-from tests.training.tiny_diffusion import SIZES, save_folder, save_single_file, single_file_names, tiny_parts
-from training import stable_diffusion
-from training.draws import Draws
-from training.plan import STABLE_DIFFUSION
-from training.stable_diffusion import StableDiffusion, encode_pictures
+from tests.tiny.stable_diffusion import SIZES, save_folder, save_single_file, single_file_names, tiny_parts
+from training.base.rng import RowRng
+from training.plan.command import STABLE_DIFFUSION
+from training.stages import frozen_parts as stable_diffusion
+from training.stages.frozen_parts import StableDiffusion, encode_images
 
 PARTS = ("unet", "vae", "text_encoder")
 
@@ -122,26 +122,26 @@ def test_pictures_become_latents_of_the_recorded_distribution():
         weights = torch.load(role.folder / "checkpoint_final.pt", weights_only=True)["model"]
         own = {k.removeprefix("vae.vae."): v for k, v in weights.items() if k.startswith("vae.vae.")}
         vae.load_state_dict(own)
-        pictures, recorded = role.tensors("inputs")["img_tgt_tokens"], role.tensors("expected_stage3")["latents"]
+        images, recorded = role.tensors("inputs")["img_tgt_tokens"], role.tensors("expected_stage3")["latents"]
         with torch.no_grad():
-            posterior = vae.encode(pictures).latent_dist
+            posterior = vae.encode(images).latent_dist
         noise = (recorded / 0.18215 - posterior.mean) / posterior.std
 
-        class Recorded(Draws):
+        class Recorded(RowRng):
             def normal(self, purpose, shape, device="cpu", noise=noise):
                 return noise
 
         assert abs(float(noise.mean())) < 0.2
         assert abs(float(noise.std()) - 1) < 0.2
-        torch.testing.assert_close(encode_pictures(vae, pictures, Recorded(0, 0)), recorded, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(encode_images(vae, images, Recorded(0, 0)), recorded, rtol=1e-5, atol=1e-6)
 
 
 def test_latents_of_a_row_depend_on_its_place_in_the_global_batch_only(parts):
-    pictures = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    whole = encode_pictures(parts["vae"], pictures, Draws(seed=1, step=2))
-    last = encode_pictures(parts["vae"], pictures[2:], Draws(seed=1, step=2, first_row=2))
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    whole = encode_images(parts["vae"], images, RowRng(seed=1, step=2))
+    last = encode_images(parts["vae"], images[2:], RowRng(seed=1, step=2, first_row=2))
     torch.testing.assert_close(last, whole[2:])
-    assert not torch.equal(whole, encode_pictures(parts["vae"], pictures, Draws(seed=1, step=3)))
+    assert not torch.equal(whole, encode_images(parts["vae"], images, RowRng(seed=1, step=3)))
 
 
 def test_recorded_clip_target_equals_the_loaded_text_encoder(tmp_path):
@@ -153,8 +153,13 @@ def test_recorded_clip_target_equals_the_loaded_text_encoder(tmp_path):
         sizes = json.loads((role.folder / "sd" / "text_encoder" / "config.json").read_text())
         recorded = CLIPTextModel(CLIPTextConfig(**sizes))
         names = {name.removeprefix("text_model."): name for name in recorded.state_dict()}
-        recorded.load_state_dict({names[name.removeprefix("text_model.")]: weights[name] for name in weights
-                                  if name.removeprefix("text_model.") in names})  # fmt: skip
+        recorded.load_state_dict(
+            {
+                names[name.removeprefix("text_model.")]: weights[name]
+                for name in weights
+                if name.removeprefix("text_model.") in names
+            }
+        )
         path = tmp_path / f"{role.folder.parent.name}-{role.folder.name}"
         recorded.save_pretrained(path / "text_encoder")
         clip = StableDiffusion(str(path)).text_encoder(sizes["hidden_size"])

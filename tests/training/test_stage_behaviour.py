@@ -6,11 +6,11 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from kosmos_core import KosmosG, KosmosGConfig
 from training.stages import align, instruct, lm
-from training.stages.pictures import train_vision_end
+from training.stages.image_embeddings import train_vision_end
 
 IDS = KosmosGConfig.tiny().ids
-PICTURE = [IDS.image_start] * 5 + [IDS.image_end]
-PICTURE_MASK = [False, True, True, True, True, False]
+IMAGE = [IDS.image_start] * 5 + [IDS.image_end]
+IMAGE_MASK = [False, True, True, True, True, False]
 
 
 @pytest.fixture
@@ -22,10 +22,15 @@ def model() -> KosmosG:
 def unet() -> UNet2DConditionModel:
     torch.manual_seed(0)
     net = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=768, norm_num_groups=4,
-        attention_head_dim=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        cross_attention_dim=768,
+        norm_num_groups=4,
+        attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )  # fmt: skip
+    )
     return net.requires_grad_(False).eval()
 
 
@@ -35,15 +40,15 @@ def _texts(rows: int = 2, length: int = 9) -> torch.Tensor:
     return tokens
 
 
-def _instruct_batch(rows: int = 3, pictures: bool = True) -> dict:
+def _instruct_batch(rows: int = 3, images: bool = True) -> dict:
     random = torch.Generator().manual_seed(2)
     tokens, mask = _texts(rows, 12), torch.zeros(rows, 12, dtype=torch.bool)
-    if pictures:
-        tokens[:, 4:10], mask[:, 4:10] = torch.tensor(PICTURE), torch.tensor(PICTURE_MASK)
+    if images:
+        tokens[:, 4:10], mask[:, 4:10] = torch.tensor(IMAGE), torch.tensor(IMAGE_MASK)
     return {
         "token_ids": tokens,
         "image_mask": mask,
-        "pixels": torch.randn(rows, 3, 224, 224, generator=random) if pictures else None,
+        "pixels": torch.randn(rows, 3, 224, 224, generator=random) if images else None,
         "latents": torch.randn(rows, 4, 8, 8, generator=random),
     }
 
@@ -133,7 +138,7 @@ def test_every_trained_parameter_gets_a_gradient_from_a_batch_without_pictures(m
     model.decoder.requires_grad_(True)
     model.resampler.requires_grad_(True)
     train_vision_end(model, "trained")
-    _diffusion_loss(model.train(), unet, _instruct_batch(pictures=False), [False] * 3).backward()
+    _diffusion_loss(model.train(), unet, _instruct_batch(images=False), [False] * 3).backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     assert not model.resampler.dense.weight.grad.any()
 
@@ -141,7 +146,7 @@ def test_every_trained_parameter_gets_a_gradient_from_a_batch_without_pictures(m
 def _documents() -> tuple[dict, list[torch.Tensor]]:
     """Two rows of two packed documents each, one with a picture, and the four documents alone."""
     texts = [torch.cat([torch.tensor([IDS.bos]), _texts(1, n)[0, 1:], torch.tensor([IDS.eos])]) for n in (6, 9, 4, 7)]
-    texts[1] = torch.cat([texts[1][:2], torch.tensor(PICTURE), texts[1][2:]])
+    texts[1] = torch.cat([texts[1][:2], torch.tensor(IMAGE), texts[1][2:]])
     rows = [torch.cat(texts[:2]), torch.cat(texts[2:])]
     length = max(map(len, rows)) + 1
     token_ids, documents = torch.full((2, length), IDS.pad), torch.full((2, length), -1)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training.config import parse
+from training.engine.run_config import parse
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 STAGES = ("lm", "align", "instruct")

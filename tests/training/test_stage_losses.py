@@ -7,11 +7,11 @@ import torch
 from diffusers import PNDMScheduler, UNet2DConditionModel
 
 from kosmos_core import KosmosG
-from kosmos_core.original_layout import new_name
+from kosmos_core.original.tensor_names import new_name
 from tests.core.golden_roles import Role, assert_close, roles
-from training.optimizer import OptimConfig, build_optimizer
+from training.engine.optimizer import OptimConfig, build_optimizer
 from training.stages import align, instruct, lm
-from training.stages.pictures import train_vision_end
+from training.stages.image_embeddings import train_vision_end
 
 ROLES = pytest.mark.parametrize("role", roles(), ids=lambda role: f"{role.folder.parent.name}-{role.folder.name}")
 

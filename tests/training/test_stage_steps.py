@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 
 from kosmos_core import KosmosG, KosmosGConfig, Tokenizer
-from tests.training.tiny_diffusion import tiny_parts
-from training.draws import Draws
-from training.preview import Preview, PreviewPrompt, grid, prompt_batch, sample_pictures
-from training.stages import Losses, align, instruct, lm
+from tests.tiny.stable_diffusion import tiny_parts
+from training.base.rng import RowRng
+from training.stages import align, instruct, lm
 from training.stages.alignment_loss import squared_errors, token_weights
+from training.stages.losses import Losses
+from training.stages.preview import Preview, PreviewPrompt, grid, prompt_batch, sample_images
 
 ROWS = 4
 
@@ -54,10 +55,10 @@ def _batch(stage: str, tokenizer: Tokenizer) -> dict:
     token_ids = torch.randint(4, tokenizer.boi, (ROWS, length), generator=random)
     token_ids[:, 0] = 0
     mask = torch.zeros(ROWS, length, dtype=torch.bool)
-    picture = torch.tensor([tokenizer.boi] * (tokenizer.latents + 1) + [tokenizer.eoi])
-    for row, place in ((1, 2), (3, 1), (3, 1 + len(picture))):
-        token_ids[row, place : place + len(picture)] = picture
-        mask[row, place + 1 : place + len(picture) - 1] = True
+    image = torch.tensor([tokenizer.boi] * (tokenizer.latents + 1) + [tokenizer.eoi])
+    for row, place in ((1, 2), (3, 1), (3, 1 + len(image))):
+        token_ids[row, place : place + len(image)] = image
+        mask[row, place + 1 : place + len(image) - 1] = True
     named = {"keys": list("abcd"), "sources": ["one", "two", "one", "two"]}
     if stage == "align":
         clip_ids = torch.randint(0, 298, (ROWS, 77), generator=random)
@@ -82,11 +83,11 @@ def _rows(batch: dict, start: int, stop: int) -> dict:
 def test_losses_of_a_batch_are_the_sums_over_its_parts_wherever_it_is_cut(stages, tiny_tokenizer, stage):
     task, batch = stages[stage], _batch(stage, tiny_tokenizer)
     task.model.eval()
-    whole = task.training_step(task.model, batch, Draws(seed=3, step=5))
+    whole = task.training_step(task.model, batch, RowRng(seed=3, step=5))
     assert float(whole.count) == (ROWS if stage != "lm" else float(batch["loss_mask"][:, 1:].sum()))
     for cuts in ((0, 2, 4), (0, 1, 4), (0, 1, 2, 3, 4)):
         pieces = [
-            task.training_step(task.model, _rows(batch, a, b), Draws(seed=3, step=5, first_row=a))
+            task.training_step(task.model, _rows(batch, a, b), RowRng(seed=3, step=5, first_row=a))
             for a, b in itertools.pairwise(cuts)
         ]
         assert sum(float(piece.total) for piece in pieces) == pytest.approx(float(whole.total), rel=1e-5)
@@ -102,8 +103,10 @@ def test_sources_and_named_values_become_parts():
         torch.tensor([1.0, 2.0, 4.0]), ["a", "b", "a"], torch.tensor([1, 1, 3]), mse=torch.tensor([1.0, 1.0, 1.0])
     )
     assert {name: tuple(map(float, values)) for name, values in losses.parts.items()} == {
-        "a": (5, 4), "b": (2, 1), "mse": (3, 5),
-    }  # fmt: skip
+        "a": (5, 4),
+        "b": (2, 1),
+        "mse": (3, 5),
+    }
     assert (float(losses.total), float(losses.count)) == (7, 5)
 
 
@@ -114,16 +117,22 @@ def test_sources_and_named_values_become_parts():
         ("align", ("aligner.",)),
         (
             "instruct",
-            ("decoder.", "resampler.", "aligner.source_encoder.", "aligner.query_decoder.", "vision.blocks.1.",
-             "vision.norm_post."),
+            (
+                "decoder.",
+                "resampler.",
+                "aligner.source_encoder.",
+                "aligner.query_decoder.",
+                "vision.blocks.1.",
+                "vision.norm_post.",
+            ),
         ),
     ],
-)  # fmt: skip
+)
 def test_exactly_the_named_parts_train_and_all_are_in_train_mode(stages, tiny_tokenizer, stage, trained):
     task = stages[stage]
     task.set_trainable()
     assert all(module.training for module in task.model.modules())
-    task.training_step(task.model, _batch(stage, tiny_tokenizer), Draws(seed=0, step=0)).total.backward()
+    task.training_step(task.model, _batch(stage, tiny_tokenizer), RowRng(seed=0, step=0)).total.backward()
     for name, parameter in task.model.named_parameters():
         assert parameter.requires_grad == (parameter.grad is not None) == name.startswith(trained), name
 
@@ -134,27 +143,27 @@ def test_null_probability_of_stage_three_is_the_share_of_null_conditions(stages,
     task, batch = stages["instruct"], _batch("instruct", tiny_tokenizer)
     task.model.eval()
     task.task.null_probability = probability
-    losses = task.training_step(task.model, batch, Draws(seed=0, step=0))
+    losses = task.training_step(task.model, batch, RowRng(seed=0, step=0))
     other = batch | {"token_ids": batch["token_ids"].clone()}
     other["token_ids"][0, 1:] = other["token_ids"][2, 1:]
-    changed = task.training_step(task.model, other, Draws(seed=0, step=0))
+    changed = task.training_step(task.model, other, RowRng(seed=0, step=0))
     assert (float(losses.total) == float(changed.total)) == (probability == 1.0)
 
 
 def test_a_tenth_of_the_conditions_is_null():
-    drawn = torch.cat([Draws(seed=0, step=step).uniform("null", 100) for step in range(30)])
+    drawn = torch.cat([RowRng(seed=0, step=step).uniform("null", 100) for step in range(30)])
     assert float((drawn < instruct.Config().null_probability).float().mean()) == pytest.approx(0.1, abs=0.02)
 
 
 @torch.no_grad()
 def test_bounds_of_the_signal_to_noise_ratio_weigh_each_sample_by_its_timestep(stages, tiny_tokenizer):
-    task, draws = stages["instruct"], Draws(seed=0, step=0)
+    task, rng = stages["instruct"], RowRng(seed=0, step=0)
     task.model.eval()
     batch = _batch("instruct", tiny_tokenizer) | {"sources": list("abcd")}
-    plain = task.training_step(task.model, batch, draws).parts
+    plain = task.training_step(task.model, batch, rng).parts
     task.task.snr_bounds = (0.01, 0.5)
-    weighted = task.training_step(task.model, batch, draws).parts
-    signal = task.scheduler.alphas_cumprod[draws.integers("timestep", 1000, ROWS)]
+    weighted = task.training_step(task.model, batch, rng).parts
+    signal = task.scheduler.alphas_cumprod[rng.integers("timestep", 1000, ROWS)]
     ratio = signal / (1 - signal)
     assert ratio.min() < 0.01 < 0.5 < ratio.max()
     for row, source in enumerate("abcd"):
@@ -164,15 +173,15 @@ def test_bounds_of_the_signal_to_noise_ratio_weigh_each_sample_by_its_timestep(s
 
 @torch.no_grad()
 def test_alignment_of_stage_three_adds_the_error_of_the_rows_that_have_a_caption(stages, parts, tiny_tokenizer):
-    task, draws, batch = stages["instruct"], Draws(seed=0, step=0), _batch("instruct", tiny_tokenizer)
+    task, rng, batch = stages["instruct"], RowRng(seed=0, step=0), _batch("instruct", tiny_tokenizer)
     task.model.eval()
-    plain = task.training_step(task.model, batch, draws)
+    plain = task.training_step(task.model, batch, rng)
     task.task.alignment, task.clip_tokenizer, task.frozen["clip"] = 0.5, "given", parts["text_encoder"]
-    without = task.training_step(task.model, batch, draws)
+    without = task.training_step(task.model, batch, rng)
     assert float(without.total) == float(plain.total), "no row has a caption"
     captioned = torch.tensor([False, True, False, True])
     clip_ids = torch.randint(0, 298, (2, 77), generator=torch.Generator().manual_seed(2))
-    losses = task.training_step(task.model, batch | {"captioned": captioned, "clip_ids": clip_ids}, draws)
+    losses = task.training_step(task.model, batch | {"captioned": captioned, "clip_ids": clip_ids}, rng)
     features = task.model.embed_images(batch["pixels"])
     conditions = task.model.encode_tokens(batch["token_ids"], image_mask=batch["image_mask"], image_features=features)
     states = parts["text_encoder"](clip_ids).last_hidden_state
@@ -193,12 +202,12 @@ def test_padding_weight_is_that_of_the_tokens_behind_a_caption():
 
 @torch.no_grad()
 def test_stage_two_weighs_the_padding_of_its_captions(stages, tiny_tokenizer):
-    task, draws, batch = stages["align"], Draws(seed=0, step=0), _batch("align", tiny_tokenizer)
+    task, rng, batch = stages["align"], RowRng(seed=0, step=0), _batch("align", tiny_tokenizer)
     batch["clip_ids"][:, 20:] = 299
     task.model.eval()
-    plain = task.training_step(task.model, batch, draws).parts
+    plain = task.training_step(task.model, batch, rng).parts
     task.task.padding_weight = 0.0
-    words = task.training_step(task.model, batch, draws).parts
+    words = task.training_step(task.model, batch, rng).parts
     hidden = task.model(batch["token_ids"], None, None, output="hidden")
     condition = task.model.align(hidden, batch["token_ids"] == 1)
     states = task.frozen["clip"](batch["clip_ids"]).last_hidden_state
@@ -228,12 +237,12 @@ def test_prompts_of_the_preview_are_sampled_alike_each_time_and_differ_by_pictur
     task.set_trainable()
     preview = Preview(prompts=prompts, samples=2, steps=2, size=16)
     batch = prompt_batch(prompts, task.model.tokenizer, 224)
-    pictures, again = (sample_pictures(task.model, task.frozen, task.scheduler, batch, preview) for _ in range(2))
+    images, again = (sample_images(task.model, task.frozen, task.scheduler, batch, preview) for _ in range(2))
     assert task.model.training, "the model is left as it was"
-    assert pictures.shape == (3, 2, 3, 16, 16)
-    assert torch.equal(pictures, again)
-    assert not torch.equal(pictures[0], pictures[1])
-    sheet = grid(batch, pictures, task.model)
+    assert images.shape == (3, 2, 3, 16, 16)
+    assert torch.equal(images, again)
+    assert not torch.equal(images[0], images[1])
+    sheet = grid(batch, images, task.model)
     assert sheet.size == (3 * 192, 18 + 3 * 210)
     red, blue = sheet.getpixel((96, 132)), sheet.getpixel((96, 342))
     assert red[0] > 240

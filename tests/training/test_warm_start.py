@@ -13,8 +13,8 @@ from tokenizers.models import Unigram
 from transformers import CLIPVisionConfig, CLIPVisionModel, Kosmos2Config, Kosmos2ForConditionalGeneration
 
 from kosmos_core import KosmosG, KosmosGConfig, Tokenizer, load_model, save_model
-from training.config import RunConfig
-from training.warm_start import start_model
+from training.engine.run_config import RunConfig
+from training.weights.warm_start import start_model
 
 TAGS = ("<mask>", "</doc>", "<image>", "</image>", "</chunk>", "</line>", "<phrase>", "</phrase>")
 
@@ -135,9 +135,7 @@ def _wrong(problem: str, sizes, tokenizer, tokenizer_folder, tmp_path) -> RunCon
         ("not kosmos-2", "is no Kosmos-2 model"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_a_sentence(
-    sizes, tiny_tokenizer, tokenizer_folder, tmp_path, problem, said
-):  # fmt: skip
+def test_what_does_not_fit_is_refused_with_a_sentence(sizes, tiny_tokenizer, tokenizer_folder, tmp_path, problem, said):
     run = _wrong(problem, sizes, tiny_tokenizer, tokenizer_folder, tmp_path)
     with pytest.raises(ValueError, match=said):
         start_model(run, "cpu")
@@ -172,10 +170,10 @@ def kosmos2_folder(tiny_tokenizer, tmp_path_factory) -> Path:
     return folder
 
 
-def _picture_prompt(ids: dict[str, int], words: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+def _image_prompt(ids: dict[str, int], words: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Two pieces, a picture, the other pieces."""
-    picture = [ids["<image>"]] * 5 + [ids["</image>"]]
-    tokens = [ids["<s>"], *(ids[word] for word in words[:2]), *picture, *(ids[word] for word in words[2:])]
+    image = [ids["<image>"]] * 5 + [ids["</image>"]]
+    tokens = [ids["<s>"], *(ids[word] for word in words[:2]), *image, *(ids[word] for word in words[2:])]
     mask = torch.zeros(1, len(tokens), dtype=torch.bool)
     mask[0, 4:8] = True
     return torch.tensor([tokens]), mask
@@ -193,9 +191,9 @@ def test_kosmos2_gives_the_same_hidden_states_and_scores(kosmos2_folder, tokeniz
     words = [tiny_tokenizer.piece(number) for number in tiny_tokenizer.encode("a red dog swimming in the sea")]
     words = [word for word in words if word in theirs]
     assert len(words) > 5
-    ids, mask = _picture_prompt(theirs, words)
+    ids, mask = _image_prompt(theirs, words)
     expected = original(pixel_values=pixels, input_ids=ids, image_embeds_position_mask=mask, output_hidden_states=True)
-    ids, mask = _picture_prompt(ours, words)
+    ids, mask = _image_prompt(ours, words)
     model.eval()
     torch.testing.assert_close(model.embed_images(pixels), expected.image_embeds, rtol=0, atol=2e-5)
     hidden = model.hidden_states(ids, mask, model.embed_images(pixels))

@@ -11,8 +11,8 @@ import sys
 
 from rich.console import Console
 
-from ..errors import ConfigError
-from .config import parse
+from ..base.errors import ConfigError
+from .construct_config import parse
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     try:
         config = parse(sys.argv[1:] if arguments is None else arguments, __doc__)
-        from .run import Stopped, construct  # Ray: only once the settings are known to be right
+        from .driver import Stopped, construct  # Ray: only once the settings are known to be right
 
         try:
             stats = construct(config, console)
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(reason, file=sys.stderr)
             return 1
         if config.preview:
-            from .preview import write_preview
+            from .preview_sheet import write_preview
 
             console.print(f"preview: {write_preview(config)}")
     except ConfigError as error:

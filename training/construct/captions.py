@@ -7,15 +7,15 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from .config import CaptionConfig
+from .chunks import SourceImage
+from .construct_config import CaptionConfig
 from .models import custom_class, device_and_dtype, find_model, load
-from .records import Picture
 
 
 class Captioner(Protocol):
     """A class of your own takes the `CaptionConfig` and gives every picture of a chunk one caption, "" for none."""
 
-    def __call__(self, pictures: list[Picture]) -> list[str]: ...
+    def __call__(self, images: list[SourceImage]) -> list[str]: ...
 
 
 class Blip2Captioner:
@@ -32,10 +32,10 @@ class Blip2Captioner:
         self.model = model.to(self.device).eval()
 
     @torch.inference_mode()
-    def __call__(self, pictures: list[Picture]) -> list[str]:
+    def __call__(self, images: list[SourceImage]) -> list[str]:
         captions = []
-        for begin in range(0, len(pictures), self.config.batch):
-            views = [picture.view for picture in pictures[begin : begin + self.config.batch]]
+        for begin in range(0, len(images), self.config.batch):
+            views = [image.view for image in images[begin : begin + self.config.batch]]
             captions += self._captions(views)
         return captions
 
@@ -52,8 +52,8 @@ class GivenCaptions:
     def __init__(self, config: CaptionConfig):
         pass
 
-    def __call__(self, pictures: list[Picture]) -> list[str]:
-        return [picture.given_caption for picture in pictures]
+    def __call__(self, images: list[SourceImage]) -> list[str]:
+        return [image.given_caption for image in images]
 
 
 def build_captioner(config: CaptionConfig) -> Captioner:

@@ -33,10 +33,7 @@ def _close_pairs(hashes: np.ndarray, distance: int) -> np.ndarray:
     """All (later, earlier) positions of different hashes within the distance, sorted."""
     count = distance + 2
     edges = np.linspace(0, BITS, count + 1).round().astype(int)
-    bands = [
-        (hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
-        for low, high in pairwise(edges)
-    ]
+    bands = [(hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1) for low, high in pairwise(edges)]
     found = [np.empty((0, 2), dtype=np.int64)]
     for i, j in combinations(range(count), 2):
         agreed = (bands[i] << np.uint64(BITS // 2)) | bands[j]

@@ -8,8 +8,8 @@ from typing import Protocol
 
 import torch
 
-from ..errors import ConfigError
-from .config import EntityConfig
+from ..base.errors import ConfigError
+from .construct_config import EntityConfig
 from .models import custom_class, device_and_dtype, find_model, load
 from .spans import parse_list
 
@@ -29,11 +29,47 @@ INSTRUCT_FORMAT = (
 )
 # Heads of noun chunks that name no thing one could cut out.
 NO_THING = {
-    "area", "background", "back", "bottom", "bunch", "close", "closeup", "corner", "couple", "day", "edge", "front",
-    "group", "illustration", "image", "kind", "lot", "middle", "night", "number", "one", "other", "ones", "pair",
-    "photo", "photograph", "picture", "piece", "portrait", "row", "set", "shot", "side", "style", "time", "top", "type",
-    "variety", "view", "way",
-}  # fmt: skip
+    "area",
+    "background",
+    "back",
+    "bottom",
+    "bunch",
+    "close",
+    "closeup",
+    "corner",
+    "couple",
+    "day",
+    "edge",
+    "front",
+    "group",
+    "illustration",
+    "image",
+    "kind",
+    "lot",
+    "middle",
+    "night",
+    "number",
+    "one",
+    "other",
+    "ones",
+    "pair",
+    "photo",
+    "photograph",
+    "picture",
+    "piece",
+    "portrait",
+    "row",
+    "set",
+    "shot",
+    "side",
+    "style",
+    "time",
+    "top",
+    "type",
+    "variety",
+    "view",
+    "way",
+}
 
 
 class Extractor(Protocol):

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError
-from .config import ConstructConfig
+from ..base.errors import ConfigError
+from .construct_config import ConstructConfig
 
 
 def find_model(model: str, option: str) -> str:

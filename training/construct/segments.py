@@ -10,12 +10,12 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from .config import SegmentConfig
-from .crops import Region
+from .chunks import SourceImage
+from .construct_config import SegmentConfig
+from .masks import Region
 from .models import custom_class, device_and_dtype, find_model, load
-from .records import Picture
 
-Pair = tuple[Picture, str]
+Pair = tuple[SourceImage, str]
 
 
 class Segmenter(Protocol):
@@ -34,7 +34,7 @@ class _Batched:
         regions: list[Region | None] = []
         for begin in range(0, len(pairs), self.config.batch):
             batch = pairs[begin : begin + self.config.batch]
-            regions += self._segment([picture.view for picture, _ in batch], [words for _, words in batch])
+            regions += self._segment([image.view for image, _ in batch], [words for _, words in batch])
         return regions
 
     def _segment(self, views: list[np.ndarray], words: list[str]) -> list[Region | None]:

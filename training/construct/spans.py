@@ -12,14 +12,43 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 COLOURS = {
-    "beige", "black", "blue", "brown", "colorful", "colourful", "cyan", "gold", "golden", "gray", "green", "grey",
-    "magenta", "maroon", "orange", "pink", "purple", "red", "silver", "tan", "teal", "turquoise", "violet", "white",
+    "beige",
+    "black",
+    "blue",
+    "brown",
+    "colorful",
+    "colourful",
+    "cyan",
+    "gold",
+    "golden",
+    "gray",
+    "green",
+    "grey",
+    "magenta",
+    "maroon",
+    "orange",
+    "pink",
+    "purple",
+    "red",
+    "silver",
+    "tan",
+    "teal",
+    "turquoise",
+    "violet",
+    "white",
     "yellow",
-}  # fmt: skip
+}
 IRREGULAR = {
-    "child": "children", "foot": "feet", "goose": "geese", "man": "men", "mouse": "mice", "ox": "oxen",
-    "person": "people", "tooth": "teeth", "woman": "women",
-}  # fmt: skip
+    "child": "children",
+    "foot": "feet",
+    "goose": "geese",
+    "man": "men",
+    "mouse": "mice",
+    "ox": "oxen",
+    "person": "people",
+    "tooth": "teeth",
+    "woman": "women",
+}
 ARTICLE = re.compile(r"^(?:an?|the|some|his|her|its|their|my|your|our)\s+", re.IGNORECASE)
 # What lists are written with: bullets, numbers, quotes and brackets around an item.
 BULLET = re.compile(r"^\s*(?:[-*\u2022]|\(?\d+[.)])\s*")
@@ -27,7 +56,7 @@ MOST_WORDS = 5  # a longer "tag" is a clause
 
 
 @dataclass(frozen=True)
-class Span:
+class CaptionSpan:
     """caption[start:end], the words of one entity."""
 
     start: int
@@ -97,7 +126,7 @@ def forms(word: str) -> set[str]:
     return found
 
 
-def find_tag(caption: str, tag: str) -> Iterable[Span]:
+def find_tag(caption: str, tag: str) -> Iterable[CaptionSpan]:
     """Places where the tag stands as whole words, its exact form first; only the last word may differ in number."""
     words = tag.split()
     lead = "".join(re.escape(word) + r"\s+" for word in words[:-1])
@@ -106,7 +135,7 @@ def find_tag(caption: str, tag: str) -> Iterable[Span]:
         if endings:
             pattern = rf"(?<![\w-]){lead}(?:{'|'.join(map(re.escape, endings))})(?![\w-])"
             for match in re.finditer(pattern, caption, re.IGNORECASE):
-                yield Span(*match.span())
+                yield CaptionSpan(*match.span())
 
 
 def _same_thing(first: str, second: str) -> bool:
@@ -115,7 +144,7 @@ def _same_thing(first: str, second: str) -> bool:
     return lead == other_lead and not forms(last).isdisjoint(forms(other_last))
 
 
-def place(caption: str, tags: Iterable[str]) -> tuple[list[Span], int]:
+def place(caption: str, tags: Iterable[str]) -> tuple[list[CaptionSpan], int]:
     """Spans of the tags in the caption's order, none overlapping, and how many tags are not in the caption.
 
     Articles before a tag are not part of it; repeated tags count once; colours are left out without being counted.
@@ -126,7 +155,7 @@ def place(caption: str, tags: Iterable[str]) -> tuple[list[Span], int]:
         coloured = all(word in COLOURS for word in bare.split())
         if not coloured and not any(_same_thing(bare, other) for other in wanted):
             wanted.append(bare)
-    taken: list[Span] = []
+    taken: list[CaptionSpan] = []
     missing = 0
     for tag in sorted(wanted, key=lambda tag: (-len(tag), tag)):
         places = list(find_tag(caption, tag))

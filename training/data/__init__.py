@@ -17,9 +17,9 @@ from typing import Any
 
 from kosmos_core.tokenizer import Tokenizer
 
-from ..stages import Stream
-from .config import AlignData, DataConfig, InstructData, LmData, SourceConfig
+from .data_config import AlignData, DataConfig, InstructData, LmData, SourceConfig
 from .index import DataError
+from .protocol import Stream
 from .stream import DataStream
 from .tasks import AlignTask, InstructTask, LmTask
 

@@ -18,21 +18,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from kosmos_core.tokenizer import EOS, PAD, Tokenizer
 
+from .decoding import centred
 from .packing import Packed
-from .pictures import centred
-
-Batch = dict[str, Any]
+from .protocol import Batch
 
 
 @dataclass
-class Row:
+class PromptRow:
     """One row of a micro-batch in stages 2 and 3; target is (3, H, W) uint8."""
 
     token_ids: list[int]
@@ -58,32 +56,32 @@ def lm_batch(rows: list[Packed], tokenizer: Tokenizer, length: int, document_mas
         "token_ids": token_ids,
         "image_mask": image_mask,
         "loss_mask": ~special,
-        "pixels": _pictures([row.pixels for row in rows]),
+        "pixels": _images([row.pixels for row in rows]),
     }
     if document_mask:
         batch["document_ids"] = padded([row.documents for row in rows], -1, torch.int64, length)
     return batch
 
 
-def align_batch(rows: list[Row], pad_to: int) -> Batch:
+def align_batch(rows: list[PromptRow], pad_to: int) -> Batch:
     """Prompts, and their captions in CLIP's vocabulary; picture entries only where a prompt has pictures."""
     batch = {
         "token_ids": padded([row.token_ids for row in rows], PAD, torch.int64, pad_to),
         "clip_ids": torch.tensor([row.clip_ids for row in rows], dtype=torch.int64),
     }
-    pixels = _pictures([row.pixels for row in rows])
+    pixels = _images([row.pixels for row in rows])
     if pixels is not None:
         mask = padded([row.image_mask for row in rows], False, torch.bool, batch["token_ids"].shape[1])
         batch |= {"image_mask": mask, "pixels": pixels}
     return batch
 
 
-def instruct_batch(rows: list[Row], pad_to: int) -> Batch:
+def instruct_batch(rows: list[PromptRow], pad_to: int) -> Batch:
     """Prompts with pictures, and targets; caption entries only where a row has one."""
     batch = {
         "token_ids": padded([row.token_ids for row in rows], PAD, torch.int64, pad_to),
         "image_mask": padded([row.image_mask for row in rows], False, torch.bool, pad_to),
-        "pixels": _pictures([row.pixels for row in rows]),
+        "pixels": _images([row.pixels for row in rows]),
         "target": centred(torch.stack([row.target for row in rows])),
     }
     captions = [row.clip_ids for row in rows if row.clip_ids]
@@ -95,6 +93,6 @@ def instruct_batch(rows: list[Row], pad_to: int) -> Batch:
     return batch
 
 
-def _pictures(rows: list[list[Tensor]]) -> Tensor | None:
-    pixels = [picture for row in rows for picture in row]
+def _images(rows: list[list[Tensor]]) -> Tensor | None:
+    pixels = [image for row in rows for image in row]
     return torch.stack(pixels) if pixels else None

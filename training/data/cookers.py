@@ -25,7 +25,7 @@ from megatron.energon.task_encoder.cooking import cooker
 
 from .samples import BadSample, CaptionSample, CompositionalSample, EditSample, Entity, InterleavedSample, TextSample
 
-PICTURE_ENDINGS = ("jpg", "jpeg", "png", "webp")
+IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 
 
 def _described(crude: dict[str, Any]) -> dict[str, Any]:
@@ -56,9 +56,9 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
-def _picture(crude: dict[str, Any], name: str = "") -> bytes:
+def _image(crude: dict[str, Any], name: str = "") -> bytes:
     """The part with this name and any picture ending."""
-    for ending in PICTURE_ENDINGS:
+    for ending in IMAGE_ENDINGS:
         part = f"{name}.{ending}" if name else ending
         if part in crude:
             return crude[part]
@@ -81,16 +81,16 @@ def cook_caption(crude: dict[str, Any]) -> CaptionSample:
     if "json" in crude:
         sizes = _described(crude)
     caption = _text(crude["txt"] if "txt" in crude else sizes.get("caption"), "caption")
-    picture = next((crude[ending] for ending in PICTURE_ENDINGS if ending in crude), None)
+    image = next((crude[ending] for ending in IMAGE_ENDINGS if ending in crude), None)
     width, height = (value if isinstance(value := sizes.get(name), int) else None for name in ("width", "height"))
-    return CaptionSample(**basic_sample_keys(crude), caption=caption, picture=picture, width=width, height=height)
+    return CaptionSample(**basic_sample_keys(crude), caption=caption, image=image, width=width, height=height)
 
 
 @stateless
 @cooker
-def cook_picture(crude: dict[str, Any]) -> CaptionSample:
+def cook_image(crude: dict[str, Any]) -> CaptionSample:
     """A picture without a caption: input of data construction, of no use to a stage."""
-    return CaptionSample(**basic_sample_keys(crude), caption="", picture=_picture(crude))
+    return CaptionSample(**basic_sample_keys(crude), caption="", image=_image(crude))
 
 
 @stateless
@@ -134,13 +134,13 @@ def cook_compositional(crude: dict[str, Any]) -> CompositionalSample:
             raise BadSample("bad span") from error
         if not 0 <= start <= end <= len(caption):
             raise BadSample("bad span")
-        on_white = next((crude[part] for e in PICTURE_ENDINGS if (part := f"{number}.white.{e}") in crude), None)
+        on_white = next((crude[part] for e in IMAGE_ENDINGS if (part := f"{number}.white.{e}") in crude), None)
         mask = crude.get(f"{number}.mask.png")
-        entities.append(Entity(start, end, _picture(crude, str(number)), mask, on_white))
+        entities.append(Entity(start, end, _image(crude, str(number)), mask, on_white))
     entities.sort(key=lambda entity: entity.start)
     if any(later.start < earlier.end for earlier, later in itertools.pairwise(entities)):
         raise BadSample("overlapping spans")
-    target = _picture(crude)
+    target = _image(crude)
     return CompositionalSample(**basic_sample_keys(crude), caption=caption, entities=entities, target=target)
 
 
@@ -154,21 +154,19 @@ def cook_edit(crude: dict[str, Any]) -> EditSample:
     if not isinstance(caption, str):
         raise BadSample("bad input")
     numbers = sorted({int(part.partition("_")[0]) for part in crude if part.partition("_")[0].isdigit()})
-    pairs = [(_picture(crude, f"{number}_0"), _picture(crude, f"{number}_1")) for number in numbers]
+    pairs = [(_image(crude, f"{number}_0"), _image(crude, f"{number}_1")) for number in numbers]
     if not pairs:
         raise BadSample("missing picture")
     edited = described.get("output")
     if edited is not None and not isinstance(edited, str):
         raise BadSample("bad output")
-    return EditSample(
-        **basic_sample_keys(crude), caption=caption, instruction=instruction, pairs=pairs, edited=edited
-    )
+    return EditSample(**basic_sample_keys(crude), caption=caption, instruction=instruction, pairs=pairs, edited=edited)
 
 
 COOKS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "text": cook_text,
     "captions": cook_caption,
-    "pictures": cook_picture,
+    "pictures": cook_image,
     "interleaved": cook_interleaved,
     "compositional": cook_compositional,
     "edit": cook_edit,

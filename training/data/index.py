@@ -23,7 +23,7 @@ import numpy as np
 from filelock import FileLock
 from megatron.energon.flavors.webdataset.config import MAIN_FOLDER_NAME, skip_meta_re, split_name_re
 
-from ..errors import TrainingStopped
+from ..base.errors import TrainingStopped
 
 ENDINGS = (".tar", ".jsonl", ".tsv")
 RECORD = f"{MAIN_FOLDER_NAME}/kosmos-g-index.json"

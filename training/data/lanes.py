@@ -13,14 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..draws import seed_of
+from ..base.rng import seed_of
 from .cookers import COOKS
 from .index import DataError, Dataset
 from .order import Order
-from .original import ORIGINAL_COOKS
 from .packing import Packed, Unit
 from .reader import Reader
 from .samples import BadSample, Filtered
+from .tsv_cookers import ORIGINAL_COOKS
 
 Row = TypeVar("Row")
 Encode = Callable[[Any, random.Random], Row]

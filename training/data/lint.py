@@ -25,14 +25,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from .config import DataConfig, Kind
 from .cookers import COOKS
+from .data_config import DataConfig, Kind
+from .decoding import decode, decode_mask
 from .index import DataError, Dataset, index_dataset
-from .original import ORIGINAL_COOKS
-from .pictures import decode, decode_mask
 from .reader import Reader, detect_kind
+from .sample_sheet import contact_sheet
 from .samples import BadSample, CaptionSample, EditSample, Filtered, InterleavedSample, TextSample
-from .sheet import contact_sheet
+from .tsv_cookers import ORIGINAL_COOKS
 
 CHUNK = 200
 SHOWN = 12
@@ -44,7 +44,7 @@ class Findings:
     """What was found in some samples. bad, odd: reason -> keys; odd samples are used all the same."""
 
     samples: int = 0
-    pictures: int = 0
+    images: int = 0
     characters: int = 0
     bad: dict[str, list[str]] = field(default_factory=dict)
     odd: dict[str, list[str]] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Findings:
 
         return Findings(
             self.samples + other.samples,
-            self.pictures + other.pictures,
+            self.images + other.images,
             self.characters + other.characters,
             merged(self.bad, other.bad),
             merged(self.odd, other.odd),
@@ -83,13 +83,13 @@ class Checker:
             try:
                 crude = self.reader[index]
                 key = crude["__key__"]
-                text, pictures, oddities = _contents(self.cook(crude))
+                text, images, oddities = _contents(self.cook(crude))
             except Filtered as bad:
                 found.left_out[bad.reason] += 1
             except BadSample as bad:
                 found.bad.setdefault(bad.reason, []).append(key or self.reader.key(index))
             else:
-                found.pictures += pictures
+                found.images += images
                 found.characters += len(text)
                 for oddity in oddities:
                     found.odd.setdefault(oddity, []).append(key)
@@ -102,16 +102,16 @@ def _contents(sample) -> tuple[str, int, list[str]]:
     if isinstance(sample, TextSample):
         return sample.text, 0, odd
     if isinstance(sample, InterleavedSample):
-        pictures = [decode(segment) for segment in sample.segments if isinstance(segment, bytes)]
-        return "".join(text for text in sample.segments if isinstance(text, str)), len(pictures), odd
+        images = [decode(segment) for segment in sample.segments if isinstance(segment, bytes)]
+        return "".join(text for text in sample.segments if isinstance(text, str)), len(images), odd
     if isinstance(sample, EditSample):
-        sizes = [[decode(picture).size for picture in pair] for pair in sample.pairs]
+        sizes = [[decode(image).size for image in pair] for pair in sample.pairs]
         odd += ["before and after differ in size"] * any(before != after for before, after in sizes)
         return sample.caption + sample.instruction, 2 * len(sizes), odd
     if isinstance(sample, CaptionSample):
-        if sample.picture is not None:
-            decode(sample.picture)
-        return sample.caption, int(sample.picture is not None), odd
+        if sample.image is not None:
+            decode(sample.image)
+        return sample.caption, int(sample.image is not None), odd
     decode(sample.target)
     for entity in sample.entities:
         crop = decode(entity.crop)
@@ -168,7 +168,7 @@ def show(path: str, dataset: Dataset, kind: str, found: Findings, console: Conso
     row("files with samples", len(dataset.shards))
     row("samples", len(dataset))
     row("  of them read", found.samples)
-    row("pictures", found.pictures)
+    row("pictures", found.images)
     row("characters of text per sample", round(found.characters / max(found.samples - found.bad_samples, 1)))
     for shard in dataset.damaged:
         table.add_row(f"{shard.problem}", "1", "", shard.name, style="red")
@@ -189,7 +189,7 @@ def report(path: str, dataset: Dataset, kind: str, found: Findings) -> dict:
         "files": len(dataset.shards),
         "samples": len(dataset),
         "read": found.samples,
-        "pictures": found.pictures,
+        "pictures": found.images,
         "damaged_files": {shard.name: shard.problem for shard in dataset.damaged},
         "unusable": found.bad,
         "odd": found.odd,

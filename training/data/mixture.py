@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from ..draws import seed_of
+from ..base.rng import seed_of
 
 
 class Mixture:

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..draws import seed_of
+from ..base.rng import seed_of
 
 
 class Order:

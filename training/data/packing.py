@@ -17,9 +17,9 @@ from torch import Tensor
 from kosmos_core.images import preprocess_image
 from kosmos_core.tokenizer import BOS, EOS, Tokenizer
 
-from .pictures import decode
+from .decoding import decode
 from .samples import CaptionSample, InterleavedSample, TextSample
-from .sequences import encode, picture_ids
+from .sequences import encode, image_ids
 
 # A sentence ends behind . ! ? or their CJK forms, with closing quotes or brackets, and at every line break.
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])|\n+")
@@ -75,7 +75,7 @@ def document_units(
     Raises BadSample where a picture is corrupt.
     """
     if isinstance(sample, CaptionSample):
-        units = [_picture(sample.picture or b"", tokenizer, image_size)]
+        units = [_image(sample.image or b"", tokenizer, image_size)]
         units += _text(sample.caption, tokenizer, length - 3 - len(units[0].token_ids), whole=True)
         units = [units[0] + units[1], *units[2:]] if len(units) > 1 else units
     elif isinstance(sample, TextSample):
@@ -84,7 +84,7 @@ def document_units(
         units = []
         for segment in sample.segments:
             if isinstance(segment, bytes):
-                units.append(_picture(segment, tokenizer, image_size))
+                units.append(_image(segment, tokenizer, image_size))
                 continue
             added = _text(segment, tokenizer, length - 3)
             last = units[-1] if units else None
@@ -102,8 +102,8 @@ def _fits(first: Unit, second: Unit, length: int) -> bool:
     return len(first.token_ids) + len(second.token_ids) <= length
 
 
-def _picture(content: bytes, tokenizer: Tokenizer, image_size: int) -> Unit:
-    return Unit(*picture_ids(tokenizer), [preprocess_image(decode(content), image_size)])
+def _image(content: bytes, tokenizer: Tokenizer, image_size: int) -> Unit:
+    return Unit(*image_ids(tokenizer), [preprocess_image(decode(content), image_size)])
 
 
 def _text(text: str, tokenizer: Tokenizer, length: int, whole: bool = False) -> list[Unit]:

@@ -137,15 +137,15 @@ def _kind_of(crude: dict) -> str | None:
     except ValueError:
         described = {}
     described = described if isinstance(described, dict) else {}
-    pictures = any(part.rpartition(".")[2] in ("jpg", "jpeg", "png", "webp") for part in crude if part[:2] != "__")
+    images = any(part.rpartition(".")[2] in ("jpg", "jpeg", "png", "webp") for part in crude if part[:2] != "__")
     if "segments" in described:
         return "interleaved"
-    if "entities" in described and pictures:
+    if "entities" in described and images:
         return "compositional"
-    if "edit" in described and pictures:
+    if "edit" in described and images:
         return "edit"
-    if (pictures and "txt" in crude) or "caption" in described:
+    if (images and "txt" in crude) or "caption" in described:
         return "captions"
     if "txt" in crude or "text" in described:
         return "text"
-    return "pictures" if pictures else None
+    return "pictures" if images else None

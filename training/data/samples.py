@@ -38,7 +38,7 @@ class CaptionSample(Sample):
     """A picture and its caption; `picture` is None when only captions are read."""
 
     caption: str
-    picture: bytes | None
+    image: bytes | None
     width: int | None = None
     height: int | None = None
 

@@ -23,7 +23,7 @@ from PIL import Image
 from kosmos_core.prompt import PromptError
 from kosmos_core.tokenizer import BOS, EOS, Tokenizer
 
-from .pictures import decode, decode_mask, on_white
+from .decoding import decode, decode_mask, on_white
 from .samples import BadSample, CaptionSample, CompositionalSample, EditSample, Entity
 
 
@@ -35,7 +35,7 @@ def encode(text: str, tokenizer: Tokenizer) -> list[int]:
         raise BadSample("text is not Unicode") from error
 
 
-def picture_ids(tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
+def image_ids(tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
     """The ids of one picture, and which of them its features replace."""
     ids = [tokenizer.boi] * (tokenizer.latents + 1) + [tokenizer.eoi]
     return ids, [False] + [True] * tokenizer.latents + [False]
@@ -47,23 +47,23 @@ class Sequence:
 
     token_ids: list[int] = field(default_factory=lambda: [BOS])
     image_mask: list[bool] = field(default_factory=lambda: [False])
-    pictures: list[Image.Image] = field(default_factory=list)
+    images: list[Image.Image] = field(default_factory=list)
     target: Image.Image | None = None
 
     def add_ids(self, ids: list[int]) -> None:
         self.token_ids += ids
         self.image_mask += [False] * len(ids)
 
-    def add_picture(self, picture: Image.Image, tokenizer: Tokenizer) -> None:
-        ids, mask = picture_ids(tokenizer)
+    def add_image(self, image: Image.Image, tokenizer: Tokenizer) -> None:
+        ids, mask = image_ids(tokenizer)
         self.token_ids += ids
         self.image_mask += mask
-        self.pictures.append(picture)
+        self.images.append(image)
 
 
 def caption_sequence(sample: CaptionSample, tokenizer: Tokenizer) -> Sequence:
     """<s> caption </s>; the picture, if it was read, is the target."""
-    sequence = Sequence(target=decode(sample.picture) if sample.picture is not None else None)
+    sequence = Sequence(target=decode(sample.image) if sample.image is not None else None)
     sequence.add_ids(encode(sample.caption, tokenizer))
     sequence.add_ids([EOS])
     return sequence
@@ -76,7 +76,7 @@ def edit_sequence(sample: EditSample, tokenizer: Tokenizer, rng: random.Random, 
     before, after = rng.choice(sample.pairs)
     if not dropped:
         sequence.add_ids(encode(sample.caption, tokenizer))
-    sequence.add_picture(decode(before), tokenizer)
+    sequence.add_image(decode(before), tokenizer)
     sequence.add_ids(encode(sample.instruction, tokenizer))
     sequence.add_ids([EOS])
     sequence.target = decode(after)
@@ -108,7 +108,7 @@ def compositional_sequence(
             raise BadSample("entity without words before it")
         sequence.add_ids(encode(words, tokenizer))
         with_background = rng.random() > 1 - keep_background
-        sequence.add_picture(_entity_picture(entity, with_background), tokenizer)
+        sequence.add_image(_entity_image(entity, with_background), tokenizer)
         position = entity.end
     sequence.add_ids(encode(sample.caption[position:], tokenizer))
     sequence.add_ids([EOS])
@@ -116,7 +116,7 @@ def compositional_sequence(
     return sequence
 
 
-def _entity_picture(entity: Entity, with_background: bool) -> Image.Image:
+def _entity_image(entity: Entity, with_background: bool) -> Image.Image:
     if not with_background and entity.on_white is not None:
         return decode(entity.on_white)
     if with_background or entity.mask is None:

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ..stages import Stream
 from .batches import Batch
-from .config import DataConfig, SourceConfig
+from .data_config import DataConfig, SourceConfig
 from .index import DataError, Dataset, index_dataset
 from .lanes import Lane, Skip, Source
 from .mixture import Mixture
+from .protocol import Stream
 from .reader import detect_kind
 from .samples import BadSample
 from .skips import SkipCounts
@@ -184,8 +184,11 @@ class DataStream:
             if (before := state["sizes"].get(name, size)) != size:
                 log.warning(
                     "Source %s had %d samples and has %d now: it is read in a new order, some samples of this epoch "
-                    "again and some not.", name, before, size,
-                )  # fmt: skip
+                    "again and some not.",
+                    name,
+                    before,
+                    size,
+                )
         self.close()
         self._number = int(state["number"])
         self._lanes = {name: (int(place), int(unit)) for name, (place, unit) in state["lanes"].items()}

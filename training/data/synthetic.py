@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 from kosmos_core.tokenizer import dictionary_of
 
 from .index import write_whole
-from .shards import write_shard
+from .shard_writer import write_shard
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -53,12 +53,12 @@ class Shape:
     def name(self) -> str:
         return f"{self.colour} {self.kind}"
 
-    def draw(self, picture: Image.Image, fill: tuple[int, int, int] | int | None = None, at: tuple = (0, 0)) -> None:
+    def draw(self, image: Image.Image, fill: tuple[int, int, int] | int | None = None, at: tuple = (0, 0)) -> None:
         """Draw it, its box's corner at (x, y) minus `at`."""
         left, top = self.x - at[0], self.y - at[1]
         right, bottom = left + self.side - 1, top + self.side - 1
         fill = COLOURS[self.colour] if fill is None else fill
-        draw = ImageDraw.Draw(picture)
+        draw = ImageDraw.Draw(image)
         if self.kind == "circle":
             draw.ellipse((left, top, right, bottom), fill)
         elif self.kind == "square":
@@ -80,11 +80,11 @@ class Scene:
         names = " and ".join(f"a {shape.name}" for shape in self.shapes)
         return f"{names} on a {self.background} background"
 
-    def picture(self) -> Image.Image:
-        picture = Image.new("RGB", (self.size, self.size), BACKGROUNDS[self.background])
+    def image(self) -> Image.Image:
+        image = Image.new("RGB", (self.size, self.size), BACKGROUNDS[self.background])
         for shape in self.shapes:
-            shape.draw(picture)
-        return picture
+            shape.draw(image)
+        return image
 
 
 def random_scene(rng: random.Random, size: int, shapes: int) -> Scene:
@@ -98,10 +98,10 @@ def random_scene(rng: random.Random, size: int, shapes: int) -> Scene:
     return Scene(size, rng.choice(sorted(BACKGROUNDS)), tuple(placed))
 
 
-def encoded(picture: Image.Image, kind: str = "JPEG") -> bytes:
+def encoded(image: Image.Image, kind: str = "JPEG") -> bytes:
     """A picture as JPEG or PNG bytes."""
     file = io.BytesIO()
-    picture.save(file, kind, **({"quality": 90} if kind == "JPEG" else {}))
+    image.save(file, kind, **({"quality": 90} if kind == "JPEG" else {}))
     return file.getvalue()
 
 
@@ -123,11 +123,7 @@ def pair_samples(rng: random.Random, samples: int, size: int) -> Iterator[Parts]
             "width": size,
             "height": size,
         }
-        yield {
-            "jpg": encoded(scene.picture()),
-            "txt": scene.caption.encode(),
-            "json": json.dumps(described).encode(),
-        }
+        yield {"jpg": encoded(scene.image()), "txt": scene.caption.encode(), "json": json.dumps(described).encode()}
 
 
 def interleaved_samples(rng: random.Random, samples: int, size: int) -> Iterator[Parts]:
@@ -136,7 +132,7 @@ def interleaved_samples(rng: random.Random, samples: int, size: int) -> Iterator
         segments, parts = [], {}
         for number in range(rng.randint(1, 3)):
             scene = random_scene(rng, size, rng.randint(1, 3))
-            parts[f"{number}.jpg"] = encoded(scene.picture())
+            parts[f"{number}.jpg"] = encoded(scene.image())
             segments += [{"image": f"{number}.jpg"}, {"text": f"This is {scene.caption}. Look at it."}]
         yield parts | {"json": json.dumps({"segments": segments}).encode()}
 
@@ -145,7 +141,7 @@ def compositional_samples(rng: random.Random, samples: int, size: int) -> Iterat
     """Scenes with the crop and the mask of every shape."""
     for _ in range(samples):
         scene = random_scene(rng, size, rng.randint(1, 2))
-        whole, caption = scene.picture(), scene.caption
+        whole, caption = scene.image(), scene.caption
         parts, entities = {"jpg": encoded(whole)}, []
         for number, shape in enumerate(scene.shapes):
             box = (shape.x, shape.y, shape.x + shape.side, shape.y + shape.side)
@@ -170,7 +166,7 @@ def edit_samples(rng: random.Random, samples: int, size: int) -> Iterator[Parts]
             moved = [Shape(s.kind, s.colour, s.x, rng.randrange(2, size - s.side), s.side) for s in scene.shapes]
             changed = [Shape(s.kind, colour if s.kind == shape.kind else s.colour, s.x, s.y, s.side) for s in moved]
             for moment, shapes in enumerate((moved, changed)):
-                parts[f"{number}_{moment}.jpg"] = encoded(Scene(size, scene.background, tuple(shapes)).picture())
+                parts[f"{number}_{moment}.jpg"] = encoded(Scene(size, scene.background, tuple(shapes)).image())
         described = {"input": scene.caption, "edit": f"make the {shape.kind} {colour}", "pairs": len(parts) // 2}
         yield parts | {"json": json.dumps(described).encode()}
 

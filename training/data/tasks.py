@@ -10,11 +10,12 @@ from typing import Any, Protocol
 from kosmos_core.images import preprocess_image
 from kosmos_core.tokenizer import BOS, Tokenizer
 
-from .batches import Batch, Row, align_batch, instruct_batch, lm_batch
-from .config import AlignData, InstructData, LmData
+from .batches import PromptRow, align_batch, instruct_batch, lm_batch
+from .data_config import AlignData, InstructData, LmData
+from .decoding import target_pixels
 from .lanes import Lane
 from .packing import Unit, document_units
-from .pictures import target_pixels
+from .protocol import Batch
 from .samples import BadSample, CaptionSample, CompositionalSample, EditSample, Filtered, TextSample
 from .sequences import caption_sequence, compositional_sequence, edit_sequence, encode
 
@@ -76,7 +77,7 @@ class LmTask:
         return ",".join(packed.keys), packed
 
     def _units(self, sample: Any, rng: random.Random) -> list[Unit]:
-        if isinstance(sample, CaptionSample) and sample.picture is None:
+        if isinstance(sample, CaptionSample) and sample.image is None:
             raise BadSample("missing picture")
         units = document_units(sample, self.tokenizer, self.config.sequence_length, self.image_size)
         if not units:
@@ -104,7 +105,7 @@ class AlignTask:
     def row(self, lane: Lane) -> tuple[str, Any]:
         return lane.next(self._row)
 
-    def _row(self, sample: CaptionSample | TextSample | CompositionalSample, rng: random.Random) -> Row:
+    def _row(self, sample: CaptionSample | TextSample | CompositionalSample, rng: random.Random) -> PromptRow:
         empty = self.config.empty_captions > 0 and rng.random() < self.config.empty_captions
         caption = sample.text if isinstance(sample, TextSample) else sample.caption
         caption = "" if empty else caption
@@ -113,13 +114,13 @@ class AlignTask:
             raise Filtered("caption too long")
         clip = _clip_ids(caption, self.clip_tokenizer, self.config.max_clip_tokens)
         if empty or not isinstance(sample, CompositionalSample):
-            return Row([BOS, *ids], clip_ids=clip)
+            return PromptRow([BOS, *ids], clip_ids=clip)
         config = self.config
         sequence = compositional_sequence(
             sample, self.tokenizer, rng, config.drop_entity, config.keep_background, config.drop_scope
         )
-        pictures = [preprocess_image(picture, self.image_size) for picture in sequence.pictures]
-        return Row(sequence.token_ids[:-1], sequence.image_mask[:-1], pictures, clip_ids=clip)
+        images = [preprocess_image(image, self.image_size) for image in sequence.images]
+        return PromptRow(sequence.token_ids[:-1], sequence.image_mask[:-1], images, clip_ids=clip)
 
     def batch(self, rows: list[Any]) -> Batch:
         return align_batch(rows, self.config.pad_to)
@@ -147,12 +148,12 @@ class InstructTask:
     def row(self, lane: Lane) -> tuple[str, Any]:
         return lane.next(self._row)
 
-    def _row(self, sample: CaptionSample | CompositionalSample | EditSample, rng: random.Random) -> Row:
+    def _row(self, sample: CaptionSample | CompositionalSample | EditSample, rng: random.Random) -> PromptRow:
         config, caption = self.config, sample.edited if isinstance(sample, EditSample) else sample.caption
         described = self.clip_tokenizer is not None and caption is not None
         clip_ids = _clip_ids(caption, self.clip_tokenizer, CLIP_LENGTH) if described else []
         if isinstance(sample, CaptionSample):
-            if sample.picture is None:
+            if sample.image is None:
                 raise BadSample("missing picture")
             if min(sample.width or config.min_side, sample.height or config.min_side) < config.min_side:
                 raise Filtered("picture too small")
@@ -169,10 +170,10 @@ class InstructTask:
             sequence = compositional_sequence(
                 sample, self.tokenizer, rng, config.drop_entity, config.keep_background, config.drop_scope
             )
-        return Row(
+        return PromptRow(
             sequence.token_ids[:-1],  # without </s>: generation ends the prompt without it too
             sequence.image_mask[:-1],
-            [preprocess_image(picture, self.image_size) for picture in sequence.pictures],
+            [preprocess_image(image, self.image_size) for image in sequence.images],
             clip_ids=clip_ids,
             target=target_pixels(sequence.target, config.resolution),
         )

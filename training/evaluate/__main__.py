@@ -16,8 +16,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ..errors import ConfigError, TrainingStopped
-from ..processes import world_of
+from ..base.errors import ConfigError, TrainingStopped
+from ..base.processes import join_process_group
 
 PATIENCE = 7 * 24 * 3600  # seconds that a finished process waits for the others
 
@@ -64,9 +64,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--clip-tokenizer", help="folder with vocab.json, merges.txt: for sd15 from a single file")
     for command in (bench, coco):
         command.add_argument("--only", choices=("generate", "score"), help="one of the two steps alone")
-    for command, dino, clip in (
-        (bench, "facebook/dino-vits16", "openai/clip-vit-base-patch32"), (pages, None, None),
-    ):  # fmt: skip
+    for command, dino, clip in ((bench, "facebook/dino-vits16", "openai/clip-vit-base-patch32"), (pages, None, None)):
         command.add_argument("--dino", default=dino, help="folder or cached name of DINO ViT-S/16")
         command.add_argument("--clip", default=clip, help="folder or cached name of CLIP ViT-B/32")
         command.add_argument("--scoring-dtype", choices=("fp32", "fp16", "bf16"), default="fp32")
@@ -85,8 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in ("steps", "batch_size", "size", "captions", "threads"):
             if getattr(options, name, None) is not None and getattr(options, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(options, name)} must be at least 1")
-        with world_of(options.device, timeout=PATIENCE) as world:
-            _command(options.command)(options, world)
+        with join_process_group(options.device, timeout=PATIENCE) as process_group:
+            _command(options.command)(options, process_group)
     except ValueError as error:  # a wrong option, file or folder; the message is the sentence to read
         print(f"error: {error}", file=sys.stderr)
         return 2

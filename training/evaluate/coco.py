@@ -9,15 +9,15 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from ..errors import ConfigError
-from ..processes import World
-from .fid import PROTOCOLS, PictureFiles, frechet_distance, name_of_reals, treatments
+from ..base.errors import ConfigError
+from ..base.processes import ProcessGroup
+from .fid import PROTOCOLS, ImageFiles, frechet_distance, name_of_reals, treatments
 from .generate import generate
+from .image_generator import SD_ROW, ImageGenerator, Sampling, as_painted
 from .jobs import Job
 from .output import OutputFolder
-from .painter import SD_ROW, Painter, Sampling, as_painted
 from .score import require_painted
-from .subjects import PICTURE_ENDINGS
+from .subjects import IMAGE_ENDINGS
 from .table import markdown
 
 CAPTIONS, SEED = 30_000, 0
@@ -25,33 +25,45 @@ SAMPLER, STEPS, GUIDANCE = "ddim", 250, 3.0  # arXiv 2310.02992, section 4.2
 PUBLISHED = {"Kosmos-G (its paper)": 10.99, "Stable Diffusion 1.5 (Kosmos-G's paper)": 9.34}
 
 
-def run(options: Namespace, world: World) -> None:
+def run(options: Namespace, process_group: ProcessGroup) -> None:
     """The whole command: paint each row's pictures, then FID under both protocols, as results.json and table.md."""
     captions = sample_captions(options.annotations, options.captions)
-    reals = real_pictures(options.images)
+    reals = real_images(options.images)
     sampling = Sampling(
-        options.scheduler or SAMPLER, options.steps or STEPS,
-        GUIDANCE if options.guidance is None else options.guidance, options.size,
-    )  # fmt: skip
+        options.scheduler or SAMPLER,
+        options.steps or STEPS,
+        GUIDANCE if options.guidance is None else options.guidance,
+        options.size,
+    )
     rows = {"kosmosg": str(options.weights), SD_ROW: SD_ROW}
     rows = {name: rows[name] for name in options.rows}
-    folder = OutputFolder(options.output, world.rank)
+    folder = OutputFolder(options.output, process_group.rank)
     settings = {
-        "command": "coco", "weights": str(options.weights), "sd": str(options.sd), "captions": len(captions),
-        "annotations": Path(options.annotations).name, "dtype": options.dtype, **asdict(sampling),
-    }  # fmt: skip
+        "command": "coco",
+        "weights": str(options.weights),
+        "sd": str(options.sd),
+        "captions": len(captions),
+        "annotations": Path(options.annotations).name,
+        "dtype": options.dtype,
+        **asdict(sampling),
+    }
     if options.only == "score":
         settings, sampling = as_painted(settings, folder.settings())
-    folder.start(settings, options.resume or options.only == "score", world)
+    folder.start(settings, options.resume or options.only == "score", process_group)
     jobs = {name: caption_jobs(captions, name) for name in rows}
     if options.only != "score":
         for name, weights in rows.items():
             painter = partial(
-                Painter, weights, options.sd, sampling, device=world.device, dtype=options.dtype,
+                ImageGenerator,
+                weights,
+                options.sd,
+                sampling,
+                device=process_group.device,
+                dtype=options.dtype,
                 clip_tokenizer=options.clip_tokenizer,
-            )  # fmt: skip
-            generate(jobs[name], painter, folder, world, options.batch_size)
-    if options.only == "generate" or world.rank:
+            )
+            generate(jobs[name], painter, folder, process_group, options.batch_size)
+    if options.only == "generate" or process_group.rank:
         return
     distances = {}
     for name in rows:
@@ -61,11 +73,15 @@ def run(options: Namespace, world: World) -> None:
         for protocol in PROTOCOLS:
             for_fakes, for_reals = treatments(protocol)
             distances[name][protocol] = frechet_distance(
-                PictureFiles(paths, for_fakes), PictureFiles(reals, for_reals), inception=options.inception,
-                cache=options.statistics or folder.path / "statistics", device=world.device,
-                reals_name=name_of_reals(reals, protocol, options.inception), extractor=options.extractor,
+                ImageFiles(paths, for_fakes),
+                ImageFiles(reals, for_reals),
+                inception=options.inception,
+                cache=options.statistics or folder.path / "statistics",
+                device=process_group.device,
+                reals_name=name_of_reals(reals, protocol, options.inception),
+                extractor=options.extractor,
                 layer=options.layer,
-            )  # fmt: skip
+            )
             print(f"FID {name} ({protocol}): {distances[name][protocol]:.3f}")
     _report(folder, distances, sampling, len(captions), len(reals))
 
@@ -88,10 +104,10 @@ def sample_captions(annotations: str | Path, count: int | None) -> list[tuple[in
     return random.Random(SEED).sample(found, count)
 
 
-def real_pictures(folder: str | Path) -> list[Path]:
+def real_images(folder: str | Path) -> list[Path]:
     """All pictures of a folder by name; ConfigError where there are fewer than two."""
     folder = Path(folder)
-    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURE_ENDINGS)
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_ENDINGS)
     if len(found) < 2:
         raise ConfigError(f"--images: {folder} holds {len(found)} pictures; give the folder of val2014's pictures")
     return found

@@ -15,16 +15,16 @@ import yaml
 
 from kosmos_core import Prompt, PromptError
 
-from ..errors import ConfigError
-from ..precision import DTYPES
-from ..processes import World
-from .features import FeatureNets
+from ..base.errors import ConfigError
+from ..base.precision import DTYPES
+from ..base.processes import ProcessGroup
+from .feature_networks import FeatureNets
 from .generate import generate
+from .image_generator import SD_ROW, ImageGenerator, Sampling
 from .jobs import Job
 from .output import OutputFolder
 from .page import PAGE, figure
-from .painter import SD_ROW, Painter, Sampling
-from .subjects import check_pictures, open_picture
+from .subjects import check_images, open_image
 
 
 @dataclass(frozen=True)
@@ -36,36 +36,48 @@ class Wanted:
     text: str
 
 
-def run(options: Namespace, world: World) -> None:
+def run(options: Namespace, process_group: ProcessGroup) -> None:
     """The whole command: paint, score where DINO and CLIP are given, and write index.html and scores.json."""
     wanted = read_prompts(options.prompts)
-    check_pictures([path for entry in wanted for path in entry.images])
+    check_images([path for entry in wanted for path in entry.images])
     models = model_names(options.weights)
     for weights in models.values():
         if weights != SD_ROW and not Path(weights).is_file():
             raise ConfigError(f"--weights: {weights} is no file; give Kosmos-G files, or '{SD_ROW}' for SD's own text")
     sampling = Sampling(
-        options.scheduler or "dpmsolver++", options.steps or 50,
-        6.0 if options.guidance is None else options.guidance, options.size,
-    )  # fmt: skip
-    folder = OutputFolder(options.output, world.rank)
+        options.scheduler or "dpmsolver++",
+        options.steps or 50,
+        6.0 if options.guidance is None else options.guidance,
+        options.size,
+    )
+    folder = OutputFolder(options.output, process_group.rank)
     settings = {
-        "command": "compare", "weights": models, "sd": str(options.sd), "seeds": options.seeds, "dtype": options.dtype,
-        "prompts": [[entry.prompt, *map(str, entry.images)] for entry in wanted], **asdict(sampling),
-    }  # fmt: skip
-    folder.start(settings, options.resume, world)
+        "command": "compare",
+        "weights": models,
+        "sd": str(options.sd),
+        "seeds": options.seeds,
+        "dtype": options.dtype,
+        "prompts": [[entry.prompt, *map(str, entry.images)] for entry in wanted],
+        **asdict(sampling),
+    }
+    folder.start(settings, options.resume, process_group)
     jobs = {name: _jobs(name, wanted, options.seeds) for name in models}
     for name, weights in models.items():
         painter = partial(
-            Painter, weights, options.sd, sampling, device=world.device, dtype=options.dtype,
+            ImageGenerator,
+            weights,
+            options.sd,
+            sampling,
+            device=process_group.device,
+            dtype=options.dtype,
             clip_tokenizer=options.clip_tokenizer,
-        )  # fmt: skip
-        generate(jobs[name], painter, folder, world, options.batch_size)
-    if world.rank:
+        )
+        generate(jobs[name], painter, folder, process_group, options.batch_size)
+    if process_group.rank:
         return
     nets = None
     if options.dino and options.clip:
-        nets = FeatureNets(options.dino, options.clip, world.device, DTYPES[options.scoring_dtype])
+        nets = FeatureNets(options.dino, options.clip, process_group.device, DTYPES[options.scoring_dtype])
     scores = {name: _scores(found, nets, folder) for name, found in jobs.items()}
     folder.write("scores.json", json.dumps({"models": models, "scores": scores}, indent=2) + "\n")
     references = _save_references(wanted, folder)
@@ -130,12 +142,12 @@ def _scores(jobs: Sequence[Job], nets: FeatureNets | None, folder: OutputFolder)
     records = [job.record() for job in jobs]
     if nets is None:
         return records
-    results = nets.of_pictures([folder.path / job.path for job in jobs])
+    results = nets.of_images([folder.path / job.path for job in jobs])
     texts = nets.of_texts([job.text or "a picture" for job in jobs])
     for row, (job, record) in enumerate(zip(jobs, records, strict=True)):
         record["clip_t"] = float(results.clip[row] @ texts[row]) if job.text else None
         if job.conditions:
-            shown = nets.of_pictures(job.conditions)
+            shown = nets.of_images(job.conditions)
             record["dino"] = float((shown.dino @ results.dino[row]).mean())
             record["clip_i"] = float((shown.clip @ results.clip[row]).mean())
     return records
@@ -147,18 +159,21 @@ def _save_references(wanted: Sequence[Wanted], folder: OutputFolder) -> list[lis
     for number, entry in enumerate(wanted):
         saved.append([])
         for place, path in enumerate(entry.images):
-            picture = open_picture(path)
-            picture.thumbnail((512, 512))
+            image = open_image(path)
+            image.thumbnail((512, 512))
             name = f"references/{number:03d}_{place}.png"
-            folder.write(name, picture)
+            folder.write(name, image)
             saved[-1].append(name)
     return saved
 
 
 def _page(
-    wanted: Sequence[Wanted], references: list[list[str]], seeds: Sequence[int], scores: dict[str, list[dict]],
+    wanted: Sequence[Wanted],
+    references: list[list[str]],
+    seeds: Sequence[int],
+    scores: dict[str, list[dict]],
     sampling: Sampling,
-) -> str:  # fmt: skip
+) -> str:
     per_prompt = len(seeds)
     sections = []
     for number, entry in enumerate(wanted):
@@ -167,9 +182,7 @@ def _page(
         for name, records in scores.items():
             own = records[number * per_prompt : (number + 1) * per_prompt]
             figures = "".join(figure(record["path"], _caption(record)) for record in own)
-            cells.append(
-                f'<div class="column"><h3>{escape(name)}</h3><div class="grid">{figures}</div></div>'
-            )  # fmt: skip
+            cells.append(f'<div class="column"><h3>{escape(name)}</h3><div class="grid">{figures}</div></div>')
         sections.append(f'<section><h2>{escape(entry.prompt)}</h2><div class="row">{"".join(cells)}</div></section>')
     title = f"Kosmos-G: {', '.join(scores)}"
     note = (

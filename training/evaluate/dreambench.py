@@ -9,58 +9,68 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
-from ..precision import DTYPES
-from ..processes import World
-from .features import FeatureNets
+from ..base.errors import ConfigError
+from ..base.precision import DTYPES
+from ..base.processes import ProcessGroup
+from .feature_networks import FeatureNets
 from .generate import generate
+from .image_generator import ImageGenerator, Sampling, as_painted
 from .jobs import Job, dreambench_jobs, pair_jobs
 from .output import OutputFolder
-from .painter import Painter, Sampling, as_painted
 from .protocols import PROTOCOLS, PUBLISHED, Protocol
 from .score import METRICS, References, copy_threshold, echo, oracle, require_painted, score
-from .sheets import contact_sheet
-from .subjects import DREAMBENCH, SubjectSet, check_pictures, read_subjects, subject_pictures
+from .subject_sheets import contact_sheet
+from .subjects import DREAMBENCH, SubjectSet, check_images, read_subjects, subject_images
 from .table import markdown, subject_means, summarise
 
 HEADINGS = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "copied": "copies"}
 
 
-def run(options: Namespace, world: World) -> None:
+def run(options: Namespace, process_group: ProcessGroup) -> None:
     """The whole command: paint what is missing, score what is unscored, write results.json, table.md and sheets."""
     protocol = PROTOCOLS[options.protocol]
     sampling = Sampling(
-        options.scheduler or protocol.scheduler, options.steps or protocol.steps,
-        protocol.guidance if options.guidance is None else options.guidance, options.size,
-    )  # fmt: skip
+        options.scheduler or protocol.scheduler,
+        options.steps or protocol.steps,
+        protocol.guidance if options.guidance is None else options.guidance,
+        options.size,
+    )
     subjects = read_subjects(options.subjects) if options.subjects else DREAMBENCH
     jobs = _jobs(options, subjects, protocol)
-    pictures = {name: _real(name, subjects, options.data) for name in sorted({x for job in jobs for x in job.subjects})}
-    check_pictures([path for paths in pictures.values() for path in paths])
-    _check_conditions(jobs, pictures)
-    folder = OutputFolder(options.output, world.rank)
+    images = {name: _real(name, subjects, options.data) for name in sorted({x for job in jobs for x in job.subjects})}
+    check_images([path for paths in images.values() for path in paths])
+    _check_conditions(jobs, images)
+    folder = OutputFolder(options.output, process_group.rank)
     settings = {
-        "command": "dreambench", "protocol": protocol.name, "subjects": subjects.name, "weights": str(options.weights),
-        "sd": str(options.sd), "pairs": options.pairs, "pictures": len(jobs), "dtype": options.dtype,
+        "command": "dreambench",
+        "protocol": protocol.name,
+        "subjects": subjects.name,
+        "weights": str(options.weights),
+        "sd": str(options.sd),
+        "pairs": options.pairs,
+        "pictures": len(jobs),
+        "dtype": options.dtype,
         **asdict(sampling),
-    }  # fmt: skip
+    }
     if options.only == "score":
         settings, sampling = as_painted(settings, folder.settings())
-    folder.start(settings, options.resume or options.only == "score", world)
+    folder.start(settings, options.resume or options.only == "score", process_group)
     if options.only != "score":
-        painter = partial(Painter, options.weights, options.sd, sampling, device=world.device, dtype=options.dtype)
-        generate(jobs, painter, folder, world, options.batch_size)
+        painter = partial(
+            ImageGenerator, options.weights, options.sd, sampling, device=process_group.device, dtype=options.dtype
+        )
+        generate(jobs, painter, folder, process_group, options.batch_size)
     if options.only == "generate":
         return
     require_painted(jobs, folder)
-    nets = FeatureNets(options.dino, options.clip, world.device, DTYPES[options.scoring_dtype])
+    nets = FeatureNets(options.dino, options.clip, process_group.device, DTYPES[options.scoring_dtype])
     picked = {subject.name: subject.picked for subject in subjects.subjects}
     picked |= {name: path.name for job in jobs for name, path in zip(job.subjects, job.conditions, strict=True)}
-    references = References.read(pictures, picked, nets)
+    references = References.read(images, picked, nets)
     score(
-        jobs, references, nets, folder, world, all_references=protocol.all_references, threads=options.threads
-    )  # fmt: skip
-    if world.rank == 0:
+        jobs, references, nets, folder, process_group, all_references=protocol.all_references, threads=options.threads
+    )
+    if process_group.rank == 0:
         threshold = copy_threshold(references) if options.copy_threshold is None else options.copy_threshold
         _report(jobs, references, nets, folder, subjects, protocol, sampling, threshold)
 
@@ -81,11 +91,11 @@ def _jobs(options: Namespace, subjects: SubjectSet, protocol: Protocol) -> list[
     return jobs
 
 
-def _check_conditions(jobs: list[Job], pictures: dict[str, list[Path]]) -> None:
+def _check_conditions(jobs: list[Job], images: dict[str, list[Path]]) -> None:
     """A shown picture is one of its subject's real pictures, or scores would compare with another one."""
     for job in jobs:
         for name, path in zip(job.subjects, job.conditions, strict=True):
-            if path.name not in [known.name for known in pictures[name]]:
+            if path.name not in [known.name for known in images[name]]:
                 raise ConfigError(f"--pairs: {path} is not among the pictures of '{name}' in --data")
 
 
@@ -93,13 +103,19 @@ def _real(name: str, subjects: SubjectSet, data: str | Path) -> list[Path]:
     subject = next((subject for subject in subjects.subjects if subject.name == name), None)
     if subject is None:
         raise ConfigError(f"'{name}' is no subject of {subjects.name}; describe it with --subjects")
-    return subject_pictures(data, subject)
+    return subject_images(data, subject)
 
 
 def _report(
-    jobs: list[Job], references: References, nets: FeatureNets, folder: OutputFolder, subjects: SubjectSet,
-    protocol: Protocol, sampling: Sampling, threshold: float,
-) -> None:  # fmt: skip
+    jobs: list[Job],
+    references: References,
+    nets: FeatureNets,
+    folder: OutputFolder,
+    subjects: SubjectSet,
+    protocol: Protocol,
+    sampling: Sampling,
+    threshold: float,
+) -> None:
     """Merge all records in the jobs' order, tabulate them beside the other rows, and draw a sheet per subject."""
     found = folder.records("scores")
     records = [dict(found[job.path], copied=float(found[job.path]["copy"] > threshold)) for job in jobs]
@@ -121,9 +137,12 @@ def _report(
     )
     table = markdown(title, rows, HEADINGS)
     results = {
-        "protocol": protocol.name, "sampling": asdict(sampling), "copy_threshold": threshold, "rows": rows,
+        "protocol": protocol.name,
+        "sampling": asdict(sampling),
+        "copy_threshold": threshold,
+        "rows": rows,
         "subjects": {metric: subject_means(records, metric) for metric in metrics},
-    }  # fmt: skip
+    }
     folder.write("results.json", json.dumps(results, indent=2) + "\n")
     folder.write("table.md", table)
     for group in dict.fromkeys(job.group for job in jobs):

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from ..errors import ConfigError
-from .subjects import open_picture
+from ..base.errors import ConfigError
+from .subjects import open_image
 
 PROTOCOLS = ("kosmosg", "clean")
 INCEPTION = "inception-v3-compat"
@@ -27,7 +27,7 @@ LAYER = "2048"
 SIDE = 256
 
 
-class PictureFiles(Dataset):
+class ImageFiles(Dataset):
     """Picture files as uint8 tensors (3, h, w) for torch-fidelity. `treatment`: "tensor" and "pillow" bring the centre
     square to 256 pixels, None leaves a picture as it is."""
 
@@ -38,13 +38,13 @@ class PictureFiles(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        picture = open_picture(self.paths[index])
+        image = open_image(self.paths[index])
         if self.treatment == "pillow":
-            short = min(picture.size)
-            size = [int(SIDE * length / short) for length in picture.size]
-            picture = picture.resize(size, Image.Resampling.BICUBIC)
-        height, width = picture.height, picture.width
-        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(height, width, 3)
+            short = min(image.size)
+            size = [int(SIDE * length / short) for length in image.size]
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        height, width = image.height, image.width
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, 3)
         pixels = pixels.permute(2, 0, 1)
         if self.treatment == "tensor":
             short = min(height, width)
@@ -64,9 +64,17 @@ def treatments(protocol: str) -> tuple[str | None, str | None]:
 
 
 def frechet_distance(
-    fakes: Dataset, reals: Dataset, *, inception: str | Path | None, cache: str | Path, reals_name: str,
-    device: torch.device, extractor: str = INCEPTION, layer: str = LAYER, batch_size: int = 64,
-) -> float:  # fmt: skip
+    fakes: Dataset,
+    reals: Dataset,
+    *,
+    inception: str | Path | None,
+    cache: str | Path,
+    reals_name: str,
+    device: torch.device,
+    extractor: str = INCEPTION,
+    layer: str = LAYER,
+    batch_size: int = 64,
+) -> float:
     """FID of two sets of uint8 pictures; the reals' statistics are kept in `cache` under `reals_name`.
 
     `inception` is the file of torch-fidelity's Inception weights (weights-inception-2015-12-05-6726825d.pth); None
@@ -75,9 +83,9 @@ def frechet_distance(
     """
     import torch_fidelity
 
-    for name, pictures in (("painted", fakes), ("real", reals)):
-        if len(pictures) < 2:
-            raise ConfigError(f"FID needs at least 2 {name} pictures, there are {len(pictures)}")
+    for name, images in (("painted", fakes), ("real", reals)):
+        if len(images) < 2:
+            raise ConfigError(f"FID needs at least 2 {name} pictures, there are {len(images)}")
     if extractor == INCEPTION and inception is None:
         inception = Path(torch.hub.get_dir(), "checkpoints", "weights-inception-2015-12-05-6726825d.pth")
     if inception is not None and not Path(inception).is_file():
@@ -88,10 +96,19 @@ def frechet_distance(
     if inception is not None:
         _check_weights(inception)
     found = torch_fidelity.calculate_metrics(
-        input1=fakes, input2=reals, fid=True, cuda=device.type == "cuda", batch_size=batch_size, verbose=False,
-        feature_extractor=extractor, feature_extractor_weights_path=None if inception is None else str(inception),
-        feature_layer_fid=layer, cache=True, cache_root=str(cache), input2_cache_name=reals_name,
-    )  # fmt: skip
+        input1=fakes,
+        input2=reals,
+        fid=True,
+        cuda=device.type == "cuda",
+        batch_size=batch_size,
+        verbose=False,
+        feature_extractor=extractor,
+        feature_extractor_weights_path=None if inception is None else str(inception),
+        feature_layer_fid=layer,
+        cache=True,
+        cache_root=str(cache),
+        input2_cache_name=reals_name,
+    )
     return float(found["frechet_inception_distance"])
 
 

@@ -6,45 +6,50 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from ..processes import World
-from ..progress import duration
+from ..base.processes import ProcessGroup
+from ..engine.progress import duration
+from .image_generator import ImageGenerator
 from .jobs import Job
 from .output import OutputFolder
-from .painter import Painter
 
 
 def generate(
-    jobs: Sequence[Job], make_painter: Callable[[], Painter], folder: OutputFolder, world: World, batch_size: int
+    jobs: Sequence[Job],
+    make_painter: Callable[[], ImageGenerator],
+    folder: OutputFolder,
+    process_group: ProcessGroup,
+    batch_size: int,
 ) -> int:
     """Paint the missing pictures, shared among the processes; returns how many this process painted.
 
     A batch is saved picture by picture and then recorded; a picture whose record a kill swallowed is recorded, not
     painted again. The model is only loaded where there is something to paint.
     """
-    if world.rank == 0:
+    if process_group.rank == 0:
         folder.clear_unfinished()
     # Process 0 decides what is missing: the others would see pictures that it has made in the meantime.
-    missing = set(world.gather([job.path for job in jobs if not (folder.path / job.path).exists()])[0])
-    if world.rank == 0:
+    missing = set(process_group.gather([job.path for job in jobs if not (folder.path / job.path).exists()])[0])
+    if process_group.rank == 0:
         recorded = folder.records("generated")
         lost = [job for job in jobs if job.path not in missing and job.path not in recorded]
         if lost:
             folder.append("generated", [job.record() for job in lost])
     batches = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
     batches = [[job for job in batch if job.path in missing] for batch in batches]
-    mine = [batch for batch in batches if batch][world.rank :: world.size]
+    mine = [batch for batch in batches if batch][process_group.rank :: process_group.world_size]
     total, made, painter, start = sum(map(len, mine)), 0, None, time.monotonic()
     for batch in mine:
         painter = painter or make_painter()
-        for job, picture in zip(batch, painter.paint(batch), strict=True):
-            folder.write(job.path, picture)
+        for job, image in zip(batch, painter.paint(batch), strict=True):
+            folder.write(job.path, image)
         folder.append("generated", [job.record() for job in batch])
         made += len(batch)
         each = (time.monotonic() - start) / made
-        if world.rank == 0:
+        if process_group.rank == 0:
             print(
                 f"painted {made}/{total}  {each:.2f} s a picture  {duration(each * (total - made))} left",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
-    world.barrier()
+                file=sys.stderr,
+                flush=True,
+            )
+    process_group.barrier()
     return made

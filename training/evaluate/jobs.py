@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from ..errors import ConfigError
+from ..base.errors import ConfigError
 from .protocols import Protocol, mark_nouns, prompt_of, words_of
-from .subjects import SubjectSet, subject_pictures
+from .subjects import SubjectSet, subject_images
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,22 @@ class Job:
     def record(self) -> dict[str, Any]:
         """What a line of JSONL says of the picture."""
         return {
-            "path": self.path, "subject": self.group, "prompt": self.prompt, "text": self.text, "seed": self.seed,
-            "noise_row": self.row, "conditions": [str(path) for path in self.conditions],
-        }  # fmt: skip
+            "path": self.path,
+            "subject": self.group,
+            "prompt": self.prompt,
+            "text": self.text,
+            "seed": self.seed,
+            "noise_row": self.row,
+            "conditions": [str(path) for path in self.conditions],
+        }
 
 
 def dreambench_jobs(subjects: SubjectSet, data: str | Path, protocol: Protocol) -> list[Job]:
     """Every prompt of every subject, as often as the protocol says (DreamBench: 30 x 25 x 4 = 3,000)."""
     jobs = []
     for subject in subjects.subjects:
-        pictures = subject_pictures(data, subject)
-        picked = next(path for path in pictures if path.name == subject.picked)
+        images = subject_images(data, subject)
+        picked = next(path for path in images if path.name == subject.picked)
         jobs += _prompt_jobs(subjects.prompts[subject.kind], (subject.name,), (subject.noun,), (picked,), protocol)
     return jobs
 
@@ -82,7 +87,7 @@ def pair_jobs(path: str | Path, subjects: SubjectSet, data: str | Path, protocol
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict) or not entry.get("prompt") or len(entry.get("image_paths", ())) < 1:
             raise ConfigError(f"{path}: entry {number} needs `prompt` and `image_paths`, it is {entry!r:.120}")
-        conditions = tuple(_resolve(picture, path, data) for picture in entry["image_paths"])
+        conditions = tuple(_resolve(image, path, data) for image in entry["image_paths"])
         names = tuple(condition.parent.name for condition in conditions)
         nouns = entry.get("nouns") or [subjects.noun_of(name) for name in names]
         if len(nouns) != len(conditions):
@@ -98,27 +103,30 @@ def _named_pair(names: Any, path: Path, subjects: SubjectSet, data: str | Path, 
         raise ConfigError(f"{path}: {names!r} is no pair; expected two names of subjects, such as [berry_bowl, can]")
     nouns = [subjects.noun_of(name) for name in names]
     chosen = [next(subject for subject in subjects.subjects if subject.name == name) for name in names]
-    pictures = [next(p for p in subject_pictures(data, s) if p.name == s.picked) for s in chosen]
+    images = [next(p for p in subject_images(data, s) if p.name == s.picked) for s in chosen]
     kinds = [subject.kind for subject in chosen]
     kind = "live" if "live" in kinds else kinds[0]
-    return _prompt_jobs(subjects.prompts[kind], tuple(names), nouns, tuple(pictures), protocol)
+    return _prompt_jobs(subjects.prompts[kind], tuple(names), nouns, tuple(images), protocol)
 
 
-def _resolve(picture: str, listed_in: Path, data: str | Path) -> Path:
+def _resolve(image: str, listed_in: Path, data: str | Path) -> Path:
     """The file of a listed picture: beside the list, or by its last two names below the data folder."""
-    candidates = [listed_in.parent / picture]
-    tail = Path(*Path(picture).parts[-2:])
+    candidates = [listed_in.parent / image]
+    tail = Path(*Path(image).parts[-2:])
     candidates += [Path(data) / tail, Path(data) / "dataset" / tail]
     for candidate in candidates:
         if candidate.is_file():
             return candidate.resolve()
-    raise ConfigError(f"{listed_in} names {picture}, found neither beside it nor as {candidates[1]} or {candidates[2]}")
+    raise ConfigError(f"{listed_in} names {image}, found neither beside it nor as {candidates[1]} or {candidates[2]}")
 
 
 def _prompt_jobs(
-    templates: Sequence[str], names: tuple[str, ...], nouns: Sequence[str], conditions: tuple[Path, ...],
+    templates: Sequence[str],
+    names: tuple[str, ...],
+    nouns: Sequence[str],
+    conditions: tuple[Path, ...],
     protocol: Protocol,
-) -> list[Job]:  # fmt: skip
+) -> list[Job]:
     return [
         job
         for index, template in enumerate(templates)

@@ -18,8 +18,8 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import ConfigError, TrainingStopped
-from ..processes import World
+from ..base.errors import ConfigError, TrainingStopped
+from ..base.processes import ProcessGroup
 
 
 class OutputFolder:
@@ -29,7 +29,7 @@ class OutputFolder:
         self.path, self.rank = Path(path), rank
         self._mended: set[str] = set()
 
-    def start(self, settings: dict[str, Any], resume: bool, world: World) -> None:
+    def start(self, settings: dict[str, Any], resume: bool, process_group: ProcessGroup) -> None:
         """Begin, or go on with the same settings; ConfigError, in every process, where the folder holds another
         evaluation. Process 0 looks, as the others would see what it has just written."""
         problem = None
@@ -38,7 +38,7 @@ class OutputFolder:
                 self._start(settings, resume)
             except ConfigError as error:
                 problem = str(error)
-        problem = world.gather(problem)[0]
+        problem = process_group.gather(problem)[0]
         if problem:
             raise ConfigError(problem)
 

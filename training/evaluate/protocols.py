@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import ConfigError
+from ..base.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Protocol:
     name: str
     all_references: bool
     """Compare with every real picture of the subject (mean), not with the picked one alone."""
-    noun_and_picture: bool
+    noun_and_image: bool
     """Word the subject as "a noun <i>"; otherwise `<i>` alone stands for it and articles go."""
     shared_noise: int
     """This many prompts draw their noise together from one seed that starts anew; 1: a seed for each picture."""
@@ -29,9 +29,9 @@ class Protocol:
 PROTOCOLS = {
     # arXiv 2310.02992, section 4.2 and appendix A; UNO and OmniGen compare with the picked picture as well. The
     # original samples five prompts together and seeds every batch with 0.
-    "kosmosg": Protocol("kosmosg", all_references=False, noun_and_picture=False, shared_noise=5),
+    "kosmosg": Protocol("kosmosg", all_references=False, noun_and_image=False, shared_noise=5),
     # arXiv 2208.12242, section 5.2, and most papers on diffusion models since.
-    "dreambooth": Protocol("dreambooth", all_references=True, noun_and_picture=True, shared_noise=1),
+    "dreambooth": Protocol("dreambooth", all_references=True, noun_and_image=True, shared_noise=1),
 }
 
 # Figures that were published under each protocol on all 30 subjects: DINO, CLIP-I, CLIP-T.
@@ -55,7 +55,7 @@ def prompt_of(template: str, nouns: Sequence[str], protocol: Protocol) -> str:
     `kosmosg`: "a {} in the snow" becomes "<i> in the snow" and "a red {}" becomes "<i>, red" (paper, table 3).
     `dreambooth`: "a dog <i> in the snow".
     """
-    if protocol.noun_and_picture:
+    if protocol.noun_and_image:
         return template.format(" and a ".join(f"{noun} <i>" for noun in nouns))
     before, _, after = template.partition("{}")
     marks = " and ".join("<i>" for _ in nouns)
@@ -77,7 +77,7 @@ def mark_nouns(text: str, nouns: Sequence[str], protocol: Protocol) -> str:
                 "write the nouns in the order of the pictures"
             )
         before = rest[:found]
-        if protocol.noun_and_picture:
+        if protocol.noun_and_image:
             done += f"{before}{noun} <i>"
         else:
             done += before.removesuffix("an ").removesuffix("a ") + "<i>"

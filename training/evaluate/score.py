@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError
-from ..processes import World
-from .features import FeatureNets, Features, prefetched
+from ..base.errors import ConfigError
+from ..base.processes import ProcessGroup
+from .feature_networks import FeatureNets, ImageFeatures, prefetched
 from .jobs import Job
 from .output import OutputFolder
 
@@ -24,24 +24,26 @@ COPY_QUANTILE = 0.95
 class References:
     """The real pictures of the subjects: all of them, and which one is picked, with their features."""
 
-    pictures: dict[str, list[Path]]
-    features: dict[str, Features]
+    images: dict[str, list[Path]]
+    features: dict[str, ImageFeatures]
     picked: dict[str, int]
 
     @classmethod
-    def read(cls, pictures: dict[str, list[Path]], picked: dict[str, str], nets: FeatureNets) -> References:
+    def read(cls, images: dict[str, list[Path]], picked: dict[str, str], nets: FeatureNets) -> References:
         """Features of all real pictures, subject by subject."""
-        features = {name: nets.of_pictures(paths) for name, paths in pictures.items()}
-        places = {name: [path.name for path in paths].index(picked[name]) for name, paths in pictures.items()}
-        return cls(pictures, features, places)
+        features = {name: nets.of_images(paths) for name, paths in images.items()}
+        places = {name: [path.name for path in paths].index(picked[name]) for name, paths in images.items()}
+        return cls(images, features, places)
 
-    def of(self, subject: str, all_references: bool) -> Features:
+    def of(self, subject: str, all_references: bool) -> ImageFeatures:
         """What results are compared with: every real picture of the subject, or the picked one."""
         picked = self.picked[subject]
         return self.features[subject] if all_references else self.features[subject][picked : picked + 1]
 
 
-def fidelity(result: Features, row: int, job: Job, references: References, all_references: bool) -> dict[str, float]:
+def fidelity(
+    result: ImageFeatures, row: int, job: Job, references: References, all_references: bool
+) -> dict[str, float]:
     """DINO and CLIP-I of one picture: cosines to the references, mean over them and then over the job's subjects;
     `copy`: the largest cosine between the foregrounds of the picture and of any picture that the model was shown."""
     per_subject = []
@@ -67,15 +69,22 @@ def require_painted(jobs: Sequence[Job], folder: OutputFolder) -> None:
 
 
 def score(
-    jobs: Sequence[Job], references: References, nets: FeatureNets, folder: OutputFolder, world: World, *,
-    all_references: bool, batch_size: int = 32, threads: int = 1,
-) -> int:  # fmt: skip
+    jobs: Sequence[Job],
+    references: References,
+    nets: FeatureNets,
+    folder: OutputFolder,
+    process_group: ProcessGroup,
+    *,
+    all_references: bool,
+    batch_size: int = 32,
+    threads: int = 1,
+) -> int:
     """Score the pictures that have no scores yet and record them; returns how many this process scored.
 
     ConfigError where a picture cannot be read.
     """
-    scored = set(world.gather(list(folder.records("scores")))[0])
-    mine = [job for job in jobs if job.path not in scored][world.rank :: world.size]
+    scored = set(process_group.gather(list(folder.records("scores")))[0])
+    mine = [job for job in jobs if job.path not in scored][process_group.rank :: process_group.world_size]
     texts = list(dict.fromkeys(job.text for job in mine))
     text_features = dict(zip(texts, nets.of_texts(texts), strict=True)) if texts else {}
     prepared = prefetched(nets.prepare, [folder.path / job.path for job in mine], threads)
@@ -87,7 +96,7 @@ def score(
             scores["clip_t"] = float(result.clip[row] @ text_features[job.text])
             records.append({**job.record(), **scores})
         folder.append("scores", records)
-    world.barrier()
+    process_group.barrier()
     return len(mine)
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
-from ..errors import ConfigError
+from ..base.errors import ConfigError
 
-PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}
+IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,39 @@ class SubjectSet:
 
 
 _OBJECTS = {
-    "backpack": ("backpack", "02"), "backpack_dog": ("backpack", "02"), "bear_plushie": ("stuffed animal", "03"),
-    "berry_bowl": ("bowl", "02"), "can": ("can", "01"), "candle": ("candle", "02"), "clock": ("clock", "03"),
-    "colorful_sneaker": ("sneaker", "01"), "duck_toy": ("toy", "01"), "fancy_boot": ("boot", "02"),
-    "grey_sloth_plushie": ("stuffed animal", "04"), "monster_toy": ("toy", "04"), "pink_sunglasses": ("glasses", "04"),
-    "poop_emoji": ("toy", "00"), "rc_car": ("toy", "03"), "red_cartoon": ("cartoon", "00"), "robot_toy": ("toy", "00"),
-    "shiny_sneaker": ("sneaker", "01"), "teapot": ("teapot", "04"), "vase": ("vase", "02"),
+    "backpack": ("backpack", "02"),
+    "backpack_dog": ("backpack", "02"),
+    "bear_plushie": ("stuffed animal", "03"),
+    "berry_bowl": ("bowl", "02"),
+    "can": ("can", "01"),
+    "candle": ("candle", "02"),
+    "clock": ("clock", "03"),
+    "colorful_sneaker": ("sneaker", "01"),
+    "duck_toy": ("toy", "01"),
+    "fancy_boot": ("boot", "02"),
+    "grey_sloth_plushie": ("stuffed animal", "04"),
+    "monster_toy": ("toy", "04"),
+    "pink_sunglasses": ("glasses", "04"),
+    "poop_emoji": ("toy", "00"),
+    "rc_car": ("toy", "03"),
+    "red_cartoon": ("cartoon", "00"),
+    "robot_toy": ("toy", "00"),
+    "shiny_sneaker": ("sneaker", "01"),
+    "teapot": ("teapot", "04"),
+    "vase": ("vase", "02"),
     "wolf_plushie": ("stuffed animal", "04"),
-}  # fmt: skip
+}
 _LIVE = {
-    "cat": ("cat", "04"), "cat2": ("cat", "02"), "dog": ("dog", "02"), "dog2": ("dog", "02"), "dog3": ("dog", "05"),
-    "dog5": ("dog", "00"), "dog6": ("dog", "02"), "dog7": ("dog", "01"), "dog8": ("dog", "04"),
-}  # fmt: skip
+    "cat": ("cat", "04"),
+    "cat2": ("cat", "02"),
+    "dog": ("dog", "02"),
+    "dog2": ("dog", "02"),
+    "dog3": ("dog", "05"),
+    "dog5": ("dog", "00"),
+    "dog6": ("dog", "02"),
+    "dog7": ("dog", "01"),
+    "dog8": ("dog", "04"),
+}
 _PLACES = (
     "a {} in the jungle",
     "a {} in the snow",
@@ -141,7 +162,7 @@ def read_subjects(path: str | Path) -> SubjectSet:
     return SubjectSet(str(content.get("name", Path(path).stem)), tuple(subjects), prompts)
 
 
-def subject_pictures(data: str | Path, subject: Subject) -> list[Path]:
+def subject_images(data: str | Path, subject: Subject) -> list[Path]:
     """All pictures of a subject in `data` or `data/dataset`, in the order of their names.
 
     ConfigError where the folder or the picked picture is missing.
@@ -153,30 +174,30 @@ def subject_pictures(data: str | Path, subject: Subject) -> list[Path]:
             f"the subject '{subject.name}' has no folder {folders[0]} or {folders[1]}; give --data the folder that "
             "holds one folder per subject (a clone of google/dreambooth, or its dataset folder)"
         )
-    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_ENDINGS)
-    if folder / subject.picked not in pictures:
+    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
+    if folder / subject.picked not in images:
         raise ConfigError(
             f"{folder} has no {subject.picked}, which stands for '{subject.name}'; it holds "
-            f"{', '.join(path.name for path in pictures) or 'no pictures'}: fetch the data set again"
+            f"{', '.join(path.name for path in images) or 'no pictures'}: fetch the data set again"
         )
-    return pictures
+    return images
 
 
-def open_picture(path: str | Path) -> Image.Image:
+def open_image(path: str | Path) -> Image.Image:
     """A picture file as 8-bit RGB, as stored (without turning by EXIF, as in the original's evaluation).
 
     ConfigError names a file that cannot be read to its end.
     """
     try:
         with Image.open(path) as file:
-            picture = file.convert("RGB")
+            image = file.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ConfigError(f"the picture {path} cannot be read ({error}); replace or remove it") from error
-    picture.info.clear()
-    return picture
+    image.info.clear()
+    return image
 
 
-def check_pictures(paths: Iterable[Path]) -> None:
+def check_images(paths: Iterable[Path]) -> None:
     """Read every picture once, so that a broken one stops the command at its beginning and not after hours."""
     for path in sorted(set(paths)):
-        open_picture(path)
+        open_image(path)

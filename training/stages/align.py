@@ -15,16 +15,17 @@ from torch import nn
 
 from kosmos_core import KosmosG
 
+from ..base.rng import RowRng
 from ..data import AlignData, align_stream
-from ..draws import Draws
-from ..stable_diffusion import StableDiffusion
-from ..warm_start import start_model
-from . import Batch, BatchStream, Losses, Stream
+from ..data.protocol import Batch, BatchStream, Stream
+from ..weights.warm_start import start_model
 from .alignment_loss import Reconstruction, loss, sample_losses, token_weights
-from .pictures import embed_blank
+from .frozen_parts import StableDiffusion
+from .image_embeddings import embed_blank
+from .losses import Losses
 
 if TYPE_CHECKING:
-    from ..config import RunConfig
+    from ..engine.run_config import RunConfig
 
 __all__ = ["AlignStage", "Config", "DataConfig", "build", "loss"]
 DataConfig = AlignData
@@ -64,7 +65,7 @@ class AlignStage:
     clip_tokenizer: Any
     notes: list[str]
     frozen: dict[str, nn.Module] = field(default_factory=dict)
-    pictures: bool = False  # whether some prompts may have pictures
+    images: bool = False  # whether some prompts may have pictures
 
     def set_trainable(self) -> None:
         self.model.train().requires_grad_(False)
@@ -74,15 +75,15 @@ class AlignStage:
         side = self.model.config.vision.image_size
         return align_stream(self.data, stream, self.model.tokenizer, self.clip_tokenizer, side)
 
-    def training_step(self, model: KosmosG, batch: Batch, draws: Draws) -> Losses:
+    def training_step(self, model: KosmosG, batch: Batch, rng: RowRng) -> Losses:
         with torch.no_grad():
             target = self.frozen["clip"](batch["clip_ids"]).last_hidden_state
-        if self.pictures and "pixels" not in batch:
+        if self.images and "pixels" not in batch:
             with torch.no_grad():
                 embed_blank(model)
-        pictures = {name: batch[name] for name in ("pixels", "image_mask") if name in batch}
+        images = {name: batch[name] for name in ("pixels", "image_mask") if name in batch}
         weights = token_weights(batch["clip_ids"], self.task.padding_weight)
-        mse, rec = sample_losses(model, batch["token_ids"], target, rec=self.task.rec, weights=weights, **pictures)
+        mse, rec = sample_losses(model, batch["token_ids"], target, rec=self.task.rec, weights=weights, **images)
         return Losses.of_rows(mse + rec, batch["sources"], mse=mse, rec=rec)
 
 
@@ -91,5 +92,5 @@ def build(config: RunConfig, device: torch.device, model_device: torch.device) -
     model, notes = start_model(config, model_device, aligner_tables=config.task.aligner_tables)
     diffusion = StableDiffusion(config.task.stable_diffusion, device, config.precision, config.task.clip_tokenizer)
     clip = diffusion.text_encoder(width=config.model.aligner.width)
-    pictures = any(source.kind not in TEXT_KINDS for source in config.data.sources.values())
-    return AlignStage(model, config.task, config.data, diffusion.tokenizer(), notes, {"clip": clip}, pictures)
+    images = any(source.kind not in TEXT_KINDS for source in config.data.sources.values())
+    return AlignStage(model, config.task, config.data, diffusion.tokenizer(), notes, {"clip": clip}, images)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kosmos_core import KosmosG
 
-from . import Batch
+from ..data.protocol import Batch
 
 Reconstruction = Literal["original", "paper"]
 
@@ -43,9 +43,15 @@ def caption_errors(conditions: Tensor, clip: nn.Module, batch: Batch, padding: f
 
 
 def sample_losses(
-    model: KosmosG, token_ids: Tensor, clip_target: Tensor, *, rec: Reconstruction = "original",
-    pixels: Tensor | None = None, image_mask: Tensor | None = None, weights: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    model: KosmosG,
+    token_ids: Tensor,
+    clip_target: Tensor,
+    *,
+    rec: Reconstruction = "original",
+    pixels: Tensor | None = None,
+    image_mask: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Mean squared errors of each sample, (b,) float32: of the condition, and of the reconstructed hidden states.
 
     weights (b, 77): of the condition's tokens. Pad tokens count in the reconstruction, as in the original: what the
@@ -64,9 +70,14 @@ def sample_losses(
 
 
 def loss(
-    model: KosmosG, token_ids: Tensor, clip_target: Tensor, *, rec: Reconstruction = "original",
-    pixels: Tensor | None = None, image_mask: Tensor | None = None,
-) -> dict[str, Tensor]:  # fmt: skip
+    model: KosmosG,
+    token_ids: Tensor,
+    clip_target: Tensor,
+    *,
+    rec: Reconstruction = "original",
+    pixels: Tensor | None = None,
+    image_mask: Tensor | None = None,
+) -> dict[str, Tensor]:
     """Alignment and reconstruction loss, means over the batch.
 
     Args:

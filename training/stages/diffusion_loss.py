@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from kosmos_core import KosmosG
 
-from . import Batch
+from ..data.protocol import Batch
+from .image_embeddings import image_embeddings
 from .null_condition import encode_with_null
-from .pictures import picture_tokens
 
 
 def sample_losses(
     model: KosmosG, unet: nn.Module, scheduler: Any, batch: Batch, noise: Tensor, timesteps: Tensor, drop: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mean squared error of the predicted noise of each sample, (b,) float32, and their conditions (b, 77, 768)."""
-    features, anchor = picture_tokens(model, batch.get("pixels"))
+    features, anchor = image_embeddings(model, batch.get("pixels"))
     conditions, null = encode_with_null(model, batch["token_ids"], batch.get("image_mask"), features)
     condition = torch.where(drop.to(null.device)[:, None, None], null, conditions) + anchor
     noisy = scheduler.add_noise(batch["latents"], noise, timesteps)

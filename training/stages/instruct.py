@@ -15,18 +15,19 @@ from torch import nn
 
 from kosmos_core import KosmosG
 
+from ..base.rng import RowRng
 from ..data import InstructData, instruct_stream
-from ..draws import Draws
-from ..preview import Preview, rows_to_show, sample_sheet
-from ..stable_diffusion import StableDiffusion, encode_pictures, snr_weights
-from ..warm_start import start_model
-from . import Batch, BatchStream, Losses, Stream
+from ..data.protocol import Batch, BatchStream, Stream
+from ..weights.warm_start import start_model
 from .alignment_loss import caption_errors
 from .diffusion_loss import loss, sample_losses
-from .pictures import train_vision_end
+from .frozen_parts import StableDiffusion, encode_images, snr_weights
+from .image_embeddings import train_vision_end
+from .losses import Losses
+from .preview import Preview, rows_to_show, sample_sheet
 
 if TYPE_CHECKING:
-    from ..config import RunConfig
+    from ..engine.run_config import RunConfig
 
 __all__ = ["Config", "DataConfig", "InstructStage", "build", "loss"]
 DataConfig = InstructData
@@ -86,12 +87,12 @@ class InstructStage:
         side = self.model.config.vision.image_size
         return instruct_stream(self.data, stream, self.model.tokenizer, side, self.clip_tokenizer)
 
-    def training_step(self, model: KosmosG, batch: Batch, draws: Draws) -> Losses:
-        latents = encode_pictures(self.frozen["vae"], batch["target"], draws)
+    def training_step(self, model: KosmosG, batch: Batch, rng: RowRng) -> Losses:
+        latents = encode_images(self.frozen["vae"], batch["target"], rng)
         rows, device, scheduler = len(latents), latents.device, self.scheduler
-        noise = draws.normal("noise", tuple(latents.shape), device)
-        timesteps = draws.integers("timestep", scheduler.config.num_train_timesteps, rows, device)
-        drop = draws.uniform("null", rows, device) < self.task.null_probability
+        noise = rng.normal("noise", tuple(latents.shape), device)
+        timesteps = rng.integers("timestep", scheduler.config.num_train_timesteps, rows, device)
+        drop = rng.uniform("null", rows, device) < self.task.null_probability
         batch, weights = batch | {"latents": latents}, snr_weights(scheduler, self.task.snr_bounds).to(device)
         losses, conditions = sample_losses(model, self.frozen["unet"], scheduler, batch, noise, timesteps, drop)
         losses = losses * weights[timesteps]

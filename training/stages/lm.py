@@ -16,14 +16,15 @@ from torch.utils.checkpoint import checkpoint
 
 from kosmos_core import KosmosG
 
+from ..base.rng import RowRng
 from ..data import LmData, lm_stream
-from ..draws import Draws
-from ..warm_start import start_model
-from . import Batch, BatchStream, Losses, Stream
-from .pictures import picture_tokens, train_vision_end
+from ..data.protocol import Batch, BatchStream, Stream
+from ..weights.warm_start import start_model
+from .image_embeddings import image_embeddings, train_vision_end
+from .losses import Losses
 
 if TYPE_CHECKING:
-    from ..config import RunConfig
+    from ..engine.run_config import RunConfig
 
 DataConfig = LmData
 ROWS_OF_LOGITS = 1024  # scores for 64,007 pieces take 262 MB per 1,024 tokens: never all of a batch at once
@@ -43,7 +44,7 @@ def token_losses(model: KosmosG, batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each target (t,) in nats and the row of the batch that it stands in (t,)."""
     token_ids, documents = batch["token_ids"], batch.get("document_ids")
     rows, length = token_ids.shape
-    features, anchor = picture_tokens(model, batch.get("pixels"))
+    features, anchor = image_embeddings(model, batch.get("pixels"))
     mask = batch.get("image_mask")
     if documents is None:
         hidden = model.hidden_states(token_ids, mask, features)
@@ -100,7 +101,7 @@ class LmStage:
     def stream(self, stream: Stream) -> BatchStream:
         return lm_stream(self.data, stream, self.model.tokenizer, self.model.config.vision.image_size)
 
-    def training_step(self, model: KosmosG, batch: Batch, draws: Draws) -> Losses:
+    def training_step(self, model: KosmosG, batch: Batch, rng: RowRng) -> Losses:
         losses, rows = token_losses(model, batch)
         total = losses.new_zeros(len(batch["keys"])).index_add(0, rows, losses)
         return Losses.of_rows(total, batch["sources"], rows.bincount(minlength=len(total)))

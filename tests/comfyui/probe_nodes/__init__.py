@@ -56,9 +56,7 @@ class ProbeModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="ProbeModel",
-            inputs=[io.Model.Input("model"), io.String.Input("name")],
-            outputs=[io.Model.Output()],
+            node_id="ProbeModel", inputs=[io.Model.Input("model"), io.String.Input("name")], outputs=[io.Model.Output()]
         )
 
     @classmethod
@@ -246,7 +244,7 @@ class ProbeJoin(io.ComfyNode):
         return io.NodeOutput(clip.encode_from_tokens_scheduled(tokens))
 
 
-class ProbePicture(io.ComfyNode):
+class ProbeAnyImage(io.ComfyNode):
     """Pictures and masks of any shape and kind, as nodes of other packs may send them."""
 
     @classmethod
@@ -267,14 +265,14 @@ class ProbePicture(io.ComfyNode):
     def execute(cls, count: int, height: int, width: int, channels: int, kind: str) -> io.NodeOutput:
         shape = (count, height, width, channels)
         generator = torch.Generator().manual_seed(1)
-        picture = torch.zeros(shape) if height * width > 10**7 else torch.rand(shape, generator=generator)
+        image = torch.zeros(shape) if height * width > 10**7 else torch.rand(shape, generator=generator)
         if kind in ("nan", "infinite"):
-            picture[:, 0] = float("nan" if kind == "nan" else "inf")
+            image[:, 0] = float("nan" if kind == "nan" else "inf")
         elif kind == "out of range":
-            picture = picture * 1000 - 500
+            image = image * 1000 - 500
         elif kind == "half":
-            picture = picture.half()
-        return io.NodeOutput(picture, (torch.rand((count, height, width), generator=generator) > 0.7).float())
+            image = image.half()
+        return io.NodeOutput(image, (torch.rand((count, height, width), generator=generator) > 0.7).float())
 
 
 class ProbeMadeConditioning(io.ComfyNode):
@@ -306,7 +304,7 @@ class ProbeExtension(ComfyExtension):
             ProbePartly,
             ProbeJoin,
             ProbeMadeConditioning,
-            ProbePicture,
+            ProbeImage,
         ]
 
 

@@ -27,9 +27,9 @@ from ..index import DataError
 from .conversion import FOLDER, Converter, Outcome, convert_all
 from .edits import open_edits
 from .interleaved import InterleavedDocuments
-from .open_images import OpenImages
+from .open_images import OpenImagesConversion
 from .original_tsv import SETS, OriginalLines
-from .subjects import Subjects
+from .subject_pairs import Subjects
 
 LAYOUTS = ("instructpix2pix", "openimages", "mmc4", "obelics", "omnigen2", "uno", "original-tsv")
 
@@ -42,13 +42,13 @@ def open_converter(given: argparse.Namespace) -> Converter:
     if given.layout == "instructpix2pix":
         return open_edits(given.source)
     if given.layout == "openimages":
-        return OpenImages(given.source, given.pictures, work)
+        return OpenImagesConversion(given.source, given.images, work)
     if given.layout in ("mmc4", "obelics"):
         least = getattr(given, "least_similarity", 0.0)
-        return InterleavedDocuments(given.layout, given.source, given.pictures, work, least)
+        return InterleavedDocuments(given.layout, given.source, given.images, work, least)
     if given.layout == "original-tsv":
         return OriginalLines(given.source, given.set)
-    return Subjects(given.layout, given.source, given.pictures, work)
+    return Subjects(given.layout, given.source, given.images, work)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
         layout.add_argument("output", type=Path, help="folder for the shards")
         if name not in ("instructpix2pix", "original-tsv"):
             needed = name in ("openimages", "mmc4", "obelics")
-            layout.add_argument("--pictures", type=Path, required=needed, help="folder of pictures or of their tars")
+            layout.add_argument(
+                "--pictures", dest="images", type=Path, required=needed, help="folder of pictures or of their tars"
+            )
         if name == "mmc4":
             layout.add_argument("--least-similarity", type=float, default=0.0, help="leave out pictures below (CLIP)")
         if name == "original-tsv":

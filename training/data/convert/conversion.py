@@ -21,7 +21,7 @@ from rich.progress import Progress
 
 from ..index import DataError, index_dataset, write_whole
 from ..samples import BadSample
-from ..shards import Parts, ShardWriter
+from ..shard_writer import Parts, ShardWriter
 
 FOLDER = ".conversion"
 EXAMPLES = 5

@@ -16,7 +16,7 @@ from typing import Any
 from ..index import DataError
 from ..samples import BadSample
 from .conversion import Converted, file_state
-from .pictures import checked
+from .image_store import checked
 from .records import Records
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..samples import BadSample
 from .conversion import Converted
-from .pictures import PictureStore, checked
+from .image_store import ImageStore, checked
 from .records import Records
 
 Segments = list[tuple[str, tuple[str | None, ...]]]  # (text, ()) or ("", names of a picture)
@@ -27,16 +27,16 @@ class InterleavedDocuments:
     layout: mmc4 or obelics. least_similarity: MMC4's pictures that fit their sentence worse (CLIP cosine) are left out.
     """
 
-    def __init__(self, layout: str, source: Path, pictures: Path, work: Path, least_similarity: float = 0.0):
+    def __init__(self, layout: str, source: Path, images: Path, work: Path, least_similarity: float = 0.0):
         self.layout, self.least_similarity = layout, least_similarity
         self.records = Records(source, ("texts", "images") if layout == "obelics" else ())
-        self.pictures = PictureStore(pictures, work / "pictures.sqlite")
+        self.images = ImageStore(images, work / "pictures.sqlite")
 
     def __len__(self) -> int:
         return len(self.records)
 
     def fingerprint(self) -> dict[str, Any]:
-        found = {"layout": self.layout, "pictures": str(self.pictures.root.resolve())}
+        found = {"layout": self.layout, "pictures": str(self.images.root.resolve())}
         return found | {"least_similarity": self.least_similarity} | self.records.fingerprint()
 
     def convert(self, number: int) -> Converted:
@@ -51,7 +51,7 @@ class InterleavedDocuments:
                 listed += [{"text": text}] * bool(text.strip())
                 continue
             try:
-                ending, content = checked(self.pictures.get(*names))
+                ending, content = checked(self.images.get(*names))
             except BadSample:
                 continue
             name = f"{len(parts)}.{ending}"

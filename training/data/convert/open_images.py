@@ -14,19 +14,19 @@ from typing import Any
 
 import numpy as np
 
+from ..decoding import decode
 from ..index import DataError
-from ..pictures import decode
 from ..samples import BadSample
 from .conversion import Converted, file_state
-from .pictures import PictureStore, as_jpeg, checked
+from .image_store import ImageStore, as_jpeg, checked
 
 
-class OpenImages:
+class OpenImagesConversion:
     """The rows of the CSV, read by their offsets: it has nine million."""
 
-    def __init__(self, source: Path, pictures: Path, work: Path):
+    def __init__(self, source: Path, images: Path, work: Path):
         self.source = source
-        self.pictures = PictureStore(pictures, work / "pictures.sqlite")
+        self.images = ImageStore(images, work / "pictures.sqlite")
         try:
             with source.open("rb") as file:
                 self.columns = next(csv.reader([file.readline().decode("utf-8-sig")]), [])
@@ -41,11 +41,7 @@ class OpenImages:
         return max(len(self.offsets) - 1, 0)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {
-            "layout": "openimages",
-            "pictures": str(self.pictures.root.resolve()),
-            "files": [file_state(self.source)],
-        }
+        return {"layout": "openimages", "pictures": str(self.images.root.resolve()), "files": [file_state(self.source)]}
 
     def convert(self, number: int) -> Converted:
         start, stop = (int(offset) for offset in self.offsets[number : number + 2])
@@ -56,7 +52,7 @@ class OpenImages:
         identity, subset = row.get("ImageID", ""), row.get("Subset", "")
         if not identity:
             raise BadSample("bad row")
-        content = self.pictures.get(f"{subset}/{identity}.jpg", f"{identity}.jpg", identity)
+        content = self.images.get(f"{subset}/{identity}.jpg", f"{identity}.jpg", identity)
         rotation = _rotation(row.get("Rotation", ""))
         if rotation:
             ending, content = "jpg", as_jpeg(decode(content).rotate(rotation, expand=True))

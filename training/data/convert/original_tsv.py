@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..index import DataError, index_dataset
-from ..original import ORIGINAL_COOKS
 from ..reader import Reader
 from ..samples import BadSample, CaptionSample, EditSample
+from ..tsv_cookers import ORIGINAL_COOKS
 from .conversion import Converted
 from .edits import edit_parts
-from .pictures import checked
+from .image_store import checked
 
 SETS = tuple(name.removeprefix("original-") for name in ORIGINAL_COOKS)
 
@@ -43,7 +43,7 @@ class OriginalLines:
         if isinstance(sample, CaptionSample):
             if not sample.caption.strip():
                 raise BadSample("empty caption")
-            ending, content = checked(sample.picture)
+            ending, content = checked(sample.image)
             sizes = json.dumps({"width": sample.width, "height": sample.height})
             return Converted("", key, {ending: content, "txt": sample.caption.encode(), "json": sizes.encode()})
         if isinstance(sample, EditSample):

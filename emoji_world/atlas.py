@@ -1,0 +1,220 @@
+"""Sprites of the emoji world: one small picture per noun and look, with names and licences.
+
+Rebuild the committed atlas (needs `npm` and the PyPI package `resvg-py`):
+    python -m emoji_world.atlas
+Make the held-out OpenMoji look, which is share-alike and therefore never committed:
+    python -m emoji_world.atlas --openmoji .cache/world/openmoji
+"""
+
+import argparse
+import io
+import json
+import subprocess
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets" / "world"
+SPRITE = 64
+
+# Code point -> noun as captions say it. The noun must occur in emojibase's label or tags (checked when building).
+NOUNS = {
+    "1f34e": "apple",
+    "1f34c": "banana",
+    "1f353": "strawberry",
+    "1f955": "carrot",
+    "1f355": "pizza",
+    "1f354": "hamburger",
+    "1f369": "donut",
+    "1f349": "watermelon",
+    "1f431": "cat",
+    "1f436": "dog",
+    "1f438": "frog",
+    "1f98a": "fox",
+    "1f437": "pig",
+    "1f981": "lion",
+    "1f420": "fish",
+    "1f98b": "butterfly",
+    "1f419": "octopus",
+    "1f422": "turtle",
+    "1f41d": "bee",
+    "1f697": "car",
+    "1f68c": "bus",
+    "1f680": "rocket",
+    "26f5": "sailboat",
+    "1f3e0": "house",
+    "1f333": "tree",
+    "1f335": "cactus",
+    "1f344": "mushroom",
+    "1f33b": "sunflower",
+    "1f388": "balloon",
+    "1f3b8": "guitar",
+    "2764": "heart",
+    "2b50": "star",
+    "1f451": "crown",
+    "1f381": "gift",
+    "1f34b": "lemon",
+    "1f980": "crab",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """Where the pictures of one style come from, and the word by which captions call the style."""
+
+    word: str
+    package: str
+    license: str
+    credit: str
+
+
+LOOKS = {
+    "noto": Look("painted", "@iconify-json/noto@1.2.9", "Apache-2.0", "Noto Emoji by Google Inc."),
+    "fluent-3d": Look(
+        "glossy", "@lobehub/fluent-emoji-3d@1.1.0", "MIT", "Fluent Emoji by Microsoft, packed by LobeHub"
+    ),
+    "fluent-flat": Look("flat", "@iconify-json/fluent-emoji-flat@1.2.6", "MIT", "Fluent Emoji Flat by Microsoft"),
+    "twemoji": Look(
+        "sticker", "@twemoji/svg@15.0.0", "CC-BY-4.0", "Twemoji graphics, copyright Twitter, Inc and other contributors"
+    ),
+}
+OPENMOJI = Look("outlined", "openmoji@17.0.0", "CC-BY-SA-4.0", "OpenMoji, the open-source emoji and icon project")
+EMOJIBASE = "emojibase-data@17.0.0"
+
+
+class Atlas:
+    """Sprites by noun and look: straight (not premultiplied) alpha, uint8 (64, 64, 4)."""
+
+    def __init__(self, sprites: dict[tuple[str, str], np.ndarray], words: dict[str, str]):
+        self.sprites = sprites
+        self.words = words
+
+    @property
+    def nouns(self) -> list[str]:
+        return sorted({noun for noun, _ in self.sprites})
+
+    @property
+    def looks(self) -> list[str]:
+        return sorted({look for _, look in self.sprites})
+
+    @classmethod
+    def load(cls, folder: str | Path = ASSETS) -> "Atlas":
+        """Read atlas.png and atlas.json. Raises FileNotFoundError with the command that makes them."""
+        folder = Path(folder)
+        if not (folder / "atlas.json").exists():
+            raise FileNotFoundError(f"{folder} holds no atlas.json; make it with `python -m emoji_world.atlas`")
+        table = json.loads((folder / "atlas.json").read_text())
+        sheet = np.asarray(Image.open(folder / "atlas.png").convert("RGBA"))
+        size = table["sprite"]
+        sprites = {}
+        for entry in table["sprites"]:
+            row, column = entry["row"] * size, entry["column"] * size
+            sprites[entry["noun"], entry["look"]] = sheet[row : row + size, column : column + size]
+        return cls(sprites, {name: look["word"] for name, look in table["looks"].items()})
+
+
+def fetch(package: str, folder: Path) -> Path:
+    """Unpack one npm package below `folder` and return its root."""
+    name = subprocess.run(
+        ["npm", "pack", "--silent", package], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
+    root = folder / name.removesuffix(".tgz")
+    with tarfile.open(folder / name.split("\n")[-1]) as archive:
+        archive.extractall(root, filter="data")
+    return root / "package"
+
+
+def source_image(root: Path, look: str, code: str) -> Image.Image:
+    """The emoji as its package draws it, RGBA at 256 pixels or the package's own size."""
+    if look == "fluent-3d":
+        names = [f"{code}.webp", f"{code}-fe0f.webp"]
+        path = next(root / "assets" / name for name in names if (root / "assets" / name).exists())
+        return Image.open(path).convert("RGBA")
+    if look == "twemoji":
+        svg = (root / f"{code}.svg").read_text()
+    elif look == "openmoji":
+        names = [f"{code.upper()}.svg", f"{code.upper()}-FE0F.svg"]
+        svg = next(root / "color/svg" / n for n in names if (root / "color/svg" / n).exists()).read_text()
+    else:
+        icons = json.loads((root / "icons.json").read_text())
+        icon = icons["icons"][json.loads((root / "chars.json").read_text())[code]]
+        width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
+        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
+    import resvg_py
+
+    return Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=256)))).convert("RGBA")
+
+
+def sprite(image: Image.Image, size: int = SPRITE) -> Image.Image:
+    """Crop to what is visible, pad to a square, resize. Straight alpha in and out: Pillow weighs by alpha itself."""
+    alpha = np.asarray(image)[..., 3] > 8
+    rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
+    image = image.crop((int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1))
+    side = max(image.size)
+    square = Image.new("RGBA", (side, side), (0, 0, 0, 0))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square.resize((size, size), Image.Resampling.LANCZOS)
+
+
+def render(looks: dict[str, Look], folder: Path) -> None:
+    """Write atlas.png, atlas.json and ATTRIBUTION.md of the given looks into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = Path(scratch)
+        emoji = json.loads((fetch(EMOJIBASE, scratch) / "en/data.json").read_text())
+        data = {entry["hexcode"].lower().replace("-fe0f", ""): entry for entry in emoji}
+        for code, noun in NOUNS.items():
+            known = data[code]["label"].split() + data[code]["tags"]
+            if noun not in known:
+                raise ValueError(f"{code} is called {noun!r} here, but emojibase knows it only as {', '.join(known)}")
+        sheet = Image.new("RGBA", (len(looks) * SPRITE, len(NOUNS) * SPRITE), (0, 0, 0, 0))
+        entries = []
+        for column, (look, source) in enumerate(looks.items()):
+            root = fetch(source.package, scratch)
+            for row, (code, noun) in enumerate(NOUNS.items()):
+                sheet.paste(sprite(source_image(root, look, code)), (column * SPRITE, row * SPRITE))
+                entries.append(
+                    {
+                        "noun": noun,
+                        "look": look,
+                        "code": code,
+                        "label": data[code]["label"],
+                        "row": row,
+                        "column": column,
+                    }
+                )
+    sheet.save(folder / "atlas.png", optimize=True)
+    table = {
+        "sprite": SPRITE,
+        "names": {"package": EMOJIBASE, "license": "MIT"},
+        "looks": {name: vars(look) for name, look in looks.items()},
+        "sprites": entries,
+    }
+    (folder / "atlas.json").write_text(json.dumps(table, indent=1) + "\n")
+    lines = ["# Pictures in atlas.png", "", "Each column of the sheet is one look, cropped and resized to 64 x 64.", ""]
+    lines += [f"- {look}: {x.credit} (npm package `{x.package}`), {x.license}" for look, x in looks.items()]
+    lines += [
+        "",
+        "Names and tags: emojibase-data 17.0.0, MIT.",
+        "Licence texts: <https://www.apache.org/licenses/LICENSE-2.0>, <https://opensource.org/license/mit>,",
+        "<https://creativecommons.org/licenses/by/4.0/>. Changes: cropped, resized; scenes shift hues.",
+    ]
+    (folder / "ATTRIBUTION.md").write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--openmoji", type=Path, metavar="FOLDER", help="make only the held-out look, into FOLDER")
+    arguments = parser.parse_args()
+    if arguments.openmoji:
+        render({"openmoji": OPENMOJI}, arguments.openmoji)
+    else:
+        render(LOOKS, ASSETS)
+
+
+if __name__ == "__main__":
+    main()

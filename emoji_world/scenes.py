@@ -1,0 +1,282 @@
+"""Scenes of the emoji world: one or two objects on a plain or shaded background, with captions and exact masks.
+
+Objects have one size and lie on the autoencoder's grid of 8 pixels, so that a latent means the same thing wherever the
+object is: two cores shall learn the world in hours.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from .atlas import Atlas
+
+GRID = 8
+HELD_OUT_NOUNS = ("crab", "sunflower")  # nothing is ever trained on them
+
+
+@dataclass(frozen=True)
+class WorldSettings:
+    """Side of the pictures in pixels, and the nouns: all of which the frozen U-Net knows, stage 3 only the first."""
+
+    size: int
+    nouns: tuple[str, ...]
+    instruct_held_out: tuple[str, ...]
+    pairs: float = 0.4  # share of the pictures with two objects
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        return self.nouns + self.instruct_held_out
+
+
+FIRST = (
+    "apple",
+    "banana",
+    "strawberry",
+    "carrot",
+    "pizza",
+    "cat",
+    "frog",
+    "fish",
+    "octopus",
+    "car",
+    "rocket",
+    "house",
+    "tree",
+    "mushroom",
+    "heart",
+    "star",
+)
+MORE = (
+    "hamburger",
+    "watermelon",
+    "dog",
+    "fox",
+    "pig",
+    "lion",
+    "butterfly",
+    "bee",
+    "bus",
+    "sailboat",
+    "cactus",
+    "balloon",
+    "guitar",
+    "crown",
+    "gift",
+    "lemon",
+)
+WORLDS = {
+    "full": WorldSettings(64, FIRST + MORE, ("donut", "turtle")),
+    "half": WorldSettings(64, FIRST, ("donut", "turtle")),
+    "test": WorldSettings(32, ("apple", "banana", "car", "heart"), ("star",)),
+}
+HUES = (0, 120)
+SHARES = (0.0, 0.5, 1.0)  # how often a caption's phrases name look and colour: never, as it comes, always
+BACKGROUNDS = {
+    "red": (214, 92, 92),
+    "green": (110, 178, 110),
+    "blue": (100, 140, 212),
+    "yellow": (232, 212, 110),
+    "purple": (160, 116, 196),
+    "orange": (232, 160, 96),
+    "grey": (150, 150, 150),
+    "white": (244, 244, 244),
+}
+COLOURS = (
+    (25, "red"),
+    (45, "orange"),
+    (72, "yellow"),
+    (160, "green"),
+    (195, "teal"),
+    (255, "blue"),
+    (295, "purple"),
+    (340, "pink"),
+    (361, "red"),
+)
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@dataclass(frozen=True, order=True)
+class Identity:
+    """What a reference picture can tell and its noun cannot: the look, and the rotation of all hues in degrees.
+
+    `hue` is None for the object drawn in greys, which occurs in edited pictures only.
+    """
+
+    noun: str
+    look: str
+    hue: int | None = 0
+
+
+@dataclass(frozen=True)
+class Background:
+    colour: str
+    shaded: bool = False
+
+    @property
+    def phrase(self) -> str:
+        words = f"shaded {self.colour}" if self.shaded else self.colour
+        return f"on {'an' if words[0] in 'aeiou' else 'a'} {words} background"
+
+
+@dataclass(frozen=True)
+class Placed:
+    identity: Identity
+    left: int
+    top: int
+    size: int
+
+    @property
+    def box(self) -> tuple[slice, slice]:
+        """Rows and columns of its square in a picture (h, w) or (h, w, 3)."""
+        return np.s_[self.top : self.top + self.size, self.left : self.left + self.size]
+
+
+@dataclass(frozen=True)
+class EmojiScene:
+    objects: tuple[Placed, ...]
+    background: Background
+
+    def edited(self, **changes) -> "EmojiScene":
+        return replace(self, **changes)
+
+
+def in_held_out_share(identity: Identity, share: float = 0.2) -> bool:
+    """True for about `share` of the identities, by a fixed hash: those that stage 3 never sees."""
+    digest = hashlib.sha256(f"{identity.noun}/{identity.look}/{identity.hue}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") < share * 2**32
+
+
+class EmojiWorld:
+    """The sprites of some nouns, ready to be placed; every draw comes from the caller's generator."""
+
+    def __init__(self, atlas: Atlas, settings: WorldSettings):
+        missing = [noun for noun in settings.known if noun not in atlas.nouns]
+        if missing:
+            raise ValueError(f"the atlas has no sprite of {', '.join(missing)}; it has {', '.join(atlas.nouns)}")
+        self.atlas, self.settings, self.size = atlas, settings, settings.size
+        self.nouns = settings.known
+        self.sprite = lru_cache(maxsize=None)(self._sprite)
+
+    @classmethod
+    def named(cls, name: str) -> "EmojiWorld":
+        """A world of `WORLDS` with the committed atlas."""
+        return cls(Atlas.load(), WORLDS[name])
+
+    def held_out_of_instruct(self, identity: Identity) -> bool:
+        return identity.noun in self.settings.instruct_held_out or in_held_out_share(identity)
+
+    @property
+    def identities(self) -> list[Identity]:
+        return [Identity(n, look, hue) for n in self.nouns for look in self.atlas.looks for hue in HUES]
+
+    def _sprite(self, identity: Identity, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Straight-alpha resize, then premultiplied: float32 colour (size, size, 3) and alpha (size, size, 1), 0..1."""
+        image = Image.fromarray(self.atlas.sprites[identity.noun, identity.look])
+        rgba = np.asarray(image.resize((size, size), Image.Resampling.LANCZOS), np.float32) / 255
+        alpha = rgba[..., 3:]
+        return rotate_hue(rgba[..., :3], identity.hue) * alpha, alpha
+
+    def colour(self, identity: Identity) -> str:
+        """The colour word of an identity: the mean colour of its coloured pixels, named."""
+        if identity.hue is None:
+            return "grey"
+        colour, alpha = self.sprite(identity, 32)
+        pixels = (colour / np.maximum(alpha, 1e-3))[alpha[..., 0] > 0.5]
+        chroma = pixels.max(1) - pixels.min(1)
+        if chroma.mean() < 0.12:
+            return "grey"
+        red, green, blue = (pixels * chroma[:, None]).sum(0)
+        angle = math.degrees(math.atan2(math.sqrt(3) * (green - blue), 2 * red - green - blue)) % 360
+        return next(name for limit, name in COLOURS if angle < limit)
+
+    def draw_background(self, random: np.random.Generator) -> Background:
+        return Background(str(random.choice(list(BACKGROUNDS))), bool(random.random() < 0.3))
+
+    @property
+    def object_size(self) -> int:
+        """Side of every object in pixels: half of the picture's, so that one and two objects look alike."""
+        return self.size // 2
+
+    def place(self, identities: list[Identity], random: np.random.Generator) -> tuple[Placed, ...]:
+        """One object about the middle, or two side by side, all on the grid."""
+        half, steps = self.object_size, self.size // GRID
+        tops = [int(x) * GRID for x in random.integers(steps // 8, steps // 2 - steps // 8 + 1, 2)]
+        if len(identities) == 1:
+            left = int(random.integers(steps // 8, steps // 2 - steps // 8 + 1)) * GRID
+            return (Placed(identities[0], left, tops[0], half),)
+        return tuple(Placed(x, half * i, tops[i], half) for i, x in enumerate(identities))
+
+    def draw(
+        self, random: np.random.Generator, identities: list[Identity] | None = None, pairs: float | None = None
+    ) -> EmojiScene:
+        """A scene of the given identities, or of one or two drawn ones (natural hue six times in ten).
+
+        pairs: how often two are drawn, where it is not the world's own share.
+        """
+        if identities is None:
+            count = 2 if random.random() < (self.settings.pairs if pairs is None else pairs) else 1
+            nouns = random.choice(self.nouns, count, replace=False)
+            identities = [self.draw_identity(str(noun), random) for noun in nouns]
+        return EmojiScene(self.place(identities, random), self.draw_background(random))
+
+    def draw_identity(self, noun: str, random: np.random.Generator) -> Identity:
+        hue = 0 if random.random() < 0.6 else int(random.choice(HUES[1:]))
+        return Identity(noun, str(random.choice(self.atlas.looks)), hue)
+
+    def render(self, scene: EmojiScene) -> tuple[np.ndarray, list[np.ndarray]]:
+        """uint8 pixels (size, size, 3), and per object the mask (size, size) bool of what is visible of it."""
+        canvas = np.full((self.size, self.size, 3), BACKGROUNDS[scene.background.colour], np.float32) / 255
+        if scene.background.shaded:
+            canvas = canvas * np.linspace(1.0, 0.72, self.size, dtype=np.float32)[:, None, None]
+        masks = []
+        for placed in scene.objects:
+            colour, alpha = self.sprite(placed.identity, placed.size)
+            canvas[placed.box] = canvas[placed.box] * (1 - alpha) + colour
+            mask = np.zeros((self.size, self.size), bool)
+            mask[placed.box] = alpha[..., 0] > 0.5
+            masks = [other & ~mask for other in masks] + [mask]
+        return np.rint(canvas.clip(0, 1) * 255).astype(np.uint8), masks
+
+    def close_up(self, scene: EmojiScene) -> tuple[np.ndarray, EmojiScene]:
+        """The first object of a scene, filling the picture as references do, and the scene that this shows."""
+        placed = scene.objects[0]
+        return self.render(scene)[0][placed.box], scene.edited(objects=(placed,))
+
+    def reference(self, identity: Identity) -> np.ndarray:
+        """An identity on white, filling the picture as the crops of the training samples do: uint8 (s, s, 3)."""
+        alone = Placed(identity, 0, 0, self.object_size)
+        return self.close_up(EmojiScene((alone,), Background("white")))[0]
+
+    def phrase(self, identity: Identity, random: np.random.Generator | None = None, share: float = 0.5) -> str:
+        """ "a cat", and with a generator its look and its colour in `share` of the cases: "a glossy purple cat"."""
+        words = []
+        if random is not None:
+            if random.random() < share:
+                words.append(self.atlas.words[identity.look])
+            if random.random() < share:
+                words.append(self.colour(identity))
+        words.append(identity.noun)
+        return f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}"
+
+    def caption(self, scene: EmojiScene, random: np.random.Generator | None = None, share: float = 0.5) -> str:
+        phrases = (self.phrase(placed.identity, random, share) for placed in scene.objects)
+        return " and ".join(phrases) + " " + scene.background.phrase
+
+
+def rotate_hue(colour: np.ndarray, degrees: int | None) -> np.ndarray:
+    """Turn all hues while keeping the luma; None takes the colour away."""
+    if degrees == 0:
+        return colour
+    luma = (colour @ LUMA)[..., None]
+    if degrees is None:
+        return np.broadcast_to(luma, colour.shape)
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    axis = 1 / math.sqrt(3)
+    cross = np.array([[0, -axis, axis], [axis, 0, -axis], [-axis, axis, 0]])
+    turn = c * np.eye(3) + (1 - c) / 3 * np.ones((3, 3)) + s * cross
+    turned = colour @ turn.T.astype(np.float32)
+    return (turned + luma - (turned @ LUMA)[..., None]).clip(0, 1)

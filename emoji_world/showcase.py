@@ -1,0 +1,68 @@
+"""What the weights in assets/world paint: a sheet for README, and the reference pictures that `make demo` uses.
+
+    python -m emoji_world.showcase
+
+Nothing is chosen by its result: the identities are drawn with a fixed seed, the first noise is taken.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kosmos_core import load_model
+from training.stages.frozen_parts import StableDiffusion
+
+from .atlas import ASSETS
+from .evaluate import EmojiGenerator, draw_prompts
+from .scenes import EmojiWorld, Identity
+
+COLUMNS, SCALE, GAP = 8, 2, 8
+BACKGROUNDS = ("blue", "yellow")
+
+
+def sheet(rows: list[list[np.ndarray]], size: int) -> Image.Image:
+    """Rows of pictures, enlarged pixel by pixel, on white; the first row is set apart."""
+    cell = size * SCALE
+    width = COLUMNS * cell + (COLUMNS + 1) * GAP
+    made = Image.new("RGB", (width, len(rows) * (cell + GAP) + 3 * GAP), "white")
+    for number, row in enumerate(rows):
+        top = GAP + number * (cell + GAP) + (2 * GAP if number else 0)
+        for column, image in enumerate(row):
+            tile = Image.fromarray(image).resize((cell, cell), Image.Resampling.NEAREST)
+            made.paste(tile, (GAP + column * (cell + GAP), top))
+    return made
+
+
+def singles(world: EmojiWorld, painter: EmojiGenerator) -> Image.Image:
+    """References above what they give; the left half was seen in stage 3, the right half was held out from it."""
+    half = COLUMNS // 2
+    seen = [x for x in world.identities if not world.held_out_of_instruct(x)]
+    held = [x for x in world.identities if world.held_out_of_instruct(x)]
+    prompts = draw_prompts(world, seen, half, 1, 51) + draw_prompts(world, held, half, 1, 52)
+    references = [list(prompt.references) for prompt in prompts]
+    rows = [[one[0] for one in references]]
+    for colour in BACKGROUNDS:
+        rows.append(list(painter.paint([f"<i> on a {colour} background"] * COLUMNS, references)))
+    return sheet(rows, world.size)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", default="full")
+    parser.add_argument("--kosmos_g", type=Path, default=ASSETS / "emoji-world-kosmos-g.safetensors")
+    parser.add_argument("--stable_diffusion", type=Path, default=ASSETS / "emoji-world-sd.safetensors")
+    parser.add_argument("--output", type=Path, default=ASSETS)
+    arguments = parser.parse_args()
+    world = EmojiWorld.named(arguments.world)
+    for noun, look, hue in (("cat", "fluent-3d", 120), ("pizza", "fluent-3d", 0)):  # both were seen in stage 3
+        image = Image.fromarray(world.reference(Identity(noun, look, hue)))
+        image.resize((world.size, world.size), Image.Resampling.NEAREST).save(arguments.output / f"{noun}.png")
+    diffusion = StableDiffusion(str(arguments.stable_diffusion))
+    painter = EmojiGenerator(diffusion, load_model(arguments.kosmos_g).eval(), world.size, guidance=4.0)
+    singles(world, painter).save(arguments.output / "results.png")
+
+
+if __name__ == "__main__":
+    main()

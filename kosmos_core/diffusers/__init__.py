@@ -1,0 +1,1 @@
+"""Kosmos-G in diffusers. Imported on demand: the nodes never need it."""

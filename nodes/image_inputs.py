@@ -1,0 +1,127 @@
+"""The pictures of a prompt as nodes take them: the type KOSMOSG_IMAGE, the eight inputs, and what is connected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..kosmos_core import Prompt
+from ..kosmos_core.reference import Mean, Reference, Source, View, average, with_references
+
+SLOTS = 8
+ONE_SUBJECT, ONE_EACH = "images are one subject", "one conditioning per picture"
+BATCH_MODES = (ONE_SUBJECT, ONE_EACH)
+
+KosmosGImage = io.Custom("KOSMOSG_IMAGE")
+
+
+def image_inputs() -> list[io.Input]:
+    """The optional inputs image_1 to image_8, which take an IMAGE or a KOSMOSG_IMAGE."""
+    return [
+        io.MultiType.Input(
+            f"image_{slot}",
+            [io.Image, KosmosGImage],
+            optional=True,
+            tooltip=f"The picture that <i{slot}> names. The model sees the central square of an image; connect a "
+            "Kosmos-G Reference to cut out the subject, to weigh it or to give it a noun.",
+        )
+        for slot in range(1, SLOTS + 1)
+    ]
+
+
+@dataclass(frozen=True)
+class PromptImages:
+    """The connected pictures: one tuple of references for each conditioning to make, and how many slots they fill."""
+
+    slots: tuple[int, ...]
+    batches: tuple[tuple[Reference, ...], ...]
+
+    @classmethod
+    def gather(cls, inputs: Mapping[str, Any], mode: str = ONE_SUBJECT) -> PromptImages:
+        """Read image_1 to image_8, of which those not connected are absent or None.
+
+        `images are one subject` averages a batch; `one conditioning per picture` makes as many conditionings as the
+        batches have pictures. ValueError for an empty batch, or for batches of different sizes.
+        """
+        given = {
+            slot: _references(inputs[f"image_{slot}"], slot)
+            for slot in range(1, SLOTS + 1)
+            if inputs.get(f"image_{slot}") is not None
+        }
+        if mode == ONE_SUBJECT:
+            return cls(tuple(given), (tuple(average_of(references) for references in given.values()),))
+        sizes = {len(references) for references in given.values()} - {1}
+        if len(sizes) > 1:
+            listed = ", ".join(f"image_{slot} has {len(references)}" for slot, references in given.items())
+            raise ValueError(f"Batches of different sizes: {listed}. Give the same number of pictures, or one picture.")
+        count = max(sizes, default=1)
+        batches = tuple(
+            tuple(references[index if len(references) > 1 else 0] for references in given.values())
+            for index in range(count)
+        )
+        return cls(tuple(given), batches)
+
+    def __bool__(self) -> bool:
+        return bool(self.slots)
+
+    def parse(self, text: str) -> list[Prompt]:
+        """The prompt for each conditioning, with the references' nouns and weights; PromptError where it is wrong."""
+        prompt = Prompt.parse(text, slots=self.slots)
+        return [with_references(prompt, references) for references in self.batches]
+
+    def sources(self, size: int, index: int = 0) -> list[Tensor | Source]:
+        """What CLIP.tokenize takes as images for one conditioning of a model with pictures of `size`.
+
+        Raises ValueError that names the input for a picture that cannot be read (NaN and the like).
+        """
+        sources: list[Tensor | Source] = []
+        for slot, reference in zip(self.slots, self.batches[index], strict=True):
+            try:
+                # Prepared here, so that a mistake is found before anything is computed and its input can be named.
+                sources.append(_prepared(reference.source, size))
+            except ValueError as error:
+                raise ValueError(f"image_{slot}: {error}") from error
+        return sources
+
+
+def _prepared(source: Source, size: int) -> Tensor | Source:
+    if isinstance(source, View):
+        return source.prepared(size)
+    if isinstance(source, Mean):
+        return replace(source, sources=tuple(_prepared(part, size) for part in source.sources))
+    return source
+
+
+def average_of(references: Sequence[Reference]) -> Reference:
+    """One reference for a batch; a single one is itself."""
+    return references[0] if len(references) == 1 else average(references)
+
+
+def _references(value: Tensor | Reference, slot: int) -> list[Reference]:
+    """One reference per picture of the batch."""
+    if isinstance(value, Reference):
+        return [value]
+    if not len(value):
+        raise ValueError(f"image_{slot} holds an empty batch: connect at least one picture.")
+    return [Reference(View(image)) for image in value]
+
+
+def describe_source(reference: Reference) -> str:
+    """A few words on what a reference was made of."""
+    views = reference.views
+    if not views:
+        return "from a file"
+    sizes = ", ".join(f"{view.pixels.shape[1]} x {view.pixels.shape[0]}" for view in views[:4])
+    return sizes if len(views) == 1 else f"mean of {len(views)} pictures ({sizes}{', …' if len(views) > 4 else ''})"
+
+
+def as_bytes(image: Tensor) -> Tensor:
+    """One picture (h, w, c) in floats 0..1 as uint8; ValueError for NaN or infinity."""
+    if not torch.isfinite(image).all():
+        raise ValueError("The picture holds NaN or infinite values: expected numbers in 0..1.")
+    return (image.float() * 255).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,1 @@
+"""What all of training stands on: errors, settings, process group, number formats, random numbers."""

@@ -1,0 +1,70 @@
+"""What travels between the stages: a chunk of pictures of one input shard."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .masks import Region
+from .spans import CaptionSpan
+
+
+@dataclass
+class SourceImage:
+    """One picture on its way through the stages.
+
+    content: encoded, as read. rotation: degrees counter-clockwise that the source prescribes, None for "as its EXIF
+    tag says". problem: why it is left out already. view: (s, s, 3) uint8, the small centre square that models see.
+    spans and regions belong together.
+    """
+
+    key: str
+    content: bytes
+    source: str
+    licence: str = ""
+    given_caption: str = ""
+    rotation: int | None = None
+    problem: str = ""
+    view: np.ndarray | None = None
+    caption: str = ""
+    spans: list[CaptionSpan] = field(default_factory=list)
+    regions: list[Region | None] = field(default_factory=list)
+
+
+@dataclass
+class Chunk:
+    """Pictures of one input shard that are in work together.
+
+    skipped: (key, reason) of those left out so far; notes: reason -> count of entities left out. last: no further chunk
+    of this shard follows. problem: why the shard cannot be read any further.
+    """
+
+    shard: int
+    number: int
+    images: list[SourceImage]
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    notes: dict[str, int] = field(default_factory=dict)
+    last: bool = False
+    problem: str | None = None
+
+    def skip(self, key: str, reason: str) -> None:
+        self.skipped.append((key, reason))
+
+    def note(self, reason: str, count: int = 1) -> None:
+        if count:
+            self.notes[reason] = self.notes.get(reason, 0) + count
+
+    def to_row(self) -> dict[str, Any]:
+        """As a row of a Ray data set."""
+        return {"shard": self.shard, "chunk": self.number, "data": pickle.dumps(self, protocol=5)}
+
+    @staticmethod
+    def from_row(row: dict[str, Any]) -> Chunk:
+        return pickle.loads(row["data"])
+
+
+class Unusable(Exception):
+    """A picture or caption that cannot be used; the message is the reason that is counted."""

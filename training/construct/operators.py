@@ -1,0 +1,169 @@
+"""What is done to a chunk at each stage, without Ray: every function here takes a chunk and changes it in place.
+
+prepare -> caption -> name_entities -> segment -> finish. Whatever cannot be used is left out with its reason; nothing a
+picture, a caption or a model's answer contains ends the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from .captions import Captioner
+from .chunks import Chunk, SourceImage, Unusable
+from .construct_config import ConstructConfig, FilterConfig
+from .entities import Extractor
+from .inputs import DamagedShard, InputShard, read_shard
+from .masks import EntityCrop, find_crop
+from .preparation import decode_square, perceptual_hash, resize, square_side
+from .sample_parts import Cut, Sample, encode
+from .segments import Segmenter
+from .spans import place
+
+HASH_DECODE_SIDE = 64
+
+
+def read_chunks(
+    shard: InputShard, number: int, config: ConstructConfig, duplicates: frozenset[int] = frozenset()
+) -> Iterator[Chunk]:
+    """A shard as chunks of `config.chunk` pictures; the last one says so, and carries what is wrong with the shard.
+
+    Args:
+        duplicates: positions in the shard of pictures that repeat an earlier one.
+    """
+    chunk = Chunk(number, 0, [])
+    try:
+        for position, image in enumerate(read_shard(shard, config)):
+            if len(chunk.images) + len(chunk.skipped) == config.chunk:
+                yield chunk
+                chunk = Chunk(number, chunk.number + 1, [])
+            problem = image.problem or ("picture: near-duplicate" if position in duplicates else "")
+            if problem:
+                chunk.skip(image.key, problem)
+            else:
+                chunk.images.append(image)
+    except DamagedShard as damage:
+        if config.salvage:
+            chunk.note("shard: read up to its damage")
+        else:
+            chunk.problem = str(damage)
+    chunk.last = True
+    yield chunk
+
+
+def hash_shard(shard: InputShard, config: ConstructConfig) -> tuple[np.ndarray, np.ndarray]:
+    """(positions, hashes) of the pictures of a shard that can be decoded, int64 and uint64."""
+    positions, hashes = [], []
+    try:
+        for position, image in enumerate(read_shard(shard, config)):
+            if image.problem:
+                continue
+            try:
+                pixels = decode_square(image.content, config.filters, image.rotation, HASH_DECODE_SIDE)
+            except Unusable:
+                continue
+            positions.append(position)
+            hashes.append(perceptual_hash(pixels))
+    except DamagedShard:
+        pass  # said when the shard is read for good
+    return np.array(positions, dtype=np.int64), np.array(hashes, dtype=np.uint64)
+
+
+def prepare(chunk: Chunk, config: ConstructConfig) -> None:
+    """Judge and decode every picture, and give it the small view that models see."""
+    kept = []
+    for image in chunk.images:
+        try:
+            pixels = decode_square(image.content, config.filters, image.rotation, config.model_side)
+        except Unusable as reason:
+            chunk.skip(image.key, str(reason))
+            continue
+        image.view = resize(pixels, config.model_side)
+        kept.append(image)
+    chunk.images = kept
+
+
+def caption(chunk: Chunk, captioner: Captioner, filters: FilterConfig) -> None:
+    """Caption every picture; keep those whose caption has a reasonable length."""
+    if not chunk.images:
+        return
+    kept = []
+    for image, text in zip(chunk.images, captioner(chunk.images), strict=True):
+        words = len(text.split())
+        if words == 0:
+            chunk.skip(image.key, "caption: empty")
+        elif words < filters.min_words:
+            chunk.skip(image.key, "caption: too short")
+        elif words > filters.max_words:
+            chunk.skip(image.key, "caption: too long")
+        else:
+            image.caption = text
+            kept.append(image)
+    chunk.images = kept
+
+
+def name_entities(chunk: Chunk, extractor: Extractor, filters: FilterConfig) -> None:
+    """Find the spans of every caption's entities."""
+    if not chunk.images:
+        return
+    kept = []
+    for image, tags in zip(chunk.images, extractor([p.caption for p in chunk.images]), strict=True):
+        if tags is None:
+            chunk.skip(image.key, "entities: the answer is not a list")
+            continue
+        image.spans, missing = place(image.caption, tags)
+        chunk.note("entity: not in the caption", missing)
+        if len(image.spans) < filters.min_entities:
+            chunk.skip(image.key, "entities: too few in the caption")
+        elif len(image.spans) > filters.max_entities:
+            chunk.skip(image.key, "entities: too many")
+        else:
+            kept.append(image)
+    chunk.images = kept
+
+
+def segment(chunk: Chunk, segmenter: Segmenter) -> None:
+    """A region, or None, for every entity; the views are no longer needed then."""
+    pairs = [(image, span.of(image.caption)) for image in chunk.images for span in image.spans]
+    regions = iter(segmenter(pairs) if pairs else [])
+    for image in chunk.images:
+        image.regions = [next(regions) for _ in image.spans]
+        image.view = None
+
+
+def finish(chunk: Chunk, config: ConstructConfig) -> list[Sample]:
+    """Find each entity's place, then decode the pictures that have some in full, cut out, and encode the samples."""
+    samples = []
+    for image in chunk.images:
+        side = square_side(image.content)
+        cuts = _cuts(chunk, image, (side, side), config)
+        if len(cuts) < config.filters.min_entities:
+            chunk.skip(image.key, "entities: too few found in the picture")
+            continue
+        try:
+            pixels = decode_square(image.content, config.filters, image.rotation)
+        except Unusable as reason:
+            chunk.skip(image.key, str(reason))
+        else:
+            samples.append(encode(image, pixels, cuts, config.crops))
+    chunk.images = []
+    return samples
+
+
+def _cuts(chunk: Chunk, image: SourceImage, size: tuple[int, int], config: ConstructConfig) -> list[Cut]:
+    cuts = []
+    for span, region in zip(image.spans, image.regions, strict=True):
+        crop = region and find_crop(region, size, config.segment.threshold, config.crops.dilation)
+        if not crop:
+            chunk.note("entity: not found in the picture")
+        elif not _fits(crop, config.filters):
+            small = 100 * crop.share < config.filters.min_share
+            chunk.note(f"entity: mask too {'small' if small else 'large'}")
+        else:
+            cuts.append(Cut(span, crop, region.score))
+    return cuts
+
+
+def _fits(crop: EntityCrop, filters: FilterConfig) -> bool:
+    return filters.min_share <= 100 * crop.share <= filters.max_share

@@ -1,0 +1,122 @@
+"""Lines of the first implementation's tsv files, read as this package's samples.
+
+| kind                     | columns, separated by tabs                                                             |
+| ------------------------ | -------------------------------------------------------------------------------------- |
+| original-laion           | any, caption, picture, width, height                                                   |
+| original-instructpix2pix | caption, instruction, then before and after for every seed                             |
+| original-openimage       | caption, names of entities joined by commas, target, then per name: crop, crop on white |
+
+Pictures are base64. The rules by which that code found the names in the caption, oddities included, are kept here, so
+that a data set prepared for it gives the sequences it gave; from there on its samples are samples like any other.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable
+from typing import Any
+
+from megatron.energon import basic_sample_keys, stateless
+from megatron.energon.task_encoder.cooking import cooker
+
+from .samples import BadSample, CaptionSample, CompositionalSample, EditSample, Entity, Filtered
+
+_COLOURS = "black blue brown cyan gold golden gray green grey orange pink purple red silver white yellow"
+WORD_ENDS = " ,.!?;:)]}"
+
+
+def _columns(crude: dict[str, Any], least: int) -> list[str]:
+    try:
+        # Stripping the line shifts the columns where the caption is empty; so did the original.
+        columns = crude["tsv"].decode("utf-8").strip().split("\t")
+    except (KeyError, UnicodeDecodeError) as error:
+        raise BadSample("bad line") from error
+    if len(columns) < least:
+        raise BadSample("missing columns")
+    return columns
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return base64.b64decode(text)
+    except (binascii.Error, ValueError) as error:
+        raise BadSample("corrupt picture") from error
+
+
+@stateless
+@cooker
+def cook_laion(crude: dict[str, Any]) -> CaptionSample:
+    """A caption and its picture; sizes that are not whole numbers leave the sample out."""
+    columns = _columns(crude, 5)
+    if not (columns[3].isdigit() and columns[4].isdigit()):
+        raise Filtered("size unknown")
+    return CaptionSample(
+        **basic_sample_keys(crude),
+        caption=columns[1],
+        image=_bytes(columns[2]),
+        width=int(columns[3]),
+        height=int(columns[4]),
+    )
+
+
+@stateless
+@cooker
+def cook_instructpix2pix(crude: dict[str, Any]) -> EditSample:
+    """A caption, an instruction and the pairs of all seeds."""
+    columns = _columns(crude, 4)
+    images = [_bytes(column) for column in columns[2:]]
+    pairs = list(zip(images[::2], images[1::2], strict=False))
+    return EditSample(**basic_sample_keys(crude), caption=columns[0], instruction=columns[1], pairs=pairs)
+
+
+@stateless
+@cooker
+def cook_openimage(crude: dict[str, Any]) -> CompositionalSample:
+    """A caption with those of its entities that the original would have placed."""
+    columns = _columns(crude, 3)
+    caption, names = columns[0], columns[1].split(",")
+    entities = []
+    for number, start, end in placed_entities(caption, names):
+        if len(columns) < 5 + 2 * number:
+            raise BadSample("missing columns")
+        crop, on_white = (_bytes(column) for column in columns[3 + 2 * number : 5 + 2 * number])
+        entities.append(Entity(start, end, crop, on_white=on_white))
+    return CompositionalSample(
+        **basic_sample_keys(crude), caption=caption, entities=entities, target=_bytes(columns[2])
+    )
+
+
+def placed_entities(caption: str, names: list[str]) -> list[tuple[int, int, int]]:
+    """(number in `names`, start, end) of the names that are placed in the caption, in the order of placing.
+
+    Raises BadSample where a name is no valid regular expression, which the original's search for it needed.
+    """
+    kept, colours = [], _COLOURS.split()
+    for number, name in enumerate(names):
+        found = re.search(rf"\b{re.escape(name)}\b", caption, re.IGNORECASE)
+        try:
+            alone = sum(bool(re.search(rf"\b{name}\b", other)) for other in names) <= 1
+        except re.error as error:
+            raise BadSample("bad entity name") from error
+        if name and name not in colours and found and alone:
+            kept.append((found.end(), number, name))
+    placed, position = [], 0
+    for _, number, name in sorted(kept, key=lambda entry: entry[0]):
+        found = re.search(rf"\b{re.escape(name)}\b", caption[position:], re.IGNORECASE)
+        if not found:
+            continue
+        start, end = position + found.start(), position + found.end()
+        while end < len(caption) and caption[end] not in WORD_ENDS:
+            end += 1
+        placed.append((number, start, end))
+        position = end
+    return placed
+
+
+ORIGINAL_COOKS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "original-laion": cook_laion,
+    "original-instructpix2pix": cook_instructpix2pix,
+    "original-openimage": cook_openimage,
+}

@@ -1,0 +1,1 @@
+"""The training loop and what it needs that knows no particular stage: sharding, checkpoints, optimiser, reports."""

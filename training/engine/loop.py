@@ -1,0 +1,251 @@
+"""The training loop: micro-batches in, weights updated, everything reported and saved.
+
+One step takes a global batch. Each process runs its micro-batches and keeps the sum of its losses and the count of its
+valid items (tokens or samples); the gradient is divided by the count over all processes, so uneven micro-batches weigh
+as they would in one process. What is drawn at random depends on (seed, step, row) only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base.errors import ConfigError, TrainingStopped
+from ..base.precision import DTYPES, LossScale, autocast, slow_format
+from ..base.processes import StopSignal
+from ..base.rng import RowRng, seed_of
+from ..data.protocol import Batch, BatchStream, Stream
+from . import flops
+from .checkpoint import Checkpoints, gather_state, read_progress, restore_state
+from .data_reports import DataReports
+from .metrics import Meter
+from .optimizer import MovingAverage, learning_rate
+from .progress import Progress, peak_flops
+from .run_config import RunConfig
+from .sharding import Engine
+
+
+@dataclass
+class Counters:
+    """What a run has done so far; stored in every checkpoint."""
+
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    streams: int = 1
+    loss_scale: LossScale = field(default_factory=LossScale)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on `device`."""
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+class Trainer:
+    """One run: a stage spread by an engine, its data streams, and where it stands."""
+
+    def __init__(self, config: RunConfig, engine: Engine, checkpoints: Checkpoints, progress: Progress) -> None:
+        self.config, self.engine, self.process_group = config, engine, engine.process_group
+        self.checkpoints, self.progress = checkpoints, progress
+        self.average = MovingAverage(engine.parameters, config.optim.ema) if config.optim.ema else None
+        self.counters = Counters(
+            streams=config.batch.streams or self.process_group.world_size, loss_scale=LossScale.of(config.precision)
+        )
+        self.micro_batches = config.batch.size // config.batch.micro
+        self.streams: dict[int, BatchStream] = {}
+        self.bad_batches: list[dict[str, Any]] = []
+        self.data = DataReports()
+        self.stop = StopSignal()
+        self.stopping = self.failing = 0.0
+
+    # -- where a run begins and goes on
+
+    def restore(self, path: Path) -> None:
+        """Continue from a checkpoint."""
+        stored = read_progress(path)
+        self.counters = Counters(**{**stored, "loss_scale": LossScale(**stored["loss_scale"])})
+        if self.config.batch.streams not in (None, self.counters.streams):
+            raise ConfigError(
+                f"batch.streams: {self.config.batch.streams}, but {path} was saved with {self.counters.streams}; "
+                f"leave batch.streams empty."
+            )
+        self._open_streams()
+        positions = restore_state(path, self.engine, self.average, list(self.streams))
+        for index, position in positions.items():
+            self.streams[index].load_state_dict(position)
+
+    def _open_streams(self) -> None:
+        count, process_group = self.counters.streams, self.process_group
+        if count % process_group.world_size or self.micro_batches % count:
+            raise ConfigError(
+                f"batch: batch.size {self.config.batch.size} / batch.micro {self.config.batch.micro} gives "
+                f"{self.micro_batches} micro-batches per step, which must be a multiple of the {count} data streams, "
+                f"and those a multiple of the {process_group.world_size} processes; take fewer processes, or change "
+                f"batch.size or, before a run's first step, batch.streams."
+            )
+        for index in range(process_group.rank, count, process_group.world_size):
+            stream = Stream(self.config.seed, index, count, self.config.batch.micro, self.micro_batches)
+            try:
+                self.streams[index] = self.engine.stage.stream(stream)
+            except ValueError as error:
+                raise ConfigError(f"data: {error}") from error
+
+    def _save(self) -> None:
+        positions = {index: stream.state_dict() for index, stream in self.streams.items()}
+        self.checkpoints.save(
+            self.counters.step, gather_state(self.engine, self.average, asdict(self.counters), positions)
+        )
+
+    # -- one step
+
+    def _micro_batch(self, micro: int, last: bool, meter: Meter) -> tuple[Tensor, Tensor | float, list[str]]:
+        config, counters, device = self.config, self.counters, self.process_group.device
+        waited = time.perf_counter()
+        batch = self._read(self.streams[micro % counters.streams])
+        waited = time.perf_counter() - waited
+        # Counted while it is on the CPU: reading its lengths from a GPU would wait for the step.
+        operations = flops.of_batch(config.stage, config.model, self.engine.stage.frozen, batch)
+        batch = to_device(batch, device)
+        torch.manual_seed(seed_of(config.seed, counters.step, micro, "dropout"))
+        rng = RowRng(config.seed, counters.step, micro * config.batch.micro)
+        with self.engine.gradient_sync(last):
+            with autocast(config.precision, device):
+                losses = self.engine.step("training_step", batch, rng)
+            # Engines average over processes: after it, the gradient is that of the sum of losses / batch.size.
+            (losses.total * (self.process_group.world_size * counters.loss_scale.value / config.batch.size)).backward()
+        for name, (total, count) in losses.parts.items():
+            meter.add_loss(name, total, count)
+        meter.add_batch(len(batch["keys"]), batch["token_ids"].numel(), operations, waited)
+        return losses.total.detach(), losses.count, batch["keys"]
+
+    def _read(self, stream: BatchStream) -> Batch:
+        """The next micro-batch; where the data ends the run, the samples that did it are listed in the run folder."""
+        try:
+            return next(stream)
+        except TrainingStopped as stopped:
+            if listing := getattr(stopped, "listing", ()):
+                path = Path(self.config.run_folder) / f"unusable-samples-{self.process_group.rank}.txt"
+                path.write_text("".join(f"{line}\n" for line in listing))
+                raise TrainingStopped(f"{stopped}\nThe list is in {path}.") from stopped
+            raise
+
+    def _report_data(self) -> dict[str, int]:
+        """Samples read and left out, for the record; says it when a source was read to its end. Collective."""
+        mine = [stream.report() for stream in self.streams.values() if hasattr(stream, "report")]
+        for sentence in self.data.update(report for reports in self.process_group.gather(mine) for report in reports):
+            self.progress.say(sentence)
+        return {f"data/{name}": count for name, count in self.data.counts.items() if not name.endswith("/size")}
+
+    def _step(self, meter: Meter) -> dict[str, float]:
+        """One global batch; returns what `Progress.line` shows beside the rates."""
+        config, counters, engine = self.config, self.counters, self.engine
+        mine = range(self.process_group.rank, self.micro_batches, self.process_group.world_size)
+        total, count, keys = 0.0, 0.0, []
+        for micro in mine:
+            part, valid, names = self._micro_batch(micro, micro == mine[-1], meter)
+            total, count, keys = total + part, count + valid, keys + names
+        flags = [self.stop.received is not None, self.checkpoints.failed()]
+        values = torch.tensor([float(total), float(count), *flags], dtype=torch.float64)
+        total, count, self.stopping, self.failing = self.process_group.sum(values).tolist()
+
+        loss = total / count if count else math.nan
+        scale = config.batch.size / (counters.loss_scale.value * count) if count else math.nan
+        norm = float(engine.gradient_norm()) * scale
+        lr = learning_rate(config.optim, counters.step, config.steps)
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if finite:
+            if 0 < config.optim.clip_norm < norm:
+                scale *= config.optim.clip_norm / (norm + 1e-6)
+            torch._foreach_mul_(engine.gradients(), scale)
+            for group in engine.optimizer.param_groups:
+                group["lr"] = lr
+            engine.optimizer.step()
+            if self.average is not None:
+                self.average.update()
+        engine.zero_grad()
+        counters.step += 1
+        meter.steps += 1
+        meter.add_loss("", total / self.process_group.world_size, count / self.process_group.world_size)
+        explained = counters.loss_scale.update(finite) and math.isfinite(loss)
+        if finite or explained:
+            counters.skipped_in_a_row = 0
+            self.bad_batches.clear()
+        else:
+            self._skipped(loss, norm, keys)
+        return {"step": counters.step, "loss": loss, "gradient_norm": norm, "lr": lr}
+
+    def _skipped(self, loss: float, norm: float, keys: list[str]) -> None:
+        counters, limit = self.counters, self.config.optim.nonfinite_limit
+        counters.skipped += 1
+        counters.skipped_in_a_row += 1
+        self.progress.say(f"step {counters.step} skipped: loss {loss}, gradient norm {norm}")
+        self.bad_batches.append({"step": counters.step, "loss": str(loss), "gradient_norm": str(norm), "keys": keys})
+        if counters.skipped_in_a_row < limit:
+            return
+        path = Path(self.config.run_folder) / f"nonfinite-step-{counters.step:08d}.json"
+        per_process = self.process_group.gather(self.bad_batches)
+        if self.process_group.rank == 0:
+            bad = [
+                {**steps[0], "keys": [key for one in steps for key in one["keys"]]}
+                for steps in zip(*per_process, strict=True)
+            ]
+            path.write_text(json.dumps(bad, indent=1))
+        raise TrainingStopped(
+            f"{limit} steps in a row had a loss or gradient that is not finite; their sample keys are in {path}. "
+            f"Look at those samples, lower optim.lr or use precision: fp32, then go on with --resume auto."
+        )
+
+    # -- the run
+
+    def run(self) -> None:
+        """Train to the last step, or until a signal asks to stop; either way the state is saved.
+
+        Raises:
+            TrainingStopped: too many steps in a row were not finite.
+            CheckpointError: the state could not be saved.
+        """
+        config, counters = self.config, self.counters
+        if not self.streams:
+            self._open_streams()
+        self._report_data()
+        peak = peak_flops(self.process_group.device, DTYPES[config.precision])
+        if advice := slow_format(config.precision, self.process_group.device):
+            self.progress.say(advice)
+        sampled = hasattr(self.engine.stage, "sample") and config.log.sample_every
+        meter, rates = Meter(), {}
+        while counters.step < config.steps and not self.stopping:
+            state = self._step(meter)
+            if self.failing:
+                self.checkpoints.wait()
+            last = counters.step == config.steps or self.stopping
+            if last or counters.step % config.log.every == 0:
+                rates = meter.summary(self.process_group, peak)
+                rates["eta_seconds"] = rates["seconds_per_step"] * (config.steps - counters.step)
+                self.progress.record({**state, **rates, "skipped": counters.skipped, **self._report_data()})
+                meter = Meter()
+            else:
+                self.progress.line({**rates, **state})
+            if sampled and (last or counters.step % config.log.sample_every == 0):
+                self._sample()
+            if last or counters.step % config.checkpoint.every == 0:
+                self._save()
+        self.checkpoints.wait()
+        for source in self.data.sources():
+            self.progress.say(f"data: {self.data.summary(source)}")
+        if self.stopping:
+            self.progress.say(f"Stopped by a signal after step {counters.step}, saved; go on with --resume auto.")
+
+    def _sample(self) -> None:
+        with torch.no_grad(), autocast(self.config.precision, self.process_group.device):
+            image = self.engine.step("sample")
+        if self.process_group.rank == 0:
+            path = Path(self.config.run_folder) / "samples" / f"step-{self.counters.step:08d}.png"
+            path.parent.mkdir(exist_ok=True)
+            image.save(path)

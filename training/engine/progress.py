@@ -1,0 +1,193 @@
+"""What a person sees of a run: a line per step, JSONL always, TensorBoard by default, other trackers on demand."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from ..base.errors import ConfigError
+from ..base.precision import cpu_rate
+from ..base.processes import ProcessGroup
+
+if TYPE_CHECKING:
+    from .run_config import RunConfig
+
+
+@dataclass
+class LogConfig:
+    """How often and where to report."""
+
+    every: int = 10
+    """Steps between records in log.jsonl and the trackers; the line on a terminal shows every step."""
+    tensorboard: bool = True
+    trackers: list[str] = field(default_factory=list)
+    """Further trackers by their name in accelerate (wandb, mlflow, comet_ml, ...); must be installed."""
+    sample_every: int = 1000
+    """Steps between grids of sampled pictures (instruct); 0 samples none."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"log.every: {self.every} must be at least 1.")
+        if self.sample_every < 0:
+            raise ValueError(f"log.sample_every: {self.sample_every} must be 0 or more.")
+
+
+def short(number: float) -> str:
+    """A number with at most four digits and a unit letter: 1234567 -> 1.23M."""
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if abs(number) < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}E"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 2d03h, 3h05m, 4m10s or 12s."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    return f"{days}d{h:02}h" if days else f"{hours}h{m:02}m" if hours else f"{m}m{s:02}s" if m else f"{s}s"
+
+
+def memory_used(device: torch.device) -> float:
+    """Bytes: the peak that torch allocated on a GPU, the resident set of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
+# Dense matrix-multiply peaks in FLOP/s by a part of the device's name, from the vendors' data sheets.
+PEAKS = {
+    "bf16": {
+        "B200": 2.25e15,
+        "H200": 9.89e14,
+        "H100": 9.89e14,
+        "A100": 3.12e14,
+        "L40": 1.81e14,
+        "4090": 1.65e14,
+        "A10": 1.25e14,
+    },
+    "fp16": {"V100": 1.25e14, "T4": 6.5e13},
+}
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s that the device can do at best: from a table for known GPUs, measured on a CPU.
+
+    None for a GPU that is not in the table: no utilisation is shown rather than a wrong one.
+    """
+    if device.type == "cuda" and dtype != torch.float32:
+        name = torch.cuda.get_device_name(device)
+        tables = [PEAKS["fp16"], PEAKS["bf16"]] if dtype == torch.float16 else [PEAKS["bf16"]]
+        return next((peak for table in tables for part, peak in table.items() if part in name), None)
+    if device.type != "cpu":
+        return None
+    return cpu_rate(dtype)
+
+
+class Progress:
+    """The reports of one run; every method does nothing on processes other than 0."""
+
+    def __init__(self, config: RunConfig, process_group: ProcessGroup) -> None:
+        self.shown = process_group.rank == 0
+        self.steps = config.steps
+        if not self.shown:
+            return
+        folder = Path(config.run_folder)
+        self.console = Console()
+        self.live = Live(console=self.console, auto_refresh=False, transient=True)
+        self.path = folder / "log.jsonl"
+        self.jsonl = self.path.open("a", buffering=1)
+        self.trackers = []
+        if config.log.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(folder / "tensorboard")
+            self.trackers.append(lambda values, step: [writer.add_scalar(k, v, step) for k, v in values.items()])
+        self.trackers += [_accelerate_tracker(name, folder, config) for name in config.log.trackers]
+        if self.console.is_terminal:
+            self.live.start()
+
+    def resume(self, step: int) -> None:
+        """Forget records of steps after `step`, which a killed run made and this one will make again."""
+        if not self.shown:
+            return
+        self.jsonl.close()
+        lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]  # the last may be cut off
+        kept = [line + "\n" for line in lines if json.loads(line)["step"] <= step]
+        replacement = self.path.with_suffix(".tmp")
+        replacement.write_text("".join(kept))
+        replacement.replace(self.path)
+        self.jsonl = self.path.open("a", buffering=1)
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence above the progress line."""
+        if self.shown:
+            self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+    def line(self, record: Mapping[str, Any]) -> None:
+        """Show the state of the run; stays on a terminal until the next call, else is not printed."""
+        if self.shown and self.console.is_terminal and "eta_seconds" in record:
+            self.live.update(Text(progress_line(record, self.steps)), refresh=True)
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Write a record to the file and the trackers, and print its line."""
+        if not self.shown:
+            return
+        self.jsonl.write(json.dumps(record) + "\n")
+        numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
+        for track in self.trackers:
+            track(numbers, record["step"])
+        self.say(progress_line(record, self.steps))
+
+    def close(self) -> None:
+        if self.shown:
+            self.live.stop()
+            self.jsonl.flush()
+            os.fsync(self.jsonl.fileno())
+            self.jsonl.close()
+
+
+def progress_line(record: Mapping[str, Any], steps: int) -> str:
+    """One line of a step's record."""
+    parts = [f"step {record['step']}/{steps}", f"loss {record['loss']:.4f}"]
+    parts += [f"{k.removeprefix('loss/')} {v:.4f}" for k, v in record.items() if k.startswith("loss/")]
+    parts += [
+        f"lr {record['lr']:.2e}",
+        f"norm {record['gradient_norm']:.3f}",
+        f"{short(record['samples_per_second'])} samples/s",
+        f"{short(record['tokens_per_second'])} tokens/s",
+        f"wait {record['data_wait_percent']:.0f}%",
+    ]
+    if record.get("mfu_percent") is not None:
+        parts.append(f"MFU {record['mfu_percent']:.1f}%")
+    parts += [f"mem {short(record['memory_bytes'])}B", f"ETA {duration(record['eta_seconds'])}"]
+    if record.get("skipped"):
+        parts.append(f"skipped {record['skipped']}")
+    return " · ".join(parts)
+
+
+def _accelerate_tracker(name: str, folder: Path, config: RunConfig) -> Callable[[dict[str, float], int], None]:
+    from accelerate.state import PartialState
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    installed = sorted(str(tracker.value) for tracker in get_available_trackers())
+    if name not in installed:
+        known = ", ".join(installed) or "none"
+        raise ConfigError(f"log.trackers: '{name}' is not available; installed trackers are {known}.")
+    PartialState()  # its trackers ask it which process is the first
+    kind = LOGGER_TYPE_TO_CLASS[name]
+    tracker = kind(folder.name, logging_dir=folder) if kind.requires_logging_directory else kind(folder.name)
+    tracker.start()
+    tracker.store_init_configuration({"config": config.to_yaml()})
+    return lambda values, step: tracker.log(values, step=step)

@@ -1,0 +1,150 @@
+"""The configuration of a run: dataclasses filled from YAML files and `--a.b value`, strictly.
+
+    python -m training.run --config training/configs/align.yaml --optim.lr 1e-4 --run_folder runs/align
+
+Files and options are applied in order, later ones win. A key that does not exist or a value of the wrong type is an
+error that names the nearest valid key. Each section is declared beside what it configures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import yaml
+
+from kosmos_core import KosmosGConfig
+from kosmos_core.safetensors_file import WeightsError
+from kosmos_core.weights import read_config
+
+from ..base.errors import ConfigError
+from ..base.precision import Choice
+from ..base.settings import fill, plain, read_yaml
+from ..stages import STAGES, stage_module
+from .checkpoint import CheckpointConfig
+from .optimizer import OptimConfig
+from .progress import LogConfig
+from .sharding import ParallelConfig
+
+PRESETS = ("official", "medium", "tiny")
+
+
+@dataclass
+class BatchConfig:
+    """How many rows a step takes and how they are cut."""
+
+    size: int = 8
+    """Rows of one step over all processes and micro-batches."""
+    micro: int = 8
+    """Rows a process handles at once; the gradients of size / (micro x processes) of them are accumulated."""
+    streams: int | None = None
+    """Data streams that feed the run, a multiple of the processes; empty: as many as processes at the first start.
+    A run continues exactly on any number of processes that divides it."""
+
+    def __post_init__(self) -> None:
+        if self.micro < 1 or self.size < 1 or self.size % self.micro:
+            raise ValueError(f"batch.size: {self.size} must be a multiple of batch.micro ({self.micro}), both above 0.")
+        if self.streams is not None and self.streams < 1:
+            raise ValueError(f"batch.streams: {self.streams} must be at least 1; empty takes one per process.")
+
+
+@dataclass
+class RunConfig:
+    """Everything that a run depends on; stored as config.yaml in the run folder."""
+
+    stage: Literal["lm", "align", "instruct"]
+    """Which of the three stages to train."""
+    run_folder: str
+    """Where checkpoints, logs, samples and the resolved configuration go."""
+    steps: int = 300_000
+    """Optimiser steps of the whole run; the learning rate ends its decay here."""
+    seed: int = 0
+    preset: Literal["official", "medium", "tiny"] = "official"
+    """Sizes of the model; single sizes can be changed under `model`."""
+    weights: str | None = None
+    """Weights to start from: a Kosmos-G file of any stage, or for lm a local kosmos-2 folder; empty: from scratch."""
+    tokenizer: str | None = None
+    """Folder with sentencepiece.bpe.model and dict.txt; empty: the tokenizer inside `weights`."""
+    device: str = "auto"
+    """auto, cuda, cpu or mps."""
+    precision: Choice = "bf16"
+    """Compute format; trained weights and optimiser state stay float32. auto: bf16 on GPUs that have it, else fp16; on
+    a CPU whichever of bf16 and fp32 it multiplies faster."""
+    resume: str = "never"
+    """auto: go on from the latest checkpoint of the run folder if there is one; never: refuse to touch an existing run;
+    a path: start from that checkpoint."""
+    model: KosmosGConfig = field(default_factory=KosmosGConfig.official)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    task: Any = None
+    """Options of the stage itself."""
+    data: Any = None
+    """What the stage trains on."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps: {self.steps} must be at least 1.")
+        if self.seed < 0:
+            raise ValueError(f"seed: {self.seed} must be 0 or more.")
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(plain(self), sort_keys=False)
+
+
+def schema(stage: str) -> type:
+    """`RunConfig` with the stage's own types for `task` and `data`."""
+    module = stage_module(stage)
+    own = [
+        (name, kind, field(default_factory=kind))
+        for name, kind in (("task", module.Config), ("data", module.DataConfig))
+    ]
+    schema = dataclasses.make_dataclass("RunConfig", own, bases=(RunConfig,), kw_only=True)
+    schema.__doc__ = RunConfig.__doc__
+    return schema
+
+
+def _preset(stage: str, name: str) -> KosmosGConfig:
+    sizes = getattr(KosmosGConfig, name)(reconstruction=stage == "align")
+    return dataclasses.replace(sizes, aligner=None) if stage == "lm" else sizes
+
+
+def _vocabulary(weights: Any, otherwise: int) -> int:
+    """The vocabulary of a Kosmos-G file: what a person should not have to look up. What is wrong with the file is said
+    where it is loaded."""
+    try:
+        return read_config(weights)[0].decoder.vocabulary if isinstance(weights, str) else otherwise
+    except (WeightsError, OSError):
+        return otherwise
+
+
+def parse(arguments: list[str]) -> RunConfig:
+    """The configuration of `arguments`, the words after `python -m training.run`.
+
+    Raises:
+        ConfigError: a file, key or value is wrong.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", action="append", default=[])
+    for key in ("stage", "preset", "weights"):
+        first.add_argument(f"--{key}")
+    given, _ = first.parse_known_args(arguments)
+    files = {path: read_yaml(path) for path in given.config}
+    merged = {key: value for values in files.values() for key, value in values.items()}
+    stage = given.stage or merged.get("stage")
+    if stage is None and not given.config and not {"-h", "--help"} & set(arguments):
+        raise ConfigError("--config: none given; name a file such as training/configs/align/single-gpu.yaml.")
+    if stage not in STAGES:
+        raise ConfigError(f"stage: {stage!r} is none of {', '.join(STAGES)}; set it in the file or with --stage.")
+    preset = given.preset or merged.get("preset", RunConfig.preset)
+    if preset not in PRESETS:
+        raise ConfigError(f"preset: {preset!r} is none of {', '.join(PRESETS)}.")
+    kind = schema(stage)
+    sizes = _preset(stage, preset).to_dict()
+    sizes["decoder"]["vocabulary"] = _vocabulary(given.weights or merged.get("weights"), sizes["decoder"]["vocabulary"])
+    default = {"model": sizes}
+    return fill(kind, arguments, "python -m training.run", __doc__, default)

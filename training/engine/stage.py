@@ -1,0 +1,58 @@
+"""What the engine asks of a training stage.
+
+A stage is a small object: the model, the modules that stay frozen beside it, what of the model trains, and the loss of
+one micro-batch. It knows nothing of processes, sharding, precision, accumulation or checkpoints; the engine
+(`training.engine.loop`) knows nothing of losses.
+
+Each stage module (`training/stages/lm.py`, `align.py`, `instruct.py`) has
+
+    @dataclass
+    class Config: ...       # the `task:` section of the YAML file; every field has a default and a line of doc under it
+    @dataclass
+    class DataConfig: ...   # the `data:` section
+    def build(config: RunConfig, device, model_device) -> Stage
+    def loss(model, ...) -> dict[str, Tensor]   # the loss alone, usable without the engine
+
+`build` puts the frozen modules on `device`, in the format they compute in, and the model on `model_device`. That may
+be the meta device: then only the shapes of `model` are built, no value initialised or read. The engine fills parameters
+and buffers from rank 0, so that a node never holds the whole model once per GPU. A path or size that does not fit
+raises ValueError or OSError with a sentence for the user.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from torch import nn
+
+from ..base.rng import RowRng
+from ..data.protocol import Batch, BatchStream, Stream
+from ..stages.losses import Losses
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """One training stage.
+
+    The engine calls `training_step` and `sample` from inside the forward of a module that it shards or wraps, so they
+    may call any method of `model`; blocks, though, only through their own forward, which gathers their parameters.
+    Every trained module must take part in every micro-batch, on a dummy picture with weight 0 if there is none in it:
+    the processes gather and reduce together, and one that skips a module leaves the others waiting.
+    """
+
+    model: nn.Module  # trained, sharded, checkpointed; everything not trainable in it is stored too
+    frozen: dict[str, nn.Module]  # "unet", "vae", "clip": replicated, never sharded, never in a checkpoint
+
+    def set_trainable(self) -> None:
+        """Set requires_grad of every parameter, and train or eval mode of every module."""
+
+    def stream(self, stream: Stream) -> BatchStream:
+        """The data of one stream."""
+
+    def training_step(self, model: nn.Module, batch: Batch, rng: RowRng) -> Losses:
+        """The loss of one micro-batch, under autocast in the run's precision. All random numbers come from `draws`;
+        dropout's generator is seeded by the engine from (seed, step, micro-batch)."""
+
+    # Optional: notes, a list of sentences for the user: where the weights come from.
+    # Optional: sample(model) -> PIL.Image, the fixed prompts as one grid; leaves train or eval mode as it was. Called
+    # every log.sample_every steps, on all ranks because the forward of a sharded model is collective; saved by rank 0.

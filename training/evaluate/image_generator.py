@@ -1,0 +1,128 @@
+"""Models that paint: Kosmos-G files, and Stable Diffusion with its own text encoder as the row beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+
+from kosmos_core.diffusers.pipeline import KosmosGPipeline, named_scheduler
+from kosmos_core.diffusers.stable_diffusion import load_stable_diffusion
+
+from ..base.errors import ConfigError
+from ..base.precision import DTYPES, Precision
+from ..stages.frozen_parts import StableDiffusion
+from .jobs import Job
+from .subjects import open_image
+
+SD_ROW = "sd15"  # in place of a weight file: Stable Diffusion with its own text encoder
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How latents are sampled, and the size of the pictures in pixels."""
+
+    scheduler: str
+    steps: int
+    guidance: float
+    size: int = 512
+
+
+def as_painted(settings: dict[str, Any], recorded: dict[str, Any]) -> tuple[dict[str, Any], Sampling]:
+    """Settings for scoring alone: how the pictures were painted is not asked again but taken from their record."""
+    names = [field.name for field in fields(Sampling)]
+    settings = settings | {key: recorded[key] for key in ("weights", "sd", "dtype", *names) if key in recorded}
+    return settings, Sampling(**{name: settings[name] for name in names})
+
+
+class ImageGenerator:
+    """Paints jobs with one model. Each picture's noise is fixed by its job, on the CPU, so that it depends neither on
+    the device nor on which jobs share a batch.
+
+    `weights` is a Kosmos-G file, or `sd15` for Stable Diffusion's own text encoder, which reads a job's plain words;
+    from a single file that one needs `clip_tokenizer`, a folder with vocab.json and merges.txt.
+    """
+
+    def __init__(
+        self,
+        weights: str,
+        sd: str | Path,
+        sampling: Sampling,
+        *,
+        device: torch.device,
+        dtype: Precision = "fp32",
+        clip_tokenizer: str | None = None,
+    ) -> None:
+        self.sampling = sampling
+        if weights == SD_ROW:
+            self.pipe = None
+            self.diffusion = _with_own_text_encoder(sd, dtype, clip_tokenizer)
+            self.diffusion.scheduler = named_scheduler(sampling.scheduler, self.diffusion.scheduler)
+        else:
+            self.pipe = KosmosGPipeline.from_files(weights, sd, scheduler=sampling.scheduler, dtype=DTYPES[dtype])
+            self.diffusion = self.pipe.diffusion
+        (self.pipe or self.diffusion).to(device)
+        self.diffusion.set_progress_bar_config(disable=True)
+        if sampling.size % self.diffusion.vae_scale_factor:
+            raise ConfigError(f"--size: {sampling.size} must be a multiple of {self.diffusion.vae_scale_factor}")
+        self._images: dict[Path, Image.Image] = {}
+
+    @torch.no_grad()
+    def paint(self, jobs: Sequence[Job]) -> list[Image.Image]:
+        """One picture for each job, made in one batch; equal prompts are encoded once."""
+        wordings = list(dict.fromkeys((job.prompt, job.text, job.conditions) for job in jobs))
+        place = {wording: index for index, wording in enumerate(wordings)}
+        rows = [place[job.prompt, job.text, job.conditions] for job in jobs]
+        embeds = {name: value[rows] for name, value in self._encode(wordings).items()}
+        noise = torch.stack([self._noise(job) for job in jobs]).to(self.diffusion.unet.dtype)
+        size = self.sampling.size
+        return self.diffusion(
+            **embeds,
+            latents=noise.to(self.diffusion.unet.device),
+            height=size,
+            width=size,
+            num_inference_steps=self.sampling.steps,
+            guidance_scale=self.sampling.guidance,
+        ).images
+
+    def _encode(self, wordings: list[tuple[str, str, tuple[Path, ...]]]) -> dict[str, Tensor]:
+        guidance = self.sampling.guidance > 1
+        if self.pipe is not None:
+            images = [[self._image(path) for path in conditions] for _, _, conditions in wordings]
+            return self.pipe.encode_prompt([prompt for prompt, _, _ in wordings], images, guidance=guidance)
+        texts = [text for _, text, _ in wordings]
+        device = self.diffusion.unet.device
+        positive, negative = self.diffusion.encode_prompt(texts, device, 1, guidance)
+        return {"prompt_embeds": positive} | ({"negative_prompt_embeds": negative} if guidance else {})
+
+    def _image(self, path: Path) -> Image.Image:
+        if path not in self._images:
+            if len(self._images) > 64:
+                self._images.clear()
+            self._images[path] = open_image(path)
+        return self._images[path]
+
+    def _noise(self, job: Job) -> Tensor:
+        """Latent noise (4, h, w): one row of a block, as if the whole block had been drawn at once."""
+        side = self.sampling.size // self.diffusion.vae_scale_factor
+        channels = self.diffusion.unet.config.in_channels
+        generator = torch.Generator().manual_seed(job.seed)
+        return torch.randn((job.rows, channels, side, side), generator=generator)[job.row]
+
+
+def _with_own_text_encoder(sd: str | Path, dtype: Precision, clip_tokenizer: str | None) -> StableDiffusionPipeline:
+    """Stable Diffusion complete with CLIP's text encoder, from a folder, or a single file and a tokenizer folder."""
+    single = Path(sd).expanduser().is_file()
+    diffusion = load_stable_diffusion(sd, DTYPES[dtype], text_encoder=not single)
+    if single:
+        clip = StableDiffusion(str(sd), precision=dtype, clip_tokenizer=clip_tokenizer)
+        diffusion.register_modules(text_encoder=clip.text_encoder(), tokenizer=clip.tokenizer())
+    if diffusion.text_encoder is None:
+        raise ConfigError(f"{sd} has no text encoder, so it cannot paint the row '{SD_ROW}'")
+    return diffusion

@@ -1,0 +1,153 @@
+"""What stage 3 shows while it trains: the same prompts sampled again and again, beside their reference pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
+from einops import rearrange
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from kosmos_core import KosmosG, Tokenizer, preprocess_image
+from kosmos_core.images import CLIP_MEAN, CLIP_STD
+
+from ..base.rng import RowRng
+from ..data import InstructData, instruct_stream
+from ..data.protocol import Batch, Stream
+from .null_condition import encode_with_null
+
+CELL = 192  # pixels of a side in the grid
+LINE = 18  # pixels of a line of text
+
+
+@dataclass
+class PreviewPrompt:
+    """A prompt with `<i>` marks, and the pictures that they stand for."""
+
+    text: str
+    images: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Preview:
+    """Prompts that are sampled every `log.sample_every` steps."""
+
+    prompts: list[PreviewPrompt] = field(default_factory=list)
+    """Prompts with `<i>` marks and the paths of their pictures; empty: the first rows of the data."""
+    rows: int = 4
+    """How many rows of the data, where there are no prompts."""
+    samples: int = 2
+    """Pictures per prompt, always from the same noise."""
+    steps: int = 25
+    """Steps of DPM-Solver++."""
+    guidance: float = 6.0
+    """Scale of classifier-free guidance."""
+    size: int = 512
+    """Side of the pictures in pixels."""
+
+
+def prompt_batch(prompts: list[PreviewPrompt], tokenizer: Tokenizer, image_size: int) -> Batch:
+    """Prompts as a batch; ValueError names a prompt whose pictures are missing or do not match its marks."""
+    layouts, pixels = [], []
+    for prompt in prompts:
+        layout = tokenizer.layout(prompt.text)
+        if len(layout.image_slots) != len(prompt.images):
+            raise ValueError(
+                f"task.preview.prompts: {prompt.text!r} has {len(layout.image_slots)} <i> marks and "
+                f"{len(prompt.images)} pictures; give one picture for each mark."
+            )
+        layouts.append(layout)
+        for path in prompt.images:
+            try:
+                pixels.append(preprocess_image(Image.open(path), size=image_size))
+            except OSError as error:
+                raise ValueError(f"task.preview.prompts: the picture {path} cannot be read ({error}).") from error
+    longest = max(len(layout.token_ids) for layout in layouts)
+    pads = [longest - len(layout.token_ids) for layout in layouts]
+    return {
+        "token_ids": torch.tensor([[*x.token_ids, *[1] * pad] for x, pad in zip(layouts, pads, strict=True)]),
+        "image_mask": torch.tensor([[*x.image_mask, *[False] * pad] for x, pad in zip(layouts, pads, strict=True)]),
+        "pixels": torch.stack(pixels) if pixels else None,
+    }
+
+
+def rows_to_show(preview: Preview, data: InstructData, model: KosmosG) -> Batch:
+    """The prompts of a preview as a batch; without prompts the first rows of the data."""
+    tokenizer, image_size = model.tokenizer, model.config.vision.image_size
+    if preview.prompts:
+        return prompt_batch(preview.prompts, tokenizer, image_size)
+    rows = Stream(seed=0, index=0, streams=1, micro_batch=preview.rows, micro_batches=1)
+    return next(instruct_stream(replace(data, workers=0), rows, tokenizer, image_size))
+
+
+@torch.no_grad()
+def sample_images(
+    model: KosmosG, frozen: Mapping[str, nn.Module], scheduler: DDPMScheduler, batch: Batch, preview: Preview
+) -> Tensor:
+    """Pictures (rows, samples, 3, size, size) in 0 ... 1, by guidance against the null condition.
+
+    `frozen` holds `unet` and `vae`.
+    """
+    unet, vae, device = frozen["unet"], frozen["vae"], model.device
+    training = model.training
+    model.eval()
+    try:
+        features = None if batch["pixels"] is None else model.embed_images(batch["pixels"].to(device))
+        ids, mask = batch["token_ids"].to(device), batch["image_mask"].to(device)
+        conditions, null = encode_with_null(model, ids, mask, features)
+    finally:
+        model.train(training)
+    side = preview.size // 2 ** (len(vae.config.block_out_channels) - 1)
+    noise = RowRng(seed=0, step=0).normal("preview", (preview.samples, unet.config.in_channels, side, side), device)
+    rows = []
+    for condition in conditions:
+        pair = torch.stack([null[0], condition]).repeat_interleave(preview.samples, dim=0).to(unet.dtype)
+        solver = DPMSolverMultistepScheduler.from_config(scheduler.config)
+        solver.set_timesteps(preview.steps, device=device)
+        latents = noise
+        for step in solver.timesteps:
+            doubled = solver.scale_model_input(latents, step).repeat(2, 1, 1, 1)
+            without, within = unet(doubled.to(unet.dtype), step, encoder_hidden_states=pair).sample.float().chunk(2)
+            latents = solver.step(without + preview.guidance * (within - without), step, latents).prev_sample
+        decoded = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()
+        rows.append((decoded / 2 + 0.5).clamp(0, 1))
+    return torch.stack(rows)
+
+
+def sample_sheet(
+    model: KosmosG, frozen: Mapping[str, nn.Module], scheduler: DDPMScheduler, batch: Batch, preview: Preview
+) -> Image.Image:
+    """A preview's batch, sampled, as one sheet."""
+    return grid(batch, sample_images(model, frozen, scheduler, batch, preview), model)
+
+
+def grid(batch: Batch, images: Tensor, model: KosmosG) -> Image.Image:
+    """What `sample_pictures` took and gave as one sheet: per prompt its text, its reference pictures, the target where
+    the data has one, the samples."""
+    used = [marked // model.config.resampler.latents for marked in batch["image_mask"].sum(1).tolist()]
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    references = iter([] if batch["pixels"] is None else batch["pixels"] * deviation + mean)
+    targets = batch.get("target")
+    headings = [*["reference"] * max(used), *["target"] * (targets is not None), *["sample"] * images.shape[1]]
+    sheet = Image.new("RGB", (len(headings) * CELL, LINE + len(images) * (CELL + LINE)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, heading in enumerate(headings):
+        draw.text((column * CELL + 3, 3), heading, fill="grey")
+    for number, samples in enumerate(images):
+        top = LINE + number * (CELL + LINE)
+        cells = [next(references) for _ in range(used[number])] + [None] * (max(used) - used[number])
+        cells += [] if targets is None else [targets[number] / 2 + 0.5]
+        for column, cell in enumerate([*cells, *samples]):
+            if cell is not None:
+                sheet.paste(_image(cell), (column * CELL, top + LINE))
+        text = model.tokenizer.decode(batch["token_ids"][number].tolist())
+        draw.text((3, top + 3), text[: sheet.width // 7], fill="black")
+    return sheet
+
+
+def _image(pixels: Tensor) -> Image.Image:
+    array = (rearrange(pixels.clamp(0, 1), "c y x -> y x c").cpu() * 255).round().byte().numpy()
+    return Image.fromarray(array).resize((CELL, CELL), Image.Resampling.LANCZOS)

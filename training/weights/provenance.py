@@ -1,0 +1,76 @@
+"""What a run was made with: resolved configuration, git state and library versions, kept in the run folder."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from kosmos_core import Tokenizer
+
+from ..base.processes import ProcessGroup
+from ..engine.run_config import RunConfig
+
+TOKENIZER_FOLDER = "tokenizer"
+TOKENIZER_FILES = ("sentencepiece.bpe.model", "dict.txt")
+LIBRARIES = ("torch", "accelerate", "diffusers", "fairscale", "megatron-energon", "safetensors", "transformers")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that a training depends on."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        command = ["git", *arguments]
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def git_state() -> tuple[dict[str, Any], str]:
+    """The commit of this checkout and whether files differ from it, and the difference as a patch."""
+    commit, patch = _git("rev-parse", "HEAD"), _git("diff", "HEAD") or ""
+    return {"commit": commit and commit.strip(), "changed": bool(patch)}, patch
+
+
+def record_start(
+    config: RunConfig, process_group: ProcessGroup, resumed: Path | None, tokenizer: Tokenizer | None
+) -> None:
+    """Write config.yaml and the tokenizer's files, and add this start to starts.jsonl, with the difference from the git
+    commit beside it where files were changed."""
+    folder = Path(config.run_folder)
+    state, patch = git_state()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
+    (folder / "config.yaml").write_text(config.to_yaml())
+    if tokenizer is not None:
+        (folder / TOKENIZER_FOLDER).mkdir(exist_ok=True)
+        for name, content in zip(TOKENIZER_FILES, tokenizer.to_bytes(), strict=True):
+            (folder / TOKENIZER_FOLDER / name).write_bytes(content)
+    if patch:
+        state["patch"] = f"git-{stamp.replace(':', '')}.patch"
+        (folder / state["patch"]).write_text(patch)
+    start = {
+        "time": stamp,
+        "command": sys.argv,
+        "git": state,
+        "versions": versions(),
+        "device": str(process_group.device),
+        "processes": process_group.world_size,
+        "resumed": resumed and resumed.name,
+    }
+    with (folder / "starts.jsonl").open("a") as handle:
+        handle.write(json.dumps(start) + "\n")
