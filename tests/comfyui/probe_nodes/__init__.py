@@ -304,7 +304,7 @@ class ProbeExtension(ComfyExtension):
             ProbePartly,
             ProbeJoin,
             ProbeMadeConditioning,
-            ProbeImage,
+            ProbeAnyImage,
         ]
 
 
