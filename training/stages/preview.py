@@ -68,7 +68,9 @@ def prompt_batch(prompts: list[PreviewPrompt], tokenizer: Tokenizer, image_size:
     longest = max(len(layout.token_ids) for layout in layouts)
     pads = [longest - len(layout.token_ids) for layout in layouts]
     return {
-        "token_ids": torch.tensor([[*x.token_ids, *[1] * pad] for x, pad in zip(layouts, pads, strict=True)]),
+        "token_ids": torch.tensor(
+            [[*x.token_ids, *[tokenizer.ids.pad] * pad] for x, pad in zip(layouts, pads, strict=True)]
+        ),
         "image_mask": torch.tensor([[*x.image_mask, *[False] * pad] for x, pad in zip(layouts, pads, strict=True)]),
         "pixels": torch.stack(pixels) if pixels else None,
     }
