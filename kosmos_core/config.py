@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from .special_tokens import SpecialTokens
+
 
 @dataclass(frozen=True)
 class VisionConfig:
@@ -61,27 +63,6 @@ class AlignerConfig:
 # The special tokens need ten ids, the sinusoidal positions two frequencies.
 SMALLEST = {"decoder.vocabulary": 10, "decoder.width": 4}
 PARTS = (VisionConfig, ResamplerConfig, DecoderConfig, AlignerConfig)
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """Ids of the tokens that are no text: the first four open the vocabulary, the others close it."""
-
-    mask: int
-    document_end: int
-    image_start: int
-    image_end: int
-    chunk_end: int
-    line_end: int
-    bos: int = 0
-    pad: int = 1
-    eos: int = 2
-    unknown: int = 3
-
-    @classmethod
-    def of_vocabulary(cls, size: int) -> SpecialTokens:
-        """Special ids of a vocabulary of `size` entries."""
-        return cls(*range(size - 6, size))
 
 
 @dataclass(frozen=True)

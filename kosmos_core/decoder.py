@@ -11,8 +11,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .config import DecoderConfig, SpecialTokens
+from .config import DecoderConfig
 from .layers import AttentionPattern, Block, matmul_dtype, normalise
+from .special_tokens import SpecialTokens
 
 TABLE_STEP = 256  # the table of positions grows in steps, so that few sizes are ever built
 

@@ -1,14 +1,17 @@
 """Pictures as the vision tower reads them: 8-bit RGB, shorter side resized, centre cropped, CLIP-normalised.
 
+`open_image` is the one way from an encoded picture to its pixels, `to_rgb` that from arrays and PIL images.
 Resizing is Pillow's, so that every pixel equals the original's (arXiv 2310.02992, section 3.1: CLIP ViT-L/14 at 224).
 """
 
 from __future__ import annotations
 
+import io
 import math
 import os
+import warnings
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import torch
 from torch import Tensor
@@ -26,10 +29,82 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # 334 : 1. A strip of 1 x 4000 would take 224 x 896,000 pixels (800 MB) on the way; beyond the limit only what the crop
 # keeps is resized, and rounding may move a value by 1 of 255.
 LARGEST_RESIZED = 2**24  # pixels, 64 MB
+MAX_PIXELS = 120_000_000  # of a file that `open_image` decodes: 360 MB as RGB
 _ORIENTATION = 0x0112  # EXIF tag
 ARRAY_TYPES = ("bool", "uint8", "int8", "uint16", "int16", "int32", "int64", "float16", "float32", "float64")
 EXPECTED_TYPES = "expected floats in 0..1 or integers of 8 or 16 bits"
 _ROWS_AT_ONCE = 256  # while floats become bytes, so that an 8000 x 8000 picture needs no second copy in float
+
+
+class ImageError(ValueError):
+    """A picture cannot be used; the message says why in a sentence, `reason` in words to count and compare by."""
+
+    def __init__(self, message: str, reason: Literal["corrupt", "truncated", "too large", "no picture"]) -> None:
+        super().__init__(message, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+def open_image(source: str | os.PathLike | bytes | BinaryIO | Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The first frame of a picture file (path, content or open file) or PIL image as `to_rgb` gives it, pixels alone.
+
+    A PIL image that is upright 8-bit RGB already comes back as it is, without a copy.
+    Raises ImageError: it cannot be read or decoded whole, or has more than `max_pixels`.
+    """
+    from PIL import Image
+
+    name = f"The picture {os.fspath(source)}" if isinstance(source, str | os.PathLike) else "The picture"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata and large sizes are judged here, not printed per picture
+            if isinstance(source, Image.Image):
+                return _upright_rgb(source, max_pixels, name)
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+                image = _upright_rgb(file, max_pixels, name)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name} has too many pixels: {error}", "too large") from error
+    except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged data, SyntaxError among them
+        raise _unreadable(name, error) from error
+    image.info = {}  # a file's comments and profiles would otherwise be written into files made from its pixels
+    return image
+
+
+def _upright_rgb(image: Image.Image, max_pixels: float = math.inf, name: str = "The picture") -> Image.Image:
+    from PIL import Image, ImageOps
+
+    size = f"{image.width} x {image.height} pixels"
+    if 0 in image.size:
+        raise ImageError(f"{name} is {size}: expected at least 1 x 1.", "no picture")
+    if image.width * image.height > max_pixels:
+        raise ImageError(f"{name} is {size}: expected at most {max_pixels:,} pixels in all.", "too large")
+    try:
+        image.load()
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow's for a cut, a closed and a broken file
+        raise _unreadable(name, error) from error
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits, in 32-bit integers where Pillow has no 16-bit mode for them
+        image = image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
+    elif image.mode in ("F", "LAB", "La"):
+        way_out = "convert it to RGB, or give an array with values in 0..1"
+        raise ImageError(f"{name} has mode {image.mode}: {way_out}.", "no picture")
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _unreadable(name: str, error: Exception) -> ImageError:
+    from PIL import UnidentifiedImageError
+
+    why = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, UnidentifiedImageError):  # whose text tells an address in memory
+        why = "it is no picture file of a known kind"
+    return ImageError(f"{name} cannot be read: {why}.", "truncated" if "truncated" in why.lower() else "corrupt")
 
 
 def preprocess_image(image: AnyImage, size: int = 224) -> Tensor:
@@ -50,27 +125,15 @@ def preprocess_image(image: AnyImage, size: int = 224) -> Tensor:
 
 
 def to_rgb(image: AnyImage) -> Image.Image:
-    """Any picture as 8-bit RGB: turned upright by its EXIF tag, alpha laid on white, grey expanded, 16 bits scaled."""
-    from PIL import Image, ImageOps
+    """Any picture as 8-bit RGB: turned upright by its EXIF tag, alpha laid on white, grey expanded, 16 bits scaled.
+
+    A PIL image that needs none of this comes back as it is. Raises TypeError or ValueError as `preprocess_image` does.
+    """
+    from PIL import Image
 
     if not isinstance(image, Image.Image):
         image = Image.fromarray(_to_bytes(_to_tensor(image)).numpy())
-    if 0 in image.size:
-        raise ValueError(f"The picture is {image.width} x {image.height} pixels: expected at least 1 x 1.")
-    try:
-        image.load()
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow's for a cut, a closed and a broken file
-        raise ValueError(f"The picture cannot be read: {error}.") from error
-    if image.getexif().get(_ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits, in 32-bit integers where Pillow has no 16-bit mode for them
-        image = image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
-    elif image.mode in ("F", "LAB", "La"):
-        raise ValueError(f"The picture has mode {image.mode}: convert it to RGB, or give an array with values in 0..1.")
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return _upright_rgb(image)
 
 
 def resize_and_crop(image: Image.Image, size: int = 224, resample: str = "bicubic") -> Image.Image:
@@ -127,7 +190,7 @@ def _to_tensor(image: object) -> Tensor:
         native = image.astype(image.dtype.newbyteorder("="), copy=not image.flags.writeable)
         image = torch.from_numpy(numpy.ascontiguousarray(native))
     if not isinstance(image, Tensor):
-        way_out = "; open the file with PIL.Image.open" if isinstance(image, str | os.PathLike) else ""
+        way_out = "; open the file with kosmos_core.images.open_image" if isinstance(image, str | os.PathLike) else ""
         raise TypeError(f"A picture is a PIL image, an array or a tensor, not {type(image).__name__}{way_out}.")
     if image.dtype in (torch.uint32, torch.uint64) or image.is_complex():
         raise TypeError(f"The picture is a tensor of {image.dtype}: {EXPECTED_TYPES}.")

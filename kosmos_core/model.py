@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -109,27 +110,36 @@ class KosmosG(nn.Module):
         """Token ids (b, s) right-padded with 1, pixels (n, 3, 224, 224) or picture tokens, image_mask (b, s) bool,
         key_weights (b, s) -> condition (b, 77, 768) float32.
 
-        Rows of different length are packed end to end, so that no work is spent on padding.
+        Rows of different length are laid end to end before they are computed, so that no work is spent on padding.
         Raises ValueError where a shape does not fit, or there are other picture tokens than the mask has places.
         """
         _check_rows(token_ids, image_mask=image_mask, key_weights=key_weights)
         if pixels is not None:
             image_features = self.embed_images(pixels)
-        real = token_ids != self.config.ids.pad
         steps = torch.arange(1, token_ids.shape[1] + 1, device=token_ids.device)
-        lengths = (real * steps).amax(1).clamp(min=1).tolist()  # up to the last real token: the model is causal
+        # Up to the last token that is no padding: the model is causal.
+        lengths = ((token_ids != self.config.ids.pad) * steps).amax(1).clamp(min=1).tolist()
+        rows = (token_ids, image_mask, key_weights)
         if len(set(lengths)) == 1:
-            token_ids, real, image_mask, key_weights = (
-                None if x is None else x[:, : lengths[0]] for x in (token_ids, real, image_mask, key_weights)
-            )
+            rows = [None if x is None else x[:, : lengths[0]] for x in rows]
             lengths = None
         else:
-            kept = steps <= torch.tensor(lengths, device=token_ids.device)[:, None]
-            token_ids, real, image_mask, key_weights = (
-                None if x is None else x[kept][None] for x in (token_ids, real, image_mask, key_weights)
-            )
+            inside = steps <= torch.tensor(lengths, device=token_ids.device)[:, None]
+            rows = [None if x is None else x[inside][None] for x in rows]
+        return self._condition(*rows, image_features, lengths)
+
+    def _condition(
+        self,
+        token_ids: Tensor,
+        image_mask: Tensor | None,
+        key_weights: Tensor | None,
+        image_features: Tensor | None,
+        lengths: list[int] | None,
+    ) -> Tensor:
+        """`encode_tokens` for rows of one length (b, s), or with `lengths` for rows laid end to end, (1, total)."""
         hidden = self.hidden_states(token_ids, image_mask, image_features, lengths)
-        return self.align(hidden, None if bool(real.all()) else ~real, key_weights, lengths)
+        padding = token_ids == self.config.ids.pad
+        return self.align(hidden, padding if bool(padding.any()) else None, key_weights, lengths)
 
     def forward(
         self,
@@ -167,20 +177,19 @@ class KosmosG(nn.Module):
             raise ValueError('there is no prompt to encode; give at least one ("" gives the null condition)')
         layouts = [self._layout(prompt) for prompt in prompts]
         features = self._image_embeddings(layouts, _images_per_prompt(prompts, layouts, images))
-        longest = max(len(layout.token_ids) for layout in layouts)
+        lengths = [len(layout.token_ids) for layout in layouts]
+        same_length = len(set(lengths)) == 1
 
-        def stack(rows: list[Sequence[Any]], filler: Any, dtype: torch.dtype) -> Tensor:
-            padded = [[*row, *[filler] * (longest - len(row))] for row in rows]
-            return torch.tensor(padded, dtype=dtype, device=self.device)
+        def tensor(rows: list[list[Any]], dtype: torch.dtype) -> Tensor:
+            rows = rows if same_length else [list(itertools.chain.from_iterable(rows))]
+            return torch.tensor(rows, dtype=dtype, device=self.device)
 
-        token_ids = stack([layout.token_ids for layout in layouts], self.config.ids.pad, torch.long)
-        image_mask = stack([layout.image_mask for layout in layouts], False, torch.bool)
+        token_ids = tensor([layout.token_ids for layout in layouts], torch.long)
+        image_mask = None if features is None else tensor([layout.image_mask for layout in layouts], torch.bool)
         key_weights = None
         if any(layout.key_weights is not None for layout in layouts):
-            key_weights = stack([x.key_weights or [1.0] * len(x.token_ids) for x in layouts], 1.0, torch.float32)
-        if features is None:
-            image_mask = None
-        return self.encode_tokens(token_ids, image_mask=image_mask, key_weights=key_weights, image_features=features)
+            key_weights = tensor([x.key_weights or [1.0] * len(x.token_ids) for x in layouts], torch.float32)
+        return self._condition(token_ids, image_mask, key_weights, features, None if same_length else lengths)
 
     @torch.no_grad()
     def image_embeddings(self, pixels: Tensor, device: Any = None) -> Tensor:

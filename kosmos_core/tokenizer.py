@@ -2,10 +2,10 @@
 
 A sequence is bos, then the segments in order, and no eos:
     text      the SentencePiece pieces of all text between two marks, looked up in the dictionary
-    picture   boi, then boi again once per image latent (overwritten by the picture's features), then eoi
+    picture   image_start, one place for each of its embeddings, image_end
 
-The dictionary gives the ids: bos 0, pad 1, eos 2, unk 3, one id for each line from 4, and after the last line
-mask, doc, boi, eoi, chunk and line. Text never yields any of these but unk, whatever it spells.
+The dictionary gives the ids, one for each of its lines, between the special tokens that open and close the vocabulary
+(see `special_tokens`). Text never yields a special token other than unknown, whatever it spells.
 """
 
 from __future__ import annotations
@@ -19,10 +19,7 @@ from pathlib import Path
 import sentencepiece
 
 from .prompt import ImageMark, Prompt, Segment, Text, check_text
-
-BOS, PAD, EOS, UNK = range(4)
-_BEFORE = ("<s>", "<pad>", "</s>", "<unk>")
-_AFTER = ("<mask>", "</doc>", "<image>", "</image>", "</chunk>", "</line>")
+from .special_tokens import CLOSING, OPENING, SpecialTokens
 
 
 class MissingTokenizerError(ValueError):
@@ -48,7 +45,7 @@ class TokenSpan:
 class Layout:
     """One prompt as the model reads it; lists of equal length s.
 
-    token_ids: dictionary ids. image_mask: True where a picture's features replace the embedding. key_weights: the
+    token_ids: dictionary ids. image_mask: True where a picture's embeddings replace the token's own. key_weights: the
     attention weight of each token, None if all are 1. image_slots: for each mark in order, the place of its picture in
     the list of pictures, from 0. spans: which tokens came from which segment, one for each segment; bos has none.
     """
@@ -63,8 +60,9 @@ class Layout:
 class Tokenizer:
     """A SentencePiece model with the dictionary that numbers its pieces.
 
-    `latents` is the number of feature vectors that stand for one picture. Raises ValueError where the SentencePiece
-    model cannot be read, a line of the dictionary is broken, or the two do not belong together.
+    `latents` is the number of embeddings that stand for one picture; the attribute `ids` holds the special tokens.
+    Raises ValueError where the SentencePiece model cannot be read, a line of the dictionary is broken, or the two do
+    not belong together.
     """
 
     def __init__(self, spm: bytes, dictionary: bytes, latents: int = 64, name: str = "the dictionary") -> None:
@@ -75,10 +73,10 @@ class Tokenizer:
         except RuntimeError as error:
             raise ValueError(f"These {len(spm)} bytes are not a SentencePiece model: {error}") from None
         pieces = _read_dictionary(dictionary, name)
-        self._ids = {piece: number for number, piece in enumerate(pieces, len(_BEFORE))}
-        self._pieces = [*_BEFORE, *pieces, *_AFTER]
+        self._id_of_piece = {piece: number for number, piece in enumerate(pieces, len(OPENING))}
+        self._pieces = [*OPENING, *pieces, *CLOSING]
         self.vocabulary = len(self._pieces)
-        self.mask, self.doc, self.boi, self.eoi, self.chunk, self.line = range(self.vocabulary - 6, self.vocabulary)
+        self.ids = SpecialTokens.of_vocabulary(self.vocabulary)
         self._check_pair(name)
 
     @classmethod
@@ -108,29 +106,30 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of a text on its own: no bos, no eos, no marks. Raises PromptError on half a surrogate pair."""
         check_text(text)
-        return [self._ids.get(piece, UNK) for piece in self._spm.encode(text, out_type=str)]
+        return [self._id_of_piece.get(piece, self.ids.unknown) for piece in self._spm.encode(text, out_type=str)]
 
     def negative(self, text: str = "") -> list[int]:
         """The ids of a negative prompt, which has neither marks nor weights: bos, then the text."""
-        return [BOS, *self.encode(text)]
+        return [self.ids.bos, *self.encode(text)]
 
     def layout(self, prompt: str | Prompt, latents: int | None = None) -> Layout:
         """Lay out a prompt: a parsed Prompt, or a string in the original's grammar, where `<i>` is the only mark.
 
         Weights never change the token ids: text between two marks is cut into pieces as a whole, and a piece takes the
-        mean weight of its characters. A picture's weight holds for boi, features and eoi. Raises TypeError for what is
-        neither, PromptError on half a surrogate pair.
+        mean weight of its characters. A picture's weight holds for its start, embeddings and end. Raises TypeError for
+        what is neither, PromptError on half a surrogate pair.
         """
         if not isinstance(prompt, Prompt):
             prompt = Prompt.original(prompt)
         latents = self.latents if latents is None else latents
-        token_ids, image_mask, weights, spans = [BOS], [False], [1.0], []
+        token_ids, image_mask, weights, spans = [self.ids.bos], [False], [1.0], []
+        image_ids, image_places = self.ids.image(latents)
         for is_image, run in itertools.groupby(prompt.segments, key=lambda segment: isinstance(segment, ImageMark)):
             for image in run if is_image else ():
-                spans.append(TokenSpan(len(token_ids), len(token_ids) + latents + 2, image))
-                token_ids += [self.boi] * (latents + 1) + [self.eoi]
-                image_mask += [False] + [True] * latents + [False]
-                weights += [image.weight] * (latents + 2)
+                spans.append(TokenSpan(len(token_ids), len(token_ids) + len(image_ids), image))
+                token_ids += image_ids
+                image_mask += image_places
+                weights += [image.weight] * len(image_ids)
             if not is_image:
                 ids, text_weights, text_spans = self._lay_out_text(list(run), len(token_ids))
                 token_ids += ids
@@ -147,18 +146,18 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids, for people to read: `<i>` for each picture, no bos, pad or eos."""
-        words = []
+        special, words = self.ids, []
         inside_image = False
         for token in ids:
-            if token == self.boi and not inside_image:
+            if token == special.image_start and not inside_image:
                 words.append(" <i>▁")
-            inside_image = token == self.boi
-            if token not in (BOS, PAD, EOS, self.boi, self.eoi):
+            inside_image = token == special.image_start
+            if token not in (special.bos, special.pad, special.eos, special.image_start, special.image_end):
                 words.append(self.piece(token))
         return " ".join("".join(words).replace("▁", " ").split())
 
     def piece(self, token: int) -> str:
-        """The dictionary's name of an id, such as `▁dog` (`▁` stands for a space) or `<image>` for boi."""
+        """The dictionary's name of an id, such as `▁dog` (`▁` stands for a space) or `<image>` for image_start."""
         if not 0 <= token < self.vocabulary:
             raise ValueError(f"Token id {token} is outside the vocabulary: expected 0 to {self.vocabulary - 1}.")
         return self._pieces[token]
@@ -175,7 +174,7 @@ class Tokenizer:
             # A space in front belongs to the word after it, and a piece that is only part of one character to that.
             characters = [at for at in range(first, last) if not whole[at].isspace()] or [min(first, len(whole) - 1)]
             owners = [owner[at] for at in characters]
-            ids.append(self._ids.get(piece, UNK))
+            ids.append(self._id_of_piece.get(piece, self.ids.unknown))
             weights.append(_mean([texts[number].weight for number in owners]))
             tokens_of[owners[0]] += 1
         stops = itertools.accumulate((tokens_of[number] for number in range(len(texts))), initial=start)
@@ -191,9 +190,9 @@ class Tokenizer:
         return [(piece.piece, piece.begin, piece.end) for piece in proto.pieces]
 
     def _check_pair(self, name: str) -> None:
-        """Refuse a dictionary that numbers another model's pieces: all text would silently become unk."""
+        """Refuse a dictionary that numbers another model's pieces: all text would silently become unknown."""
         pieces = self._spm.id_to_piece(list(range(self._spm.get_piece_size())))
-        missing = [piece for piece in pieces if piece not in self._ids]
+        missing = [piece for piece in pieces if piece not in self._id_of_piece]
         if len(missing) > len(pieces) / 2:
             raise ValueError(
                 f"{name} lacks {len(missing)} of the SentencePiece model's {len(pieces)} pieces, such as "
@@ -225,7 +224,7 @@ def _read_dictionary(dictionary: bytes, name: str) -> list[str]:
         raise ValueError(f"{name}, line {line}: not UTF-8 text ({error.reason}).") from None
     if not lines[-1].strip():
         lines.pop()
-    pieces: dict[str, int] = dict.fromkeys((*_BEFORE, *_AFTER), 0)
+    pieces: dict[str, int] = dict.fromkeys((*OPENING, *CLOSING), 0)
     for number, line in enumerate(lines, 1):
         piece, _, count = line.rpartition(" ")
         if not piece or not count.rstrip("\r").isdecimal():
@@ -235,7 +234,7 @@ def _read_dictionary(dictionary: bytes, name: str) -> list[str]:
         if first != number:
             where = f"stands in line {first} already" if first else "is a name of the model's own"
             raise ValueError(f"{name}, line {number}: the piece {piece!r} {where}; every piece needs its own id.")
-    return list(pieces)[len(_BEFORE) + len(_AFTER) :]
+    return list(pieces)[len(OPENING) + len(CLOSING) :]
 
 
 def _mean(weights: Sequence[float]) -> float:

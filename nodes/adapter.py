@@ -64,7 +64,7 @@ class PromptTokenizer:
             if is_image and inside_image:  # one entry stands for all tokens of a picture
                 continue
             inside_image = is_image
-            if not is_image and (token == tokenizer.boi or tokenizer.piece(token).startswith("▁")):
+            if not is_image and (token == tokenizer.ids.image_start or tokenizer.piece(token).startswith("▁")):
                 word += 1
             entry = {"type": "image", "data": images[next(slots)]} if is_image else token
             section.append((entry, weight, word) if return_word_ids else (entry, weight))
@@ -184,14 +184,15 @@ class TextEncoder(torch.nn.Module):
 
     def _encode(self, section: Section) -> Tensor:
         model, device = self.model, self.execution_device or self.device
-        latents = model.config.resampler.latents
+        # An image's start and end are entries of their own: only the places between them are written here.
+        latent_ids, latent_places = (part[1:-1] for part in model.config.ids.image(model.config.resampler.latents))
         token_ids, image_mask, weights, features = [], [], [], []
         for entry, weight, *_ in section:
             if isinstance(entry, dict):
                 features.append(self.image_embeddings(entry["data"], device).to(device))
-                token_ids += [model.config.ids.image_start] * latents
-                image_mask += [True] * latents
-                weights += [weight] * latents
+                token_ids += latent_ids
+                image_mask += latent_places
+                weights += [weight] * len(latent_ids)
             else:
                 token_ids.append(entry)
                 image_mask.append(False)

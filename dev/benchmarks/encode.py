@@ -48,9 +48,10 @@ def layouts(config: KosmosGConfig, seed: int) -> list[Layout]:
     def words(count: int) -> list[int]:
         return random.integers(4, config.decoder.vocabulary - 6, count).tolist()
 
-    image = [ids.image_start] * (config.resampler.latents + 1) + [ids.image_end]
-    prompt = [ids.bos, *words(TEXT_TOKENS // 2), *image, *words(TEXT_TOKENS // 2), *image]
-    mask = [token == ids.image_start and prompt[at - 1] == ids.image_start for at, token in enumerate(prompt)]
+    image, places = ids.image(config.resampler.latents)
+    text = TEXT_TOKENS // 2
+    prompt = [ids.bos, *words(text), *image, *words(text), *image]
+    mask = [False, *[False] * text, *places, *[False] * text, *places]
     negative = [ids.bos, *words(NEGATIVE_TOKENS)]
     return [
         Layout(prompt, mask, None, list(range(IMAGES)), ()),

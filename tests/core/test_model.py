@@ -98,6 +98,18 @@ def test_packed_documents_equal_documents_alone(model):
     torch.testing.assert_close(packed, alone, rtol=0, atol=2e-6)
 
 
+def test_prompts_equal_their_token_ids_padded_by_hand(model):
+    layouts = [model.tokenizer.layout(text) for text in ("a dog <i> on the beach", "", "ship")]
+    longest = max(len(layout.token_ids) for layout in layouts)
+    pads = [longest - len(layout.token_ids) for layout in layouts]
+    padded = model.encode_tokens(
+        torch.tensor([x.token_ids + [model.config.ids.pad] * pad for x, pad in zip(layouts, pads, strict=True)]),
+        preprocess_image(RED)[None],
+        torch.tensor([x.image_mask + [False] * pad for x, pad in zip(layouts, pads, strict=True)]),
+    )
+    assert torch.equal(model.encode(layouts, [RED]), padded)
+
+
 def test_encoding_builds_no_mask_and_spends_nothing_on_padding(model):
     model.train(False)  # forgets the pictures
     with AttentionCalls() as calls:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pickle
 import time
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kosmos_core.config import KosmosGConfig
 from kosmos_core.prompt import ImageMark, Prompt, PromptError, Text
 from kosmos_core.tokenizer import MissingTokenizerError, Tokenizer, dictionary_of
 
@@ -34,7 +36,7 @@ def test_token_ids_and_masks_equal_the_originals(official, golden):
 
 
 def test_special_ids_of_the_official_vocabulary(official):
-    specials = (official.mask, official.doc, official.boi, official.eoi, official.chunk, official.line)
+    specials = dataclasses.astuple(official.ids)
     assert specials == tuple(range(64001, 64007))
     assert [official.piece(token) for token in (0, 1, 2, 3, *specials)] == [
         "<s>",
@@ -63,20 +65,26 @@ def test_official_files_load_fast(official):
     assert time.process_time() - began < 0.6  # about 0.2 s, half of it SentencePiece's own; 3x slack for a busy machine
 
 
-def test_picture_is_boi_latents_eoi(tiny_tokenizer):
+def test_picture_is_its_start_latents_and_end(tiny_tokenizer):
     t = tiny_tokenizer
     layout = t.layout("a dog <i>", latents=2)
     dog = t.encode("a dog")
-    assert layout.token_ids == [0, *dog, t.boi, t.boi, t.boi, t.eoi]
+    start, end = t.ids.image_start, t.ids.image_end
+    assert layout.token_ids == [0, *dog, start, start, start, end]
     assert layout.image_mask == [False] * (1 + len(dog)) + [False, True, True, False]
-    assert t.layout("a dog <i>").token_ids.count(t.boi) == t.latents + 1
+    assert t.layout("a dog <i>").token_ids.count(start) == t.latents + 1
+
+
+def test_tokenizer_and_model_share_one_table_of_special_ids(official, tiny_tokenizer):
+    assert official.ids == KosmosGConfig.official().ids
+    assert tiny_tokenizer.ids == KosmosGConfig.tiny(vocabulary=tiny_tokenizer.vocabulary).ids
 
 
 def test_text_never_yields_a_special_id(tiny_tokenizer):
     t = tiny_tokenizer
     layout = t.layout("<s> </s> <pad> <mask> <image> </image> <image2> </doc> a dog")
     assert layout.image_slots == []
-    assert not {0, 1, 2, t.mask, t.doc, t.boi, t.eoi, t.chunk, t.line} & set(layout.token_ids[1:])
+    assert not {0, 1, 2, *dataclasses.astuple(t.ids)} & set(layout.token_ids[1:])
 
 
 def test_unknown_characters_are_unk_and_empty_text_is_bos(tiny_tokenizer):
@@ -143,7 +151,7 @@ def test_spans_name_the_tokens_of_each_segment(tiny_tokenizer):
     assert tokens[0] == t.encode("red")
     assert tokens[1] == t.encode("dog")
     assert tokens[2] == []  # the space between "dog" and the picture
-    assert tokens[3] == [t.boi] * (t.latents + 1) + [t.eoi]
+    assert tokens[3] == [t.ids.image_start] * (t.latents + 1) + [t.ids.image_end]
     assert tokens[4] == t.encode("on")
     assert layout.spans[3].segment == ImageMark(slot=2, index=1)
     assert layout.image_slots == [1]

@@ -151,13 +151,13 @@ def test_missing_and_broken_data_is_named(tmp_path):
         check_images([whole])
 
 
-def test_pictures_are_read_as_stored(tmp_path):
-    """The original does not turn pictures by EXIF; without the tag nothing later turns them either."""
+def test_pictures_are_read_upright_and_once(tmp_path):
+    """As everywhere else, and nothing turns them again later."""
     turned = Image.Exif()
     turned[0x0112] = 6
     tiny.drawing(1, 64).resize((64, 32)).save(tmp_path / "turned.jpg", exif=turned)
     image = open_image(tmp_path / "turned.jpg")
-    assert image.size == (64, 32)
+    assert image.size == (32, 64)
     assert not image.getexif()
 
 

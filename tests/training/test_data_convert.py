@@ -274,7 +274,7 @@ def test_uno_pictures_that_no_words_name_stand_before_the_prompt(tmp_path, out, 
     assert main(["uno", str(tmp_path / "train.json"), str(out)]) == 0
     _, (sample,) = samples_of(out / "compositional")
     sequence = compositional_sequence(sample, tiny_tokenizer, random.Random(0), 0.5, 0.5)
-    block = [tiny_tokenizer.boi] * (tiny_tokenizer.latents + 1) + [tiny_tokenizer.eoi]
+    block = [tiny_tokenizer.ids.image_start] * (tiny_tokenizer.latents + 1) + [tiny_tokenizer.ids.image_end]
     assert sequence.token_ids == [0, *block, *block, *tiny_tokenizer.encode(rows[0]["prompt"]), 2]
 
 

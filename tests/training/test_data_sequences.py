@@ -159,7 +159,7 @@ def test_entity_words_are_dropped_and_backgrounds_kept_half_of_the_time(tiny_tok
         if len(s.entities) == 2 and shapes[0] not in s.caption and shapes[1] in s.caption[s.entities[1].start :]
     )
     first, second = sample.entities
-    image = [tiny_tokenizer.boi] * (tiny_tokenizer.latents + 1) + [tiny_tokenizer.eoi]
+    image = [tiny_tokenizer.ids.image_start] * (tiny_tokenizer.latents + 1) + [tiny_tokenizer.ids.image_end]
 
     def laid_out(drop_first, drop_second):
         before = sample.caption[: first.start if drop_first else first.end]
@@ -197,7 +197,7 @@ def test_an_edit_is_caption_picture_instruction_with_one_of_its_pairs(tiny_token
     parts = next(parts for parts in edit_samples(random.Random(0), 20, 48) if "1_0.jpg" in parts)
     sample = cook_edit(KEYS | parts)
     instruction = tiny_tokenizer.encode(sample.instruction)
-    images = [tiny_tokenizer.boi] * (tiny_tokenizer.latents + 1) + [tiny_tokenizer.eoi]
+    images = [tiny_tokenizer.ids.image_start] * (tiny_tokenizer.latents + 1) + [tiny_tokenizer.ids.image_end]
     kept, dropped = 0, 0
     for seed in range(200):
         sequence = edit_sequence(sample, tiny_tokenizer, random.Random(seed), 0.5)
@@ -292,7 +292,8 @@ def test_packing_loses_nothing_and_never_cuts_a_picture(tiny_tokenizer, document
         assert len(row.token_ids) <= length
         assert row.token_ids[0] == 0
         text = "".join(
-            "b" if t == tiny_tokenizer.boi else "e" if t == tiny_tokenizer.eoi else "." for t in row.token_ids
+            "b" if t == tiny_tokenizer.ids.image_start else "e" if t == tiny_tokenizer.ids.image_end else "."
+            for t in row.token_ids
         )
         assert text.replace("b" * (latents + 1) + "e", "").strip(".") == ""
         assert sum(row.image_mask) == latents * len(row.pixels)

@@ -174,13 +174,13 @@ def test_a_batch_is_what_its_stage_reads(open_, stage, tiny_tokenizer):
     images = batch["image_mask"].sum().item() // tiny_tokenizer.latents
     assert batch["pixels"].shape == (images, 3, 224, 224)
     assert batch["pixels"].dtype == torch.float32
-    assert (batch["token_ids"][batch["image_mask"]] == tiny_tokenizer.boi).all()
+    assert (batch["token_ids"][batch["image_mask"]] == tiny_tokenizer.ids.image_start).all()
     if stage == "lm":
         assert batch["token_ids"].shape == batch["loss_mask"].shape == (6, 128)
         targets = batch["token_ids"][batch["loss_mask"]]
-        assert not set(targets.tolist()) & {0, 1, tiny_tokenizer.boi, tiny_tokenizer.eoi}
+        assert not set(targets.tolist()) & {0, 1, tiny_tokenizer.ids.image_start, tiny_tokenizer.ids.image_end}
         others = batch["token_ids"][~batch["loss_mask"]]
-        assert set(others.tolist()) <= {0, 1, tiny_tokenizer.boi, tiny_tokenizer.eoi}
+        assert set(others.tolist()) <= {0, 1, tiny_tokenizer.ids.image_start, tiny_tokenizer.ids.image_end}
         assert (targets == 2).any()
     else:
         assert batch["target"].shape == (6, 3, 32, 32)

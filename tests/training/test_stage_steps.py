@@ -52,10 +52,10 @@ def _batch(stage: str, tokenizer: Tokenizer) -> dict:
     """Four rows of equal length, one picture in the second and two in the last."""
     random = torch.Generator().manual_seed(1)
     length = 3 + 2 * (tokenizer.latents + 2)
-    token_ids = torch.randint(4, tokenizer.boi, (ROWS, length), generator=random)
+    token_ids = torch.randint(4, tokenizer.ids.image_start, (ROWS, length), generator=random)
     token_ids[:, 0] = 0
     mask = torch.zeros(ROWS, length, dtype=torch.bool)
-    image = torch.tensor([tokenizer.boi] * (tokenizer.latents + 1) + [tokenizer.eoi])
+    image = torch.tensor([tokenizer.ids.image_start] * (tokenizer.latents + 1) + [tokenizer.ids.image_end])
     for row, place in ((1, 2), (3, 1), (3, 1 + len(image))):
         token_ids[row, place : place + len(image)] = image
         mask[row, place + 1 : place + len(image) - 1] = True
@@ -66,7 +66,8 @@ def _batch(stage: str, tokenizer: Tokenizer) -> dict:
     batch = {"token_ids": token_ids, "image_mask": mask, **named}
     batch["pixels"] = torch.randn(3, 3, 224, 224, generator=random)
     if stage == "lm":
-        return batch | {"loss_mask": ~mask & (token_ids != tokenizer.boi) & (token_ids != tokenizer.eoi)}
+        ids = tokenizer.ids
+        return batch | {"loss_mask": ~mask & (token_ids != ids.image_start) & (token_ids != ids.image_end)}
     return batch | {"target": torch.rand(ROWS, 3, 16, 16, generator=random) * 2 - 1}
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from scipy.fft import dctn
 
-from kosmos_core.images import to_rgb
+from kosmos_core.images import open_image
 
 from .chunks import Unusable
 from .construct_config import FilterConfig
@@ -46,10 +46,9 @@ def decode_square(
                 return _centre_square(pixels)
             if at_least and image.format == "JPEG":
                 image.draft("RGB", (at_least, at_least))
-            image.load()
             if rotation is not None:
                 image.getexif().clear()
-            image = to_rgb(image)
+            image = open_image(image, int(filters.max_megapixels * 1e6))
     except Unusable:
         raise
     except Image.DecompressionBombError:

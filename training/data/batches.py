@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kosmos_core.tokenizer import EOS, PAD, Tokenizer
+from kosmos_core.special_tokens import SpecialTokens
+from kosmos_core.tokenizer import Tokenizer
 
 from .decoding import centred
 from .packing import Packed
@@ -48,10 +49,11 @@ def padded(rows: list[list], value: int | bool, dtype: torch.dtype, length: int 
 
 def lm_batch(rows: list[Packed], tokenizer: Tokenizer, length: int, document_mask: bool) -> Batch:
     """Packed sequences, padded to `length`."""
-    token_ids = padded([row.token_ids for row in rows], PAD, torch.int64, length)
+    token_ids = padded([row.token_ids for row in rows], SpecialTokens.pad, torch.int64, length)
     image_mask = padded([row.image_mask for row in rows], False, torch.bool, length)
     # No target: padding, the <s> that follows a </s>, and pictures, whose positions all hold the begin-of-image id.
-    special = (token_ids < EOS) | (token_ids == tokenizer.boi) | (token_ids == tokenizer.eoi)
+    ids = tokenizer.ids
+    special = (token_ids < ids.eos) | (token_ids == ids.image_start) | (token_ids == ids.image_end)
     batch = {
         "token_ids": token_ids,
         "image_mask": image_mask,
@@ -66,7 +68,7 @@ def lm_batch(rows: list[Packed], tokenizer: Tokenizer, length: int, document_mas
 def align_batch(rows: list[PromptRow], pad_to: int) -> Batch:
     """Prompts, and their captions in CLIP's vocabulary; picture entries only where a prompt has pictures."""
     batch = {
-        "token_ids": padded([row.token_ids for row in rows], PAD, torch.int64, pad_to),
+        "token_ids": padded([row.token_ids for row in rows], SpecialTokens.pad, torch.int64, pad_to),
         "clip_ids": torch.tensor([row.clip_ids for row in rows], dtype=torch.int64),
     }
     pixels = _images([row.pixels for row in rows])
@@ -79,7 +81,7 @@ def align_batch(rows: list[PromptRow], pad_to: int) -> Batch:
 def instruct_batch(rows: list[PromptRow], pad_to: int) -> Batch:
     """Prompts with pictures, and targets; caption entries only where a row has one."""
     batch = {
-        "token_ids": padded([row.token_ids for row in rows], PAD, torch.int64, pad_to),
+        "token_ids": padded([row.token_ids for row in rows], SpecialTokens.pad, torch.int64, pad_to),
         "image_mask": padded([row.image_mask for row in rows], False, torch.bool, pad_to),
         "pixels": _images([row.pixels for row in rows]),
         "target": centred(torch.stack([row.target for row in rows])),

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import io
-import warnings
 
 from PIL import Image
 from torch import Tensor
 
-from kosmos_core.images import planes, resize_and_crop, to_rgb
+from kosmos_core.images import ImageError, open_image, planes, resize_and_crop
 
 from .samples import BadSample
 
-MAX_PIXELS = 120_000_000
-
 
 def decode(content: bytes) -> Image.Image:
-    """The first frame of an encoded picture as RGB, see `to_rgb`. Raises BadSample where it cannot be decoded whole."""
+    """An encoded picture as `open_image` reads it. Raises BadSample where it is too large or not decoded whole."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata and large sizes: judged below, not printed per picture
-            image = Image.open(io.BytesIO(content))
-            if image.width * image.height > MAX_PIXELS:
-                raise BadSample("picture too large")
-            image.load()
-            plain = image.mode == "RGB" and not {"exif", "transparency"} & image.info.keys()
-            return image if plain else to_rgb(image)  # the common case without the copy that conversions make
-    except BadSample:
-        raise
-    except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged data, SyntaxError among them
-        raise BadSample("corrupt picture") from error
+        return open_image(content)
+    except ImageError as error:
+        raise BadSample("picture too large" if error.reason == "too large" else "corrupt picture") from error
 
 
 def decode_mask(content: bytes) -> Image.Image:

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from kosmos_core.images import preprocess_image
-from kosmos_core.tokenizer import BOS, EOS, Tokenizer
+from kosmos_core.tokenizer import Tokenizer
 
 from .decoding import decode
 from .samples import CaptionSample, InterleavedSample, TextSample
-from .sequences import encode, image_ids
+from .sequences import encode
 
 # A sentence ends behind . ! ? or their CJK forms, with closing quotes or brackets, and at every line break.
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])|\n+")
@@ -93,8 +93,8 @@ def document_units(
                 units[-1] = last + added.pop(0)
             units += added
     if units:
-        units[0] = Unit([BOS], [False]) + units[0]
-        units[-1] = units[-1] + Unit([EOS], [False])
+        units[0] = Unit([tokenizer.ids.bos], [False]) + units[0]
+        units[-1] = units[-1] + Unit([tokenizer.ids.eos], [False])
     return units
 
 
@@ -103,7 +103,7 @@ def _fits(first: Unit, second: Unit, length: int) -> bool:
 
 
 def _image(content: bytes, tokenizer: Tokenizer, image_size: int) -> Unit:
-    return Unit(*image_ids(tokenizer), [preprocess_image(decode(content), image_size)])
+    return Unit(*tokenizer.ids.image(tokenizer.latents), [preprocess_image(decode(content), image_size)])
 
 
 def _text(text: str, tokenizer: Tokenizer, length: int, whole: bool = False) -> list[Unit]:

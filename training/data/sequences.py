@@ -21,7 +21,8 @@ from typing import Literal
 from PIL import Image
 
 from kosmos_core.prompt import PromptError
-from kosmos_core.tokenizer import BOS, EOS, Tokenizer
+from kosmos_core.special_tokens import SpecialTokens
+from kosmos_core.tokenizer import Tokenizer
 
 from .decoding import decode, decode_mask, on_white
 from .samples import BadSample, CaptionSample, CompositionalSample, EditSample, Entity
@@ -35,17 +36,11 @@ def encode(text: str, tokenizer: Tokenizer) -> list[int]:
         raise BadSample("text is not Unicode") from error
 
 
-def image_ids(tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """The ids of one picture, and which of them its features replace."""
-    ids = [tokenizer.boi] * (tokenizer.latents + 1) + [tokenizer.eoi]
-    return ids, [False] + [True] * tokenizer.latents + [False]
-
-
 @dataclass
 class Sequence:
     """Ids from <s> to </s>, which of them stand for picture features, and the pictures in order."""
 
-    token_ids: list[int] = field(default_factory=lambda: [BOS])
+    token_ids: list[int] = field(default_factory=lambda: [SpecialTokens.bos])
     image_mask: list[bool] = field(default_factory=lambda: [False])
     images: list[Image.Image] = field(default_factory=list)
     target: Image.Image | None = None
@@ -55,7 +50,7 @@ class Sequence:
         self.image_mask += [False] * len(ids)
 
     def add_image(self, image: Image.Image, tokenizer: Tokenizer) -> None:
-        ids, mask = image_ids(tokenizer)
+        ids, mask = tokenizer.ids.image(tokenizer.latents)
         self.token_ids += ids
         self.image_mask += mask
         self.images.append(image)
@@ -65,7 +60,7 @@ def caption_sequence(sample: CaptionSample, tokenizer: Tokenizer) -> Sequence:
     """<s> caption </s>; the picture, if it was read, is the target."""
     sequence = Sequence(target=decode(sample.image) if sample.image is not None else None)
     sequence.add_ids(encode(sample.caption, tokenizer))
-    sequence.add_ids([EOS])
+    sequence.add_ids([SpecialTokens.eos])
     return sequence
 
 
@@ -78,7 +73,7 @@ def edit_sequence(sample: EditSample, tokenizer: Tokenizer, rng: random.Random, 
         sequence.add_ids(encode(sample.caption, tokenizer))
     sequence.add_image(decode(before), tokenizer)
     sequence.add_ids(encode(sample.instruction, tokenizer))
-    sequence.add_ids([EOS])
+    sequence.add_ids([SpecialTokens.eos])
     sequence.target = decode(after)
     return sequence
 
@@ -111,7 +106,7 @@ def compositional_sequence(
         sequence.add_image(_entity_image(entity, with_background), tokenizer)
         position = entity.end
     sequence.add_ids(encode(sample.caption[position:], tokenizer))
-    sequence.add_ids([EOS])
+    sequence.add_ids([SpecialTokens.eos])
     sequence.target = decode(sample.target)
     return sequence
 

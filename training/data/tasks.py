@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kosmos_core.images import preprocess_image
-from kosmos_core.tokenizer import BOS, Tokenizer
+from kosmos_core.tokenizer import Tokenizer
 
 from .batches import PromptRow, align_batch, instruct_batch, lm_batch
 from .data_config import AlignData, InstructData, LmData
@@ -114,7 +114,7 @@ class AlignTask:
             raise Filtered("caption too long")
         clip = _clip_ids(caption, self.clip_tokenizer, self.config.max_clip_tokens)
         if empty or not isinstance(sample, CompositionalSample):
-            return PromptRow([BOS, *ids], clip_ids=clip)
+            return PromptRow([self.tokenizer.ids.bos, *ids], clip_ids=clip)
         config = self.config
         sequence = compositional_sequence(
             sample, self.tokenizer, rng, config.drop_entity, config.keep_background, config.drop_scope

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from kosmos_core import KosmosG, Tokenizer, preprocess_image
-from kosmos_core.images import CLIP_MEAN, CLIP_STD
+from kosmos_core.images import CLIP_MEAN, CLIP_STD, ImageError, open_image
 
 from ..base.rng import RowRng
 from ..data import InstructData, instruct_stream
@@ -62,13 +62,15 @@ def prompt_batch(prompts: list[PreviewPrompt], tokenizer: Tokenizer, image_size:
         layouts.append(layout)
         for path in prompt.images:
             try:
-                pixels.append(preprocess_image(Image.open(path), size=image_size))
-            except OSError as error:
-                raise ValueError(f"task.preview.prompts: the picture {path} cannot be read ({error}).") from error
+                pixels.append(preprocess_image(open_image(path), size=image_size))
+            except ImageError as error:
+                raise ValueError(f"task.preview.prompts: {error}") from error
     longest = max(len(layout.token_ids) for layout in layouts)
     pads = [longest - len(layout.token_ids) for layout in layouts]
     return {
-        "token_ids": torch.tensor([[*x.token_ids, *[1] * pad] for x, pad in zip(layouts, pads, strict=True)]),
+        "token_ids": torch.tensor(
+            [[*x.token_ids, *[tokenizer.ids.pad] * pad] for x, pad in zip(layouts, pads, strict=True)]
+        ),
         "image_mask": torch.tensor([[*x.image_mask, *[False] * pad] for x, pad in zip(layouts, pads, strict=True)]),
         "pixels": torch.stack(pixels) if pixels else None,
     }
