@@ -28,7 +28,7 @@ REFERENCES = "output/kosmos_g_references"
 def standing_in(prompt: dict[str, Any], folder: Path, image: Path | None = None) -> Iterator[None]:
     """Link the files that an API graph names to tiny ones in ComfyUI's `folder`; save the reference that it loads.
 
-    That reference is of `picture`, or of the input folder's first one.
+    That reference is of `image`, or of the input folder's first one.
     """
     made: list[Path] = []
     try:

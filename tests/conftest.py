@@ -6,18 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import sentencepiece
+
+from tests.tiny import kosmos_file
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-
-CAPTIONS = [
-    f"{opening} {look} {noun} {doing} the {place}"
-    for opening in ("a photo of a", "a painting of the", "one tiny")
-    for look in ("red", "blue", "golden", "wooden", "wonderful", "striped glass")
-    for noun in ("dog", "cat", "horse", "ship", "kettle", "apple tree", "robot wearing a hat", "child with sunglasses")
-    for doing in ("on", "swimming in", "asleep beside", "standing near")
-    for place in ("beach.", "forest, highly detailed", "old street!", "kitchen table", "mountain")
-]
 
 
 @pytest.fixture(scope="session")
@@ -30,31 +22,14 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(spm, dictionary) of a unigram model with about 250 pieces, trained like the original's on made-up captions."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*CAPTIONS, "0123456789 ()<>:/\\-_'\""]),
-        model_prefix=str(folder / "tiny"),
-        model_type="unigram",
-        vocab_size=250,
-        character_coverage=1.0,
-        hard_vocab_limit=False,
-        num_threads=1,
-        minloglevel=2,
-    )
-    from kosmos_core.tokenizer import dictionary_of
-
-    spm, dictionary = folder / "tiny.model", folder / "dict.txt"
-    dictionary.write_bytes(dictionary_of(spm.read_bytes()))
-    return spm, dictionary
+    """(spm, dictionary) of the tiny vocabulary."""
+    return kosmos_file.save_vocabulary(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="session")
-def tiny_tokenizer(tiny_tokenizer_files: tuple[Path, Path]):
+def tiny_tokenizer():
     """A Tokenizer over `tiny_tokenizer_files`, 4 latents per picture."""
-    from kosmos_core.tokenizer import Tokenizer
-
-    return Tokenizer.from_files(*tiny_tokenizer_files, latents=4)
+    return kosmos_file.tiny_tokenizer()
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, ViTConfig, ViTModel
 
-from tests.tiny import evaluation as tiny
+from tests.tiny import drawings as tiny
+from tests.tiny.clip import VOCABULARY, letter_tokenizer
 from training.base.precision import DTYPES
 from training.base.processes import ProcessGroup
 from training.evaluate.feature_networks import FeatureNets
@@ -39,10 +40,10 @@ def save_true_sizes(folder: Path) -> tuple[Path, Path]:
     """DINO ViT-S/16 and CLIP ViT-B/32 with random weights, as folders; CLIP's text half is cut to one layer."""
     vit = ViTConfig(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536)
     ViTModel(vit, add_pooling_layer=False).save_pretrained(folder / "dino")
-    text = CLIPTextConfig(vocab_size=54, num_hidden_layers=1, bos_token_id=52, eos_token_id=53, pad_token_id=53)
+    text = CLIPTextConfig(**VOCABULARY, num_hidden_layers=1)
     config = CLIPConfig(text_config=text.to_dict(), vision_config=CLIPVisionConfig(patch_size=32).to_dict())
     CLIPModel(config).save_pretrained(folder / "clip")
-    tiny.clip_tokenizer(folder / "letters").save_pretrained(folder / "clip")
+    letter_tokenizer(folder / "letters").save_pretrained(folder / "clip")
     return folder / "dino", folder / "clip"
 
 

@@ -21,7 +21,7 @@ import psutil
 from PIL import Image
 
 from tests.tiny.comfyui_files import save_tiny_checkpoint
-from tests.tiny.kosmos_file import SENTENCES, save_tiny_kosmos
+from tests.tiny.kosmos_file import CAPTIONS, save_tiny_kosmos
 
 from ..client import Client
 from ..graph import SamplingGraph
@@ -36,8 +36,8 @@ def make_graph(number: int) -> SamplingGraph:
     """A graph with a text of its own, zero to three pictures and one of several sizes."""
     chance = random.Random(number)
     images = chance.sample(range(IMAGES), chance.randrange(4))
-    text = f"{chance.choice(SENTENCES)} {number} " + " and <i>" * len(images)
-    graph = SamplingGraph().prompt(text, *(f"{image}.png" for image in images), negative=chance.choice(SENTENCES))
+    text = f"{chance.choice(CAPTIONS)} {number} " + " and <i>" * len(images)
+    graph = SamplingGraph().prompt(text, *(f"{image}.png" for image in images), negative=chance.choice(CAPTIONS))
     graph.sample(seed=number, steps=1)
     size = next(node for node in graph.nodes.values() if node["class_type"] == "EmptyLatentImage")
     size["inputs"] |= {"width": chance.choice((64, 96, 128)), "height": chance.choice((64, 96, 128))}

@@ -33,10 +33,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler
 from PIL import Image
 
 from kosmos_core import KosmosG, KosmosGConfig, Tokenizer
+from tests.tiny.stable_diffusion import tiny_unet
 from training.base.precision import autocast
 from training.base.processes import ProcessGroup
 from training.base.rng import RowRng
@@ -102,17 +103,7 @@ class Measured:
         width = model.config.aligner.width if model.config.aligner else 0
         if stage == "instruct":
             torch.manual_seed(0)
-            unet = UNet2DConditionModel(
-                sample_size=LATENT_SIDE,
-                block_out_channels=(32, 64),
-                layers_per_block=1,
-                norm_num_groups=8,
-                attention_head_dim=8,
-                cross_attention_dim=width,
-                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            )
-            self.frozen["unet"] = unet.requires_grad_(False).eval()
+            self.frozen["unet"] = tiny_unet(width).requires_grad_(False).eval()
         self.scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
         self.target = torch.randn(ROWS, 77, width) if stage == "align" else None
 

@@ -84,7 +84,7 @@ IMAGES = [
 
 def made(graph: SamplingGraph, image: tuple[int, int, int, int, str]) -> str:
     names = ("count", "height", "width", "channels", "kind")
-    return graph.add("ProbePicture", **dict(zip(names, image, strict=True)))
+    return graph.add("ProbeAnyImage", **dict(zip(names, image, strict=True)))
 
 
 @pytest.mark.parametrize("through", ["prompt", "reference"])

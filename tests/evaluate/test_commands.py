@@ -14,7 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.tiny import evaluation as tiny
+from tests.tiny import drawings as tiny
 from training.evaluate.__main__ import main
 
 PROMPTS = ["a {} on the beach", "a {} in the snow", "a red {}"]

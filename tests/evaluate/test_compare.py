@@ -8,7 +8,8 @@ from urllib.parse import unquote
 import pytest
 from PIL import Image
 
-from tests.tiny import evaluation as tiny
+from tests.tiny import drawings as tiny
+from tests.tiny.kosmos_file import save_tiny_kosmos
 from training.base.errors import ConfigError
 from training.evaluate.__main__ import main
 from training.evaluate.compare import model_names, read_prompts
@@ -30,7 +31,7 @@ def prompts(tmp_path) -> Path:
 
 
 def test_a_page_shows_every_model_with_equal_seeds(prompts, weights, sd, dino, clip, tiny_tokenizer, tmp_path):
-    other = tiny.save_kosmos_g(tmp_path / "other.safetensors", tiny_tokenizer, seed=5)
+    other = save_tiny_kosmos(tmp_path / "other.safetensors", seed=5)
     output = tmp_path / "out"
     arguments = [
         "compare",

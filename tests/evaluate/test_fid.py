@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-from tests.tiny import evaluation as tiny
+from tests.tiny import drawings as tiny
 from training.base.errors import ConfigError
 from training.evaluate.__main__ import main
 from training.evaluate.coco import caption_jobs, sample_captions

@@ -8,7 +8,7 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.tiny import evaluation as tiny
+from tests.tiny import drawings as tiny
 from training.base.errors import ConfigError
 from training.evaluate.jobs import dreambench_jobs, pair_jobs
 from training.evaluate.protocols import PROTOCOLS, mark_nouns, prompt_of, words_of

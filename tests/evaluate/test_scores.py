@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision import transforms
 
-from tests.tiny import evaluation as tiny
+from tests.tiny import drawings as tiny
 from training.base.errors import ConfigError
 from training.base.processes import ProcessGroup
 from training.evaluate.feature_networks import (

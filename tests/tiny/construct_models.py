@@ -4,16 +4,17 @@ from pathlib import Path
 
 import torch
 import transformers as tf
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+from .clip import SIZES, VOCABULARY, letter_tokenizer
+
 TEXTS = [
     "a photo of a small brown dog wearing a red hat next to two children at the beach",
     "Below is an instruction that describes a task. Write a response. ### Instruction: ### Response: Nouns: Caption:",
 ]
 
 
-def tokenizer(specials: dict[str, str], extra: tuple[str, ...] = (), clip_template: bool = False):
+def tokenizer(specials: dict[str, str], extra: tuple[str, ...] = ()):
     """A small byte-level BPE tokenizer."""
     bpe = Tokenizer(models.BPE(unk_token=specials.get("unk_token")))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -26,10 +27,6 @@ def tokenizer(specials: dict[str, str], extra: tuple[str, ...] = (), clip_templa
         show_progress=False,
     )
     bpe.train_from_iterator(TEXTS, trainer)
-    if clip_template:
-        first, last = specials["bos_token"], specials["eos_token"]
-        ids = [(first, bpe.token_to_id(first)), (last, bpe.token_to_id(last))]
-        bpe.post_processor = processors.TemplateProcessing(single=f"{first} $A {last}", special_tokens=ids)
     return tf.PreTrainedTokenizerFast(tokenizer_object=bpe, **specials)
 
 
@@ -90,24 +87,11 @@ def mpt(folder: Path) -> Path:
     return save(folder, tf.MptForCausalLM(config), words)
 
 
-def clip_tokenizer() -> tf.PreTrainedTokenizerFast:
-    last = "<|endoftext|>"
-    specials = {"bos_token": "<|startoftext|>", "eos_token": last, "pad_token": last, "unk_token": last}
-    return tokenizer(specials, clip_template=True)
-
-
 def clipseg(folder: Path) -> Path:
-    words = clip_tokenizer()
+    words = letter_tokenizer(folder / "letters")
     torch.manual_seed(0)
     config = tf.CLIPSegConfig(
-        text_config=SIZES
-        | {
-            "vocab_size": len(words),
-            "max_position_embeddings": 77,
-            "bos_token_id": words.bos_token_id,
-            "eos_token_id": words.eos_token_id,
-            "pad_token_id": words.pad_token_id,
-        },
+        text_config=SIZES | VOCABULARY,
         vision_config=SIZES | {"num_hidden_layers": 4, "image_size": 32, "patch_size": 8},
         projection_dim=16,
         reduce_dim=8,
@@ -185,7 +169,7 @@ def grounded(folder: Path) -> list[Path]:
 
 
 def sam3(folder: Path) -> list[Path]:
-    words = clip_tokenizer()
+    words = letter_tokenizer(folder / "letters")
     torch.manual_seed(0)
     parts = tf.models.sam3.configuration_sam3
     block = {"hidden_size": 32, "num_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -205,15 +189,7 @@ def sam3(folder: Path) -> list[Path]:
             fpn_hidden_size=32,
             backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]],
         ),
-        text_config=tf.CLIPTextConfig(
-            **SIZES,
-            vocab_size=len(words),
-            max_position_embeddings=32,
-            projection_dim=32,
-            bos_token_id=words.bos_token_id,
-            eos_token_id=words.eos_token_id,
-            pad_token_id=words.pad_token_id,
-        ),
+        text_config=tf.CLIPTextConfig(**SIZES, **VOCABULARY, max_position_embeddings=32, projection_dim=32),
         geometry_encoder_config=parts.Sam3GeometryEncoderConfig(**block),
         detr_encoder_config=parts.Sam3DETREncoderConfig(**block),
         detr_decoder_config=parts.Sam3DETRDecoderConfig(num_queries=6, **block),

@@ -1,4 +1,4 @@
-"""A tiny Stable Diffusion 1.x model for tests, as a diffusers folder and as a single file."""
+"""A tiny Stable Diffusion 1.5 (conditions of 768 channels) as diffusers has it: in parts, a folder, a single file."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
+
+from kosmos_core.diffusers.stable_diffusion import SCHEDULER
+
+from .clip import VOCABULARY, letter_tokenizer
 
 SIZES: dict[str, dict[str, Any]] = {
     "unet": {
@@ -32,32 +36,47 @@ SIZES: dict[str, dict[str, Any]] = {
         "scaling_factor": 0.18215,
     },
     "text_encoder": {
-        "vocab_size": 300,
         "hidden_size": 768,
         "intermediate_size": 64,
         "num_hidden_layers": 1,
         "num_attention_heads": 12,
         "hidden_act": "quick_gelu",
-        "bos_token_id": 298,
-        "eos_token_id": 299,
+        **VOCABULARY,
     },
-    "scheduler": {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False},
 }
+
+
+def tiny_unet(condition_width: int = 768) -> UNet2DConditionModel:
+    """The U-Net alone, also for conditions of another width."""
+    return UNet2DConditionModel(**SIZES["unet"] | {"cross_attention_dim": condition_width})
 
 
 def tiny_parts(seed: int = 0) -> dict[str, Any]:
     """U-Net, VAE, text encoder and schedule, seeded."""
     torch.manual_seed(seed)
     return {
-        "unet": UNet2DConditionModel(**SIZES["unet"]),
+        "unet": tiny_unet(),
         "vae": AutoencoderKL(**SIZES["vae"]),
         "text_encoder": CLIPTextModel(CLIPTextConfig(**SIZES["text_encoder"])),
-        "scheduler": DDPMScheduler(**SIZES["scheduler"]),
+        "scheduler": DDPMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+        ),
     }
 
 
+def save_stable_diffusion(folder: Path, seed: int = 0) -> Path:
+    """Write everything that a whole pipeline needs as a diffusers folder, CLIP's tokenizer included."""
+    parts = tiny_parts(seed) | {
+        "scheduler": PNDMScheduler(**SCHEDULER),
+        "tokenizer": letter_tokenizer(folder / "letters"),
+    }
+    none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    StableDiffusionPipeline(**parts, **none).save_pretrained(folder)
+    return folder
+
+
 def save_folder(parts: Mapping[str, Any], folder: Path) -> Path:
-    """Write a diffusers folder."""
+    """Write these parts, and nothing else, as a diffusers folder."""
     for name, part in parts.items():
         part.save_pretrained(folder / name)
     return folder

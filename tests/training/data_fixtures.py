@@ -1,6 +1,5 @@
 """Data sets, tokenizers and streams that several data tests share."""
 
-import json
 import random
 
 import torch
@@ -21,18 +20,6 @@ def write_sources(folder, samples=40, size=48, per_shard=15):
     for name, make in LAYOUTS.items():
         write_tars(folder / name, make(random.Random(name), samples, size), per_shard)
     return folder
-
-
-def clip_tokenizer(folder):
-    """A CLIP tokenizer that reads letter by letter."""
-    from transformers import CLIPTokenizer
-
-    letters = [chr(code) for code in range(33, 127)]
-    pieces = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({piece: number for number, piece in enumerate(pieces)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer.from_pretrained(folder)
 
 
 def config_for(stage, folder, **options):

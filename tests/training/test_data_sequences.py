@@ -25,7 +25,8 @@ from training.data.synthetic import COLOURS, compositional_samples, edit_samples
 from training.data.tasks import AlignTask, InstructTask
 from training.data.tsv_cookers import ORIGINAL_COOKS, placed_entities
 
-from .data_fixtures import AlignData, InstructData, clip_tokenizer
+from ..tiny.clip import letter_tokenizer
+from .data_fixtures import AlignData, InstructData
 
 KEYS = {"__key__": "k", "__restore_key__": ("Webdataset", 0), "__subflavors__": {}}
 
@@ -355,7 +356,7 @@ def test_a_picture_that_a_document_names_but_lacks_makes_it_bad():
 
 
 def test_half_a_surrogate_pair_is_a_reason_and_no_crash(tiny_tokenizer, tmp_path):
-    task = AlignTask(AlignData(), tiny_tokenizer, clip_tokenizer(tmp_path / "clip"))
+    task = AlignTask(AlignData(), tiny_tokenizer, letter_tokenizer(tmp_path / "clip"))
     with pytest.raises(BadSample):
         task._row(TextSample(**KEYS, text="a \ud800 dog"), random.Random(0))
 
@@ -369,7 +370,7 @@ def test_a_caption_too_long_for_the_prompt_is_left_out(tiny_tokenizer):
 
 def test_alignment_takes_pictures_for_words_and_keeps_the_whole_caption_as_target(tiny_tokenizer, tmp_path):
     sample = cook_compositional(KEYS | next(compositional_samples(random.Random(5), 1, 48)))
-    task = AlignTask(AlignData(drop_entity=1.0), tiny_tokenizer, clip_tokenizer(tmp_path / "clip"), image_size=16)
+    task = AlignTask(AlignData(drop_entity=1.0), tiny_tokenizer, letter_tokenizer(tmp_path / "clip"), image_size=16)
     shown = task._row(sample, random.Random(0))
     told = task._row(TextSample(**KEYS, text=sample.caption), random.Random(0))
     images = len(sample.entities)
@@ -384,7 +385,7 @@ def test_alignment_takes_pictures_for_words_and_keeps_the_whole_caption_as_targe
 
 
 def test_empty_captions_align_the_null_condition(tiny_tokenizer, tmp_path):
-    clip = clip_tokenizer(tmp_path / "clip")
+    clip = letter_tokenizer(tmp_path / "clip")
     task = AlignTask(AlignData(empty_captions=1.0), tiny_tokenizer, clip, image_size=16)
     row = task._row(_compositional(), random.Random(0))
     assert row.token_ids == tiny_tokenizer.layout("").token_ids
@@ -393,7 +394,7 @@ def test_empty_captions_align_the_null_condition(tiny_tokenizer, tmp_path):
 
 
 def test_stage_three_reads_the_caption_of_its_target_where_the_data_tells_it(tiny_tokenizer, tmp_path):
-    clip = clip_tokenizer(tmp_path / "clip")
+    clip = letter_tokenizer(tmp_path / "clip")
     task = InstructTask(InstructData(resolution=32), tiny_tokenizer, 16, clip)
     edit = next(edit_samples(random.Random(0), 1, 48))
     described = json.loads(edit["json"]) | {"output": "a blue square"}

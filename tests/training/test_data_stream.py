@@ -15,7 +15,8 @@ from training.data.protocol import Stream
 from training.data.skips import TooManyBad
 from training.data.synthetic import pair_samples, write_tars
 
-from .data_fixtures import clip_tokenizer, config_for, one_stream, open_stage, same, write_sources
+from ..tiny.clip import letter_tokenizer
+from .data_fixtures import config_for, one_stream, open_stage, same, write_sources
 
 STAGES = ("lm", "align", "instruct")
 
@@ -27,7 +28,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    return clip_tokenizer(tmp_path_factory.mktemp("clip"))
+    return letter_tokenizer(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture

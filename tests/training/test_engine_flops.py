@@ -6,6 +6,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from kosmos_core import KosmosG, KosmosGConfig
+from tests.tiny.stable_diffusion import tiny_unet
 from training.engine import flops
 from training.stages import instruct
 
@@ -63,15 +64,7 @@ def test_alignment_without_half_n_costs_so_much_less():
 
 def test_training_step_of_the_instruction_tuning_equals_torch_s_count(config, model):
     lengths, ids = (30, 21, 9), config.ids
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        cross_attention_dim=384,
-        attention_head_dim=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    ).requires_grad_(False)
+    unet = tiny_unet(384).requires_grad_(False)
     token_ids = torch.full((3, 30), ids.pad)
     for row, length in enumerate(lengths):
         token_ids[row, :length] = torch.randint(4, 8000, (length,))

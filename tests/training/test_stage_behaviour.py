@@ -5,6 +5,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from kosmos_core import KosmosG, KosmosGConfig
+from tests.tiny.stable_diffusion import tiny_unet
 from training.stages import align, instruct, lm
 from training.stages.image_embeddings import train_vision_end
 
@@ -21,17 +22,7 @@ def model() -> KosmosG:
 @pytest.fixture(scope="module")
 def unet() -> UNet2DConditionModel:
     torch.manual_seed(0)
-    net = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        cross_attention_dim=768,
-        norm_num_groups=4,
-        attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )
-    return net.requires_grad_(False).eval()
+    return tiny_unet().requires_grad_(False).eval()
 
 
 def _texts(rows: int = 2, length: int = 9) -> torch.Tensor:

@@ -18,21 +18,30 @@ def output_file(name: str) -> Path:
     return Path(folder_paths.get_output_directory()) / name
 
 
-class ProbeConditioning(io.ComfyNode):
-    """Writes every tensor and scalar of a conditioning; `after` only makes it run late."""
+class Probe(io.ComfyNode):
+    """A node that bears its class's name; the classes below are all in the pack."""
+
+    inputs: tuple[io.Input, ...] = ()
+    outputs: tuple[io.Output, ...] = ()
+    ends_a_graph = False
+    runs_every_time = False
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="ProbeConditioning",
-            is_output_node=True,
-            inputs=[
-                io.Conditioning.Input("conditioning"),
-                io.String.Input("name"),
-                io.Latent.Input("after", optional=True),
-            ],
-            outputs=[],
+            node_id=cls.__name__,
+            inputs=list(cls.inputs),
+            outputs=list(cls.outputs),
+            is_output_node=cls.ends_a_graph,
+            not_idempotent=cls.runs_every_time,
         )
+
+
+class ProbeConditioning(Probe):
+    """Writes every tensor and scalar of a conditioning; `after` only makes it run late."""
+
+    inputs = (io.Conditioning.Input("conditioning"), io.String.Input("name"), io.Latent.Input("after", optional=True))
+    ends_a_graph = True
 
     @classmethod
     def execute(cls, conditioning: Any, name: str, after: Any = None) -> io.NodeOutput:
@@ -50,14 +59,11 @@ class ProbeConditioning(io.ComfyNode):
         return io.NodeOutput()
 
 
-class ProbeModel(io.ComfyNode):
+class ProbeModel(Probe):
     """Writes the cross-attention input of the U-Net's first call, with the order of positive (0) and negative (1)."""
 
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ProbeModel", inputs=[io.Model.Input("model"), io.String.Input("name")], outputs=[io.Model.Output()]
-        )
+    inputs = (io.Model.Input("model"), io.String.Input("name"))
+    outputs = (io.Model.Output(),)
 
     @classmethod
     def execute(cls, model: Any, name: str) -> io.NodeOutput:
@@ -76,17 +82,11 @@ class ProbeModel(io.ComfyNode):
         return io.NodeOutput(patched)
 
 
-class ProbeImage(io.ComfyNode):
+class ProbeImage(Probe):
     """Writes a picture; `after` only makes it run late."""
 
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ProbeImage",
-            is_output_node=True,
-            inputs=[io.Image.Input("image"), io.String.Input("name"), io.Latent.Input("after", optional=True)],
-            outputs=[],
-        )
+    inputs = (io.Image.Input("image"), io.String.Input("name"), io.Latent.Input("after", optional=True))
+    ends_a_graph = True
 
     @classmethod
     def execute(cls, image: torch.Tensor, name: str, after: Any = None) -> io.NodeOutput:
@@ -94,28 +94,21 @@ class ProbeImage(io.ComfyNode):
         return io.NodeOutput()
 
 
-class ProbeBrokenImage(io.ComfyNode):
+class ProbeBrokenImage(Probe):
     """A picture of NaN, as a failed node upstream makes it."""
 
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(node_id="ProbeBrokenImage", inputs=[], outputs=[io.Image.Output()])
+    outputs = (io.Image.Output(),)
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
         return io.NodeOutput(torch.full((1, 8, 8, 3), float("nan")))
 
 
-class ProbeClip(io.ComfyNode):
+class ProbeClip(Probe):
     """Checks that ComfyUI's partial loading reaches every weight, and shows the word ids of a prompt."""
 
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ProbeClip",
-            inputs=[io.Clip.Input("clip"), io.String.Input("text")],
-            outputs=[io.String.Output("beyond_reach"), io.String.Output("words"), io.String.Output("pieces")],
-        )
+    inputs = (io.Clip.Input("clip"), io.String.Input("text"))
+    outputs = (io.String.Output("beyond_reach"), io.String.Output("words"), io.String.Output("pieces"))
 
     @classmethod
     def execute(cls, clip: Any, text: str) -> io.NodeOutput:
@@ -133,14 +126,13 @@ class ProbeClip(io.ComfyNode):
         return io.NodeOutput(json.dumps(beyond), json.dumps(words), json.dumps(pieces))
 
 
-class ProbeCounter(io.ComfyNode):
+class ProbeCounter(Probe):
     """Passes a CLIP on and counts, from then on, how often its vision tower and its language model run."""
 
     calls: ClassVar[dict[str, int]] = {}
 
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(node_id="ProbeCounter", inputs=[io.Clip.Input("clip")], outputs=[io.Clip.Output()])
+    inputs = (io.Clip.Input("clip"),)
+    outputs = (io.Clip.Output(),)
 
     @classmethod
     def execute(cls, clip: Any) -> io.NodeOutput:
@@ -154,17 +146,12 @@ class ProbeCounter(io.ComfyNode):
         return io.NodeOutput(clip)
 
 
-class ProbeCount(io.ComfyNode):
+class ProbeCount(Probe):
     """Shows what ProbeCounter has counted since it was last shown, in every run anew."""
 
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ProbeCount",
-            inputs=[io.Conditioning.Input("after")],
-            outputs=[io.String.Output()],
-            not_idempotent=True,
-        )
+    inputs = (io.Conditioning.Input("after"),)
+    outputs = (io.String.Output(),)
+    runs_every_time = True
 
     @classmethod
     def fingerprint_inputs(cls, **_: Any) -> float:
@@ -177,25 +164,20 @@ class ProbeCount(io.ComfyNode):
         return io.NodeOutput(json.dumps(counted))
 
 
-class ProbePartly(io.ComfyNode):
+class ProbePartly(Probe):
     """Encodes with no more of the text encoder loaded than `share` of its size, as ComfyUI does where memory is short.
 
     `patched` also patches every matrix of the attention, as a LoRA for this encoder would.
     """
 
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ProbePartly",
-            inputs=[
-                io.Clip.Input("clip"),
-                io.Image.Input("image"),
-                io.String.Input("text"),
-                io.Float.Input("share"),
-                io.Boolean.Input("patched"),
-            ],
-            outputs=[io.Conditioning.Output(), io.String.Output("loaded")],
-        )
+    inputs = (
+        io.Clip.Input("clip"),
+        io.Image.Input("image"),
+        io.String.Input("text"),
+        io.Float.Input("share"),
+        io.Boolean.Input("patched"),
+    )
+    outputs = (io.Conditioning.Output(), io.String.Output("loaded"))
 
     @classmethod
     def execute(cls, clip: Any, image: torch.Tensor, text: str, share: float, patched: bool) -> io.NodeOutput:
@@ -225,16 +207,11 @@ def preprocess(image: torch.Tensor, encoder: Any) -> torch.Tensor:
     return images.preprocess_image(image, encoder.model.config.vision.image_size)
 
 
-class ProbeJoin(io.ComfyNode):
+class ProbeJoin(Probe):
     """Encodes the tokens of two prompts as two sections of one, as packs with a BREAK keyword do."""
 
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ProbeJoin",
-            inputs=[io.Clip.Input("clip"), io.String.Input("first"), io.String.Input("second")],
-            outputs=[io.Conditioning.Output()],
-        )
+    inputs = (io.Clip.Input("clip"), io.String.Input("first"), io.String.Input("second"))
+    outputs = (io.Conditioning.Output(),)
 
     @classmethod
     def execute(cls, clip: Any, first: str, second: str) -> io.NodeOutput:
@@ -244,22 +221,17 @@ class ProbeJoin(io.ComfyNode):
         return io.NodeOutput(clip.encode_from_tokens_scheduled(tokens))
 
 
-class ProbeAnyImage(io.ComfyNode):
+class ProbeAnyImage(Probe):
     """Pictures and masks of any shape and kind, as nodes of other packs may send them."""
 
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ProbePicture",
-            inputs=[
-                io.Int.Input("count"),
-                io.Int.Input("height"),
-                io.Int.Input("width"),
-                io.Int.Input("channels"),
-                io.String.Input("kind"),
-            ],
-            outputs=[io.Image.Output(), io.Mask.Output("mask")],
-        )
+    inputs = (
+        io.Int.Input("count"),
+        io.Int.Input("height"),
+        io.Int.Input("width"),
+        io.Int.Input("channels"),
+        io.String.Input("kind"),
+    )
+    outputs = (io.Image.Output(), io.Mask.Output("mask"))
 
     @classmethod
     def execute(cls, count: int, height: int, width: int, channels: int, kind: str) -> io.NodeOutput:
@@ -275,16 +247,11 @@ class ProbeAnyImage(io.ComfyNode):
         return io.NodeOutput(image, (torch.rand((count, height, width), generator=generator) > 0.7).float())
 
 
-class ProbeMadeConditioning(io.ComfyNode):
+class ProbeMadeConditioning(Probe):
     """A conditioning of any shape with one value in all places."""
 
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ProbeMadeConditioning",
-            inputs=[io.Int.Input("slots"), io.Int.Input("width"), io.Float.Input("value")],
-            outputs=[io.Conditioning.Output()],
-        )
+    inputs = (io.Int.Input("slots"), io.Int.Input("width"), io.Float.Input("value"))
+    outputs = (io.Conditioning.Output(),)
 
     @classmethod
     def execute(cls, slots: int, width: int, value: float) -> io.NodeOutput:
@@ -293,19 +260,7 @@ class ProbeMadeConditioning(io.ComfyNode):
 
 class ProbeExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [
-            ProbeConditioning,
-            ProbeModel,
-            ProbeImage,
-            ProbeBrokenImage,
-            ProbeClip,
-            ProbeCounter,
-            ProbeCount,
-            ProbePartly,
-            ProbeJoin,
-            ProbeMadeConditioning,
-            ProbeAnyImage,
-        ]
+        return Probe.__subclasses__()
 
 
 async def comfy_entrypoint() -> ProbeExtension:
