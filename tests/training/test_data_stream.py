@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from training.data import DataError, SourceConfig
-from training.data.protocol import Stream
+from training.data.batch_stream import Stream
 from training.data.skips import TooManyBad
 from training.data.synthetic import pair_samples, write_tars
 

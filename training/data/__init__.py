@@ -17,10 +17,10 @@ from typing import Any
 
 from kosmos_core.tokenizer import Tokenizer
 
+from .batch_stream import Stream
 from .data_config import AlignData, DataConfig, InstructData, LmData, SourceConfig
+from .data_stream import DataStream
 from .index import DataError
-from .protocol import Stream
-from .stream import DataStream
 from .tasks import AlignTask, InstructTask, LmTask
 
 __all__ = [

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from kosmos_core.tokenizer import EOS, PAD, Tokenizer
 
+from .batch_stream import Batch
 from .decoding import centred
-from .packing import Packed
-from .protocol import Batch
+from .packing import PackedRow
 
 
 @dataclass
@@ -46,8 +46,8 @@ def padded(rows: list[list], value: int | bool, dtype: torch.dtype, length: int 
     return torch.tensor([row + [value] * (length - len(row)) for row in rows], dtype=dtype)
 
 
-def lm_batch(rows: list[Packed], tokenizer: Tokenizer, length: int, document_mask: bool) -> Batch:
-    """Packed sequences, padded to `length`."""
+def lm_batch(rows: list[PackedRow], tokenizer: Tokenizer, length: int, document_mask: bool) -> Batch:
+    """PackedRow sequences, padded to `length`."""
     token_ids = padded([row.token_ids for row in rows], PAD, torch.int64, length)
     image_mask = padded([row.image_mask for row in rows], False, torch.bool, length)
     # No target: padding, the <s> that follows a </s>, and pictures, whose positions all hold the begin-of-image id.

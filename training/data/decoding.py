@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kosmos_core.images import planes, resize_and_crop, to_rgb
 
-from .samples import BadSample
+from .sample_types import BadSample
 
 MAX_PIXELS = 120_000_000
 

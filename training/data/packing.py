@@ -18,7 +18,7 @@ from kosmos_core.images import preprocess_image
 from kosmos_core.tokenizer import BOS, EOS, Tokenizer
 
 from .decoding import decode
-from .samples import CaptionSample, InterleavedSample, TextSample
+from .sample_types import CaptionSample, InterleavedSample, TextSample
 from .sequences import encode, image_ids
 
 # A sentence ends behind . ! ? or their CJK forms, with closing quotes or brackets, and at every line break.
@@ -26,19 +26,21 @@ _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])|\n
 
 
 @dataclass
-class Unit:
+class PackingUnit:
     """What packing never cuts: ids, which of them stand for picture features, and the pictures' pixels."""
 
     token_ids: list[int] = field(default_factory=list)
     image_mask: list[bool] = field(default_factory=list)
     pixels: list[Tensor] = field(default_factory=list)
 
-    def __add__(self, other: Unit) -> Unit:
-        return Unit(self.token_ids + other.token_ids, self.image_mask + other.image_mask, self.pixels + other.pixels)
+    def __add__(self, other: PackingUnit) -> PackingUnit:
+        return PackingUnit(
+            self.token_ids + other.token_ids, self.image_mask + other.image_mask, self.pixels + other.pixels
+        )
 
 
 @dataclass
-class Packed:
+class PackedRow:
     """One sequence, not padded yet; `documents` numbers the document of each id within the sequence."""
 
     token_ids: list[int] = field(default_factory=list)
@@ -47,7 +49,7 @@ class Packed:
     documents: list[int] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
 
-    def add(self, unit: Unit, key: str) -> None:
+    def add(self, unit: PackingUnit, key: str) -> None:
         if not self.keys or self.keys[-1] != key:
             self.keys.append(key)
         self.token_ids += unit.token_ids
@@ -69,7 +71,7 @@ def sentences(text: str) -> Iterator[str]:
 
 def document_units(
     sample: TextSample | CaptionSample | InterleavedSample, tokenizer: Tokenizer, length: int, image_size: int = 224
-) -> list[Unit]:
+) -> list[PackingUnit]:
     """A document's units, `<s>` in the first and `</s>` in the last; none is longer than length - 1.
 
     Raises BadSample where a picture is corrupt.
@@ -93,25 +95,25 @@ def document_units(
                 units[-1] = last + added.pop(0)
             units += added
     if units:
-        units[0] = Unit([BOS], [False]) + units[0]
-        units[-1] = units[-1] + Unit([EOS], [False])
+        units[0] = PackingUnit([BOS], [False]) + units[0]
+        units[-1] = units[-1] + PackingUnit([EOS], [False])
     return units
 
 
-def _fits(first: Unit, second: Unit, length: int) -> bool:
+def _fits(first: PackingUnit, second: PackingUnit, length: int) -> bool:
     return len(first.token_ids) + len(second.token_ids) <= length
 
 
-def _image(content: bytes, tokenizer: Tokenizer, image_size: int) -> Unit:
-    return Unit(*image_ids(tokenizer), [preprocess_image(decode(content), image_size)])
+def _image(content: bytes, tokenizer: Tokenizer, image_size: int) -> PackingUnit:
+    return PackingUnit(*image_ids(tokenizer), [preprocess_image(decode(content), image_size)])
 
 
-def _text(text: str, tokenizer: Tokenizer, length: int, whole: bool = False) -> list[Unit]:
+def _text(text: str, tokenizer: Tokenizer, length: int, whole: bool = False) -> list[PackingUnit]:
     """One unit per sentence, or for the text as a whole; cut into pieces only above `length`."""
     units = []
     for sentence in [text] if whole else sentences(text):
         ids = encode(sentence, tokenizer)
         for start in range(0, len(ids), length):
             piece = ids[start : start + length]
-            units.append(Unit(piece, [False] * len(piece)))
+            units.append(PackingUnit(piece, [False] * len(piece)))
     return units

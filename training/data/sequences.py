@@ -24,7 +24,7 @@ from kosmos_core.prompt import PromptError
 from kosmos_core.tokenizer import BOS, EOS, Tokenizer
 
 from .decoding import decode, decode_mask, on_white
-from .samples import BadSample, CaptionSample, CompositionalSample, EditSample, Entity
+from .sample_types import BadSample, CaptionSample, CompositionalSample, EditSample, Entity
 
 
 def encode(text: str, tokenizer: Tokenizer) -> list[int]:
@@ -42,7 +42,7 @@ def image_ids(tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
 
 
 @dataclass
-class Sequence:
+class TokenSequence:
     """Ids from <s> to </s>, which of them stand for picture features, and the pictures in order."""
 
     token_ids: list[int] = field(default_factory=lambda: [BOS])
@@ -61,17 +61,17 @@ class Sequence:
         self.images.append(image)
 
 
-def caption_sequence(sample: CaptionSample, tokenizer: Tokenizer) -> Sequence:
+def caption_sequence(sample: CaptionSample, tokenizer: Tokenizer) -> TokenSequence:
     """<s> caption </s>; the picture, if it was read, is the target."""
-    sequence = Sequence(target=decode(sample.image) if sample.image is not None else None)
+    sequence = TokenSequence(target=decode(sample.image) if sample.image is not None else None)
     sequence.add_ids(encode(sample.caption, tokenizer))
     sequence.add_ids([EOS])
     return sequence
 
 
-def edit_sequence(sample: EditSample, tokenizer: Tokenizer, rng: random.Random, drop_caption: float) -> Sequence:
+def edit_sequence(sample: EditSample, tokenizer: Tokenizer, rng: random.Random, drop_caption: float) -> TokenSequence:
     """<s> [caption] <image> before </image> instruction </s>, with one of the pairs. Draws: drop, pair."""
-    sequence = Sequence()
+    sequence = TokenSequence()
     dropped = rng.random() < drop_caption
     before, after = rng.choice(sample.pairs)
     if not dropped:
@@ -91,14 +91,14 @@ def compositional_sequence(
     keep_background: float,
     drop_scope: Literal["sample", "entity"] = "sample",
     empty_start: Literal["keep", "skip"] = "keep",
-) -> Sequence:
+) -> TokenSequence:
     """The caption with every entity's picture behind its words, or in their place where they are dropped.
 
     Draws: drop once per sample (or per entity), then per entity whether the background stays. empty_start: what to do
     where the first word is dropped, so that the sequence begins with a picture: keep it, or skip the sample as the
     first implementation did.
     """
-    sequence, position = Sequence(), 0
+    sequence, position = TokenSequence(), 0
     dropped = rng.random() < drop_entity if drop_scope == "sample" else False
     for entity in sample.entities:
         if drop_scope == "entity":

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 from kosmos_core.images import preprocess_image
 from kosmos_core.tokenizer import BOS, Tokenizer
 
+from .batch_stream import Batch
 from .batches import PromptRow, align_batch, instruct_batch, lm_batch
 from .data_config import AlignData, InstructData, LmData
 from .decoding import target_pixels
 from .lanes import Lane
-from .packing import Unit, document_units
-from .protocol import Batch
-from .samples import BadSample, CaptionSample, CompositionalSample, EditSample, Filtered, TextSample
+from .packing import PackingUnit, document_units
+from .sample_types import BadSample, CaptionSample, CompositionalSample, EditSample, Filtered, TextSample
 from .sequences import caption_sequence, compositional_sequence, edit_sequence, encode
 
 TEXT_PARTS = frozenset(("txt", "json"))
@@ -53,7 +53,7 @@ def _clip_ids(caption: str, clip_tokenizer: Any, most: int) -> list[int]:
 
 @dataclass
 class LmTask:
-    """Packed sequences. image_size: side of the vision tower's pictures in pixels."""
+    """PackedRow sequences. image_size: side of the vision tower's pictures in pixels."""
 
     config: LmData
     tokenizer: Tokenizer
@@ -76,7 +76,7 @@ class LmTask:
         packed = lane.pack(self.config.sequence_length, self._units)
         return ",".join(packed.keys), packed
 
-    def _units(self, sample: Any, rng: random.Random) -> list[Unit]:
+    def _units(self, sample: Any, rng: random.Random) -> list[PackingUnit]:
         if isinstance(sample, CaptionSample) and sample.image is None:
             raise BadSample("missing picture")
         units = document_units(sample, self.tokenizer, self.config.sequence_length, self.image_size)
