@@ -52,7 +52,7 @@ def centred(target: Tensor) -> Tensor:
 
 
 def on_white(crop: Image.Image, mask: Image.Image) -> Image.Image:
-    """The crop with everything outside the mask white."""
+    """The crop with everything outside the mask white; a mask of another size is resized to the crop's."""
     if mask.size != crop.size:
         mask = mask.resize(crop.size, Image.Resampling.NEAREST)
     white = Image.new("RGB", crop.size, "white")

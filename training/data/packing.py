@@ -1,9 +1,9 @@
 """Full-sentence packing: sequences of fixed length, filled with whole sentences of consecutive documents.
 
-A document is `<s>` units `</s>`; a unit is a sentence, a picture with the sentence behind it, or a whole captioned
-picture. A unit that does not fit any more begins the next sequence, behind a `<s>` of its own; what is left of the
-sequence is padding. So nothing is cut inside `<image> ... </image>`, nor a caption from its picture, and a sentence
-only where it is longer than a sequence. (The paper, arXiv 2310.02992 section 3.2: "full-sentence" format.)
+A document is `<s>`, its units, `</s>`. A unit is a sentence, a picture with the sentence behind it, or a picture with
+its whole caption. Where the next unit does not fit, the rest of the sequence is padding, and the unit begins the next
+sequence behind another `<s>`. So no picture's tokens are cut, no caption is parted from its picture, and a sentence is
+cut only if it is longer than a whole sequence. (The "full-sentence" format of arXiv 2310.02992, section 3.2.)
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from kosmos_core.config import VisionConfig
 from kosmos_core.images import preprocess_image
 from kosmos_core.tokenizer import BOS, EOS, Tokenizer
 
@@ -27,7 +28,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])|\n
 
 @dataclass
 class PackingUnit:
-    """What packing never cuts: ids, which of them stand for picture features, and the pictures' pixels."""
+    """What packing never cuts: token ids, which of them image embeddings replace, and the pictures' pixels."""
 
     token_ids: list[int] = field(default_factory=list)
     image_mask: list[bool] = field(default_factory=list)
@@ -41,7 +42,7 @@ class PackingUnit:
 
 @dataclass
 class PackedRow:
-    """One sequence, not padded yet; `documents` numbers the document of each id within the sequence."""
+    """A row of stage 1's micro-batch, not padded yet. documents: for each id the number of its document in the row."""
 
     token_ids: list[int] = field(default_factory=list)
     image_mask: list[bool] = field(default_factory=list)
@@ -70,9 +71,12 @@ def sentences(text: str) -> Iterator[str]:
 
 
 def document_units(
-    sample: TextSample | CaptionSample | InterleavedSample, tokenizer: Tokenizer, length: int, image_size: int = 224
+    sample: TextSample | CaptionSample | InterleavedSample,
+    tokenizer: Tokenizer,
+    length: int,
+    image_size: int = VisionConfig.image_size,
 ) -> list[PackingUnit]:
-    """A document's units, `<s>` in the first and `</s>` in the last; none is longer than length - 1.
+    """A document's units, `<s>` in the first and `</s>` in the last; none has more than length - 1 ids.
 
     Raises BadSample where a picture is corrupt.
     """
@@ -90,7 +94,7 @@ def document_units(
                 continue
             added = _text(segment, tokenizer, length - 3)
             last = units[-1] if units else None
-            # The sentence behind a picture speaks of it: they stay together where they fit.
+            # The sentence behind a picture is likely to speak of it: they stay together where they fit.
             if added and last and last.pixels and last.image_mask[-2] and _fits(last, added[0], length - 3):
                 units[-1] = last + added.pop(0)
             units += added
@@ -109,7 +113,7 @@ def _image(content: bytes, tokenizer: Tokenizer, image_size: int) -> PackingUnit
 
 
 def _text(text: str, tokenizer: Tokenizer, length: int, whole: bool = False) -> list[PackingUnit]:
-    """One unit per sentence, or for the text as a whole; cut into pieces only above `length`."""
+    """A unit for every sentence, or one for the whole text; what has more than `length` ids is cut into pieces."""
     units = []
     for sentence in [text] if whole else sentences(text):
         ids = encode(sentence, tokenizer)
