@@ -18,9 +18,9 @@ import numpy as np
 import sentencepiece
 from PIL import Image
 
+from kosmos_core.atomic import write_file
 from kosmos_core.tokenizer import dictionary_of
 from training.data.decoding import on_white
-from training.data.index import write_whole
 from training.data.synthetic import write_tars
 
 from .scenes import BACKGROUNDS, SHARES, WORLDS, Background, EmojiScene, EmojiWorld, Identity
@@ -238,8 +238,8 @@ def write_vocabulary(world: EmojiWorld, texts: list[str], folder: Path, pieces: 
         num_threads=1,
         minloglevel=2,
     )
-    write_whole(folder / "spm.model", model.getvalue())
-    write_whole(folder / "dict.txt", dictionary_of(model.getvalue()))
+    write_file(folder / "spm.model", model.getvalue())
+    write_file(folder / "dict.txt", dictionary_of(model.getvalue()))
 
 
 def write_data(world: EmojiWorld, folder: Path, samples: int, pieces: int = 1000, seed: int = 0) -> int:

@@ -17,8 +17,8 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 from safetensors.torch import save
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from kosmos_core.atomic import write_file
 from kosmos_core.diffusers.stable_diffusion import LATENT_SCALE, UNET, VAE, SingleFile
-from training.data.index import write_whole
 
 from .diffusion import save_pipeline
 
@@ -116,7 +116,7 @@ def main() -> None:
         save_diffusers(arguments.checkpoint, arguments.clip, arguments.folder)
         return
     arguments.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(arguments.checkpoint, save(single_file(arguments.folder), metadata={"format": "pt"}))
+    write_file(arguments.checkpoint, save(single_file(arguments.folder), metadata={"format": "pt"}))
     save_clip(arguments.folder, arguments.clip)
     print(f"{arguments.checkpoint}: {arguments.checkpoint.stat().st_size / 1e6:.1f} MB")
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")  # of picture files in data sets
 
 # The original resizes the whole picture and then crops. We do so up to this many pixels, at 224 up to a ratio of
 # 334 : 1. A strip of 1 x 4000 would take 224 x 896,000 pixels (800 MB) on the way; beyond the limit only what the crop

@@ -27,7 +27,7 @@ from PIL import Image
 
 from kosmos_core.tokenizer import Tokenizer
 from training.data import InstructData, LmData, SourceConfig, instruct_stream, lm_stream
-from training.data.protocol import Stream
+from training.data.batch_stream import Stream
 from training.data.shard_writer import write_shard
 from training.data.synthetic import write_vocabulary
 

@@ -42,7 +42,7 @@ from training.base.precision import autocast
 from training.base.processes import ProcessGroup
 from training.base.rng import RowRng
 from training.data import AlignData, InstructData, LmData, SourceConfig, align_stream, instruct_stream, lm_stream
-from training.data.protocol import BatchStream, Stream
+from training.data.batch_stream import BatchStream, Stream
 from training.data.synthetic import write_tars, write_vocabulary
 from training.engine import flops
 from training.engine.optimizer import OptimConfig

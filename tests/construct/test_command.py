@@ -65,7 +65,7 @@ def test_smoke_configuration_runs_and_its_shards_are_fit_for_training(tmp_path):
 
 def test_training_reads_the_shards_in_the_captions_order(tmp_path):
     """The reader of stage 3 gives back the spans, pictures and masks that were written."""
-    from training.data.cookers import COOKS
+    from training.data.cookers import COOKERS
     from training.data.index import index_dataset
     from training.data.reader import Reader, detect_kind
 
@@ -76,7 +76,7 @@ def test_training_reads_the_shards_in_the_captions_order(tmp_path):
     assert len(dataset) == 10
     reader = Reader(dataset, "compositional")
     for number in range(10):
-        sample = COOKS["compositional"](reader[number])
+        sample = COOKERS["compositional"](reader[number])
         known = scene(number)
         assert sample.caption == known.caption
         assert [sample.caption[one.start : one.end] for one in sample.entities] == list(known.masks)

@@ -15,7 +15,7 @@ from training.construct.chunks import Unusable
 from training.construct.construct_config import FilterConfig
 from training.construct.preparation import decode_square
 from training.data.decoding import decode
-from training.data.samples import BadSample
+from training.data.sample_types import BadSample
 from training.evaluate.subjects import open_image as open_for_evaluation
 
 SIDE = 96

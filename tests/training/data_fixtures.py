@@ -5,7 +5,7 @@ import random
 import torch
 
 from training.data import AlignData, InstructData, LmData, SourceConfig, align_stream, instruct_stream, lm_stream
-from training.data.protocol import Stream
+from training.data.batch_stream import Stream
 from training.data.synthetic import LAYOUTS, write_tars
 
 STAGE_SOURCES = {

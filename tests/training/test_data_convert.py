@@ -18,15 +18,14 @@ from PIL import Image
 from kosmos_core.tokenizer import Tokenizer
 from training.data.convert import conversion
 from training.data.convert.__main__ import main
-from training.data.convert.subject_pairs import mentions
-from training.data.cookers import COOKS
+from training.data.convert.omnigen2_uno import mentions
+from training.data.cookers import COOKERS
 from training.data.index import index_dataset
 from training.data.lint import main as lint
 from training.data.reader import Reader, detect_kind
-from training.data.samples import BadSample
+from training.data.sample_types import BadSample
 from training.data.sequences import compositional_sequence, edit_sequence
 from training.data.shard_writer import write_shard
-from training.data.tsv_cookers import ORIGINAL_COOKS
 
 
 def image(number, size=(40, 30), kind="JPEG", mode="RGB"):
@@ -40,7 +39,7 @@ def samples_of(folder):
     dataset = index_dataset(folder)
     kind = detect_kind(dataset)
     reader = Reader(dataset, kind)
-    return kind, [COOKS[kind](reader[number]) for number in range(len(reader))]
+    return kind, [COOKERS[kind](reader[number]) for number in range(len(reader))]
 
 
 def tree(folder):
@@ -316,7 +315,7 @@ def test_original_tsv_files_give_the_same_sequences_before_and_after(shared, tmp
         before = []
         for number in range(len(reader)):
             try:
-                sample = ORIGINAL_COOKS[f"original-{kind}"](reader[number])
+                sample = COOKERS[f"original-{kind}"](reader[number])
             except BadSample:
                 continue
             before.append(sample)
@@ -382,7 +381,7 @@ def test_a_killed_conversion_goes_on_to_the_same_bytes(tmp_path):
     command = ["instructpix2pix", str(source), str(killed), *options]
 
     def convert_slowly():
-        for name in ("write_whole", "convert_shard"):
+        for name in ("write_file", "convert_shard"):
             function = getattr(conversion, name)
 
             def slow(*given, function=function):
@@ -434,18 +433,16 @@ def test_an_output_folder_of_something_else_is_refused(tmp_path, out, change, ca
 def test_a_full_disk_is_a_sentence_and_the_complete_shards_stay(tmp_path, out, capsys, monkeypatch):
     source = instruct_folder(tmp_path / "ip2p", 12)
     command = ["instructpix2pix", str(source), str(out), "--shard-size", "3", "--workers", "1"]
-    import training.data.shard_writer as shards
-
     fsync, calls = os.fsync, []
 
     def full(file):
         calls.append(file)
-        if len(calls) == 3:  # plan.json is written by another module's fsync: this is the third shard
+        if len(calls) == 6:  # plan.json, two shards with their counts, and this is the third shard
             raise OSError(28, "No space left on device")
         fsync(file)
 
     with monkeypatch.context() as patched:
-        patched.setattr(shards, "os", type("os", (), {"fsync": staticmethod(full), "getpid": os.getpid}))
+        patched.setattr(os, "fsync", full)
         assert main(command) == 1
     said = capsys.readouterr().err
     assert "No space left on device" in said

@@ -15,7 +15,7 @@ import pytest
 
 from training.data.index import RECORD, DataError, index_dataset, sample_offsets
 from training.data.reader import Reader, detect_kind
-from training.data.samples import BadSample
+from training.data.sample_types import BadSample
 from training.data.synthetic import LAYOUTS, pair_samples, text_samples, write_tars
 
 
@@ -73,7 +73,7 @@ def test_energon_opens_the_folder_afterwards_with_our_cookers(pairs):
     from megatron.energon import Cooker, DefaultTaskEncoder, WorkerConfig, get_loader, get_train_dataset
 
     from training.data.cookers import cook_caption
-    from training.data.samples import CaptionSample
+    from training.data.sample_types import CaptionSample
 
     class Encoder(DefaultTaskEncoder):
         decoder = None

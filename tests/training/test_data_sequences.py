@@ -15,15 +15,15 @@ from PIL import Image
 
 from kosmos_core.tokenizer import Tokenizer
 from training.data.batches import lm_batch
-from training.data.cookers import cook_compositional, cook_edit, cook_interleaved
+from training.data.cookers import COOKERS, cook_compositional, cook_edit, cook_interleaved
 from training.data.decoding import centred, decode, target_pixels
 from training.data.lanes import Lane
-from training.data.packing import Packed, document_units, sentences
-from training.data.samples import BadSample, CaptionSample, Filtered, InterleavedSample, TextSample
+from training.data.original_cookers import placed_entities
+from training.data.packing import PackedRow, document_units, sentences
+from training.data.sample_types import BadSample, CaptionSample, Filtered, InterleavedSample, TextSample
 from training.data.sequences import compositional_sequence, edit_sequence
 from training.data.synthetic import COLOURS, compositional_samples, edit_samples
 from training.data.tasks import AlignTask, InstructTask
-from training.data.tsv_cookers import ORIGINAL_COOKS, placed_entities
 
 from ..tiny.clip import letter_tokenizer
 from .data_fixtures import AlignData, InstructData
@@ -47,7 +47,7 @@ def _read_all(folder, kind, encode):
     made = []
     for line in (folder / f"{kind}.tsv").read_bytes().strip().split(b"\n"):
         try:
-            made.append(encode(ORIGINAL_COOKS[f"original-{kind}"](KEYS | {"tsv": line})))
+            made.append(encode(COOKERS[f"original-{kind}"](KEYS | {"tsv": line})))
         except BadSample:
             continue
     return made
@@ -310,7 +310,7 @@ def test_a_caption_stays_with_its_picture(tiny_tokenizer):
 
 
 def test_documents_are_numbered_for_masking_and_padding_is_none(tiny_tokenizer):
-    row = Packed()
+    row = PackedRow()
     for key in ("a", "b"):
         for unit in document_units(TextSample(**KEYS, text="a dog. a cat."), tiny_tokenizer, 64):
             row.add(unit, key)

@@ -1,17 +1,21 @@
 """Streams of micro-batches: what they hold, and that neither processes nor workers nor a restart change them."""
 
 import io
+import json
 import logging
 import pickle
 import random
+import re
 from collections import Counter
 
 import pytest
 import torch
 from PIL import Image
 
-from training.data import DataError, SourceConfig
-from training.data.protocol import Stream
+from training.base.rng import seed_of
+from training.data import DataError, SourceConfig, data_stream
+from training.data.batch_stream import Stream
+from training.data.order import Order
 from training.data.skips import TooManyBad
 from training.data.synthetic import pair_samples, write_tars
 
@@ -89,6 +93,42 @@ def test_a_resume_in_mid_epoch_is_exact_with_any_workers(open_, stage, before, a
     if stage != "lm":
         assert resumed.report() == stream.report()
     assert resumed.state_dict()["lanes"] == stream.state_dict()["lanes"]
+
+
+def test_the_drawn_example_is_what_is_read(tmp_path, open_):
+    """Rows, worker and state of `data_stream`'s drawing: 2 sources 2 : 1, 2 streams, 4 lanes, 2 workers, 3 rows."""
+    size = 200
+    for name in "AB":
+        lines = (json.dumps({"caption": f"{name} {number}"}) for number in range(size))
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    sources = {
+        name: SourceConfig(str(tmp_path / f"{name}.jsonl"), weight=weight) for name, weight in (("A", 2), ("B", 1))
+    }
+    orders = {name: Order(seed_of("order", 5, name), size, 4, 4) for name in "AB"}
+    position = {name: {order[place]: place for place in range(size)} for name, order in orders.items()}
+    drawn = re.findall(
+        r"step (\d) +lane (\d) +(\w+) +(\w+) +(\w+) +lane (\d) +(\w+) +(\w+) +(\w+)", data_stream.__doc__
+    )
+    assert [line[0] for line in drawn] == list("01234")
+
+    def read(batch):
+        numbers = [int(key.rpartition("/")[2]) for key in batch["keys"]]
+        return [f"{name}{position[name][number]}" for name, number in zip(batch["sources"], numbers, strict=True)]
+
+    streams = [open_("align", Stream(5, index, 2, 3, 2), sources=sources, lanes=4, workers=2) for index in (0, 1)]
+    for step, (_, lane, *rows) in enumerate(drawn):
+        assert int(lane) == step % 4
+        assert [read(next(stream)) for stream in streams] == [rows[:3], rows[4:]]
+    state = streams[0].state_dict()
+    assert state["number"] == 5
+    assert {name: state["lanes"][name] for name in ("0/A", "0/B", "1/A")} == {
+        "0/A": (4, 0),
+        "0/B": (2, 0),
+        "1/A": (2, 0),
+    }
+    resumed = open_("align", Stream(5, 0, 2, 3, 2), sources=sources, lanes=4, workers=0)
+    resumed.load_state_dict(state)
+    assert read(next(resumed)) == ["A17", "B9", "A25"]
 
 
 def test_a_state_is_small_and_plain(open_):

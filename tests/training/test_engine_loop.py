@@ -95,7 +95,7 @@ def test_ten_bad_steps_in_a_row_stop_the_run_and_name_their_samples(smoke_stages
 
 
 def test_the_keys_of_a_bad_batch_are_those_of_the_data(smoke_stages, tmp_path):
-    from training.data.protocol import Stream
+    from training.data.batch_stream import Stream
     from training.engine.run_config import parse
     from training.stages import stage_module
 

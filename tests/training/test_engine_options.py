@@ -5,7 +5,7 @@ import torch
 
 from training.base.processes import ProcessGroup
 from training.base.rng import RowRng
-from training.data.protocol import Stream
+from training.data.batch_stream import Stream
 from training.engine.run_config import parse
 from training.engine.sharding import parallelize
 from training.stages import stage_module

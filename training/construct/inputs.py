@@ -16,12 +16,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from kosmos_core.images import IMAGE_ENDINGS
+
 from ..base.errors import ConfigError
 from .chunks import SourceImage
 from .construct_config import ConstructConfig
 from .open_images_csv import OpenImagesTable
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+IMAGES = (*IMAGE_ENDINGS, "bmp", "gif", "tif", "tiff")
 TARS = (".tar", ".tar.gz", ".tgz")
 BESIDE = ("json", "txt")
 CLEAN_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")

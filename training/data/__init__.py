@@ -1,26 +1,30 @@
-"""Training data: WebDataset tars and files of lines, read in an order that no number of processes changes.
+"""Training data: WebDataset tars and files of lines, read in the same order on any number of processes.
 
-    index      find and index a data set's files             order     position -> sample, shuffled by (seed, epoch)
-    reader     samples by number, as named bytes (Energon)   lanes     reading positions, skipping what is unusable
-    cookers    named bytes -> samples                        mixture   exact shares of the sources in every batch
-    original   the first implementation's tsv files          stream    micro-batches of a stream, resumable
-    sequences  samples -> token sequences (stages 2, 3)      batches   the tensors that a stage gets
-    packing    documents -> packed sequences (stage 1)       skips     what was left out, and when it is too much
+The way of a sample:
 
-`lm_stream`, `align_stream` and `instruct_stream` open a stage's data; `batches` says what comes out of them.
-`python -m training.data.lint PATH` checks a data set, `python -m training.data.convert` makes one from other layouts.
+    index         find a data set's files, index them        order        position -> sample, shuffled
+    reader        samples by number, as named bytes          lanes        reading positions, and what they pass over
+    cookers       named bytes -> samples, by layout          mixture      exact shares of the sources in every batch
+    sample_types  what cookers make                          data_stream  micro-batches; it draws an example of it all
+    sequences     samples -> tokens (stages 2 and 3)         tasks        what each stage makes of samples
+    packing       documents -> tokens (stage 1)              batches      the tensors that a stage gets
+
+`lm_stream`, `align_stream` and `instruct_stream` open a stage's data; `batch_stream` is all that the engine knows of
+it; `skips` counts what is left out. `python -m training.data.lint PATH` checks a data set, `python -m
+training.data.convert` makes one from other layouts, `python -m training.data.synthetic DIR` makes small ones to try.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from kosmos_core.config import VisionConfig
 from kosmos_core.tokenizer import Tokenizer
 
+from .batch_stream import Stream
 from .data_config import AlignData, DataConfig, InstructData, LmData, SourceConfig
+from .data_stream import DataStream
 from .index import DataError
-from .protocol import Stream
-from .stream import DataStream
 from .tasks import AlignTask, InstructTask, LmTask
 
 __all__ = [
@@ -37,20 +41,30 @@ __all__ = [
 ]
 
 
-def lm_stream(config: LmData, stream: Stream, tokenizer: Tokenizer, image_size: int = 224) -> DataStream:
+def lm_stream(
+    config: LmData, stream: Stream, tokenizer: Tokenizer, image_size: int = VisionConfig.image_size
+) -> DataStream:
     """Stage 1: packed text, captioned pictures, interleaved documents. image_size: of the vision tower, in pixels."""
     return DataStream(LmTask(config, tokenizer, image_size), config, stream)
 
 
 def align_stream(
-    config: AlignData, stream: Stream, tokenizer: Tokenizer, clip_tokenizer: Any, image_size: int = 224
+    config: AlignData,
+    stream: Stream,
+    tokenizer: Tokenizer,
+    clip_tokenizer: Any,
+    image_size: int = VisionConfig.image_size,
 ) -> DataStream:
     """Stage 2: captions in both vocabularies. clip_tokenizer: that of the Stable Diffusion model (transformers)."""
     return DataStream(AlignTask(config, tokenizer, clip_tokenizer, image_size), config, stream)
 
 
 def instruct_stream(
-    config: InstructData, stream: Stream, tokenizer: Tokenizer, image_size: int = 224, clip_tokenizer: Any = None
+    config: InstructData,
+    stream: Stream,
+    tokenizer: Tokenizer,
+    image_size: int = VisionConfig.image_size,
+    clip_tokenizer: Any = None,
 ) -> DataStream:
     """Stage 3: prompts with pictures, and target pictures; with clip_tokenizer, as in stage 2, also their captions.
 

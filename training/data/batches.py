@@ -1,15 +1,18 @@
-"""Rows put together to the micro-batch that a stage reads.
+"""The micro-batches that stages read, made of rows.
+
+b rows, s tokens of the longest row, n pictures of all rows, S pixels of a side of the vision tower's pictures, m rows
+with a caption.
 
 | entry          | shape, type          | stage         |                                                              |
 | -------------- | -------------------- | ------------- | ------------------------------------------------------------ |
-| `token_ids`    | (b, s) int64         | all           | padded with 1 on the right                                   |
-| `image_mask`   | (b, s) bool          | all           | positions that picture features fill                         |
+| `token_ids`    | (b, s) int64         | all           | padded on the right                                          |
+| `image_mask`   | (b, s) bool          | all           | positions that image embeddings fill                         |
 | `pixels`       | (n, 3, S, S) f32     | all           | pictures of all rows, CLIP-normalised; None without pictures |
 | `loss_mask`    | (b, s) bool          | lm            | where `token_ids[t]` is a target: text and `</s>`            |
 | `document_ids` | (b, s) int64         | lm, optional  | number of the document within its row, -1 on padding         |
-| `clip_ids`     | (b, 77) int64        | align         | the caption in CLIP's vocabulary, padded by CLIP's own rule; |
-|                |                      | instruct, opt.| there of the target, and (m, 77) of the rows with a caption  |
-| `captioned`    | (b,) bool            | instruct, opt.| which rows `clip_ids` belong to                              |
+| `clip_ids`     | (b, 77) int64        | align         | the caption in CLIP's vocabulary, with CLIP's own padding    |
+|                | (m, 77) int64        | instruct, opt.| the target's caption, of those rows that have one            |
+| `captioned`    | (b,) bool            | instruct, opt.| the rows that `clip_ids` belong to                           |
 | `target`       | (b, 3, H, W) f32     | instruct      | the picture to generate, in -1 ... 1                         |
 | `keys`         | b str                | all           | names of the samples in each row                             |
 | `sources`      | b str                | all           | the source of each row                                       |
@@ -25,14 +28,14 @@ from torch import Tensor
 from kosmos_core.special_tokens import SpecialTokens
 from kosmos_core.tokenizer import Tokenizer
 
+from .batch_stream import Batch
 from .decoding import centred
-from .packing import Packed
-from .protocol import Batch
+from .packing import PackedRow
 
 
 @dataclass
 class PromptRow:
-    """One row of a micro-batch in stages 2 and 3; target is (3, H, W) uint8."""
+    """A row of a micro-batch of stages 2 and 3, not padded yet; target is (3, H, W) uint8."""
 
     token_ids: list[int]
     image_mask: list[bool] = field(default_factory=list)
@@ -42,16 +45,16 @@ class PromptRow:
 
 
 def padded(rows: list[list], value: int | bool, dtype: torch.dtype, length: int = 0) -> Tensor:
-    """Rows of different lengths as one tensor, as long as the longest, but at least `length`."""
+    """Rows of different lengths as one tensor (rows, longest), at least `length` long, filled up with `value`."""
     length = max([length, *map(len, rows)])
     return torch.tensor([row + [value] * (length - len(row)) for row in rows], dtype=dtype)
 
 
-def lm_batch(rows: list[Packed], tokenizer: Tokenizer, length: int, document_mask: bool) -> Batch:
-    """Packed sequences, padded to `length`."""
+def lm_batch(rows: list[PackedRow], tokenizer: Tokenizer, length: int, document_mask: bool) -> Batch:
+    """Stage 1: packed sequences, padded to `length`."""
     token_ids = padded([row.token_ids for row in rows], SpecialTokens.pad, torch.int64, length)
     image_mask = padded([row.image_mask for row in rows], False, torch.bool, length)
-    # No target: padding, the <s> that follows a </s>, and pictures, whose positions all hold the begin-of-image id.
+    # The loss leaves out padding, <s>, and pictures, whose positions all hold the begin-of-image id.
     ids = tokenizer.ids
     special = (token_ids < ids.eos) | (token_ids == ids.image_start) | (token_ids == ids.image_end)
     batch = {
@@ -66,7 +69,7 @@ def lm_batch(rows: list[Packed], tokenizer: Tokenizer, length: int, document_mas
 
 
 def align_batch(rows: list[PromptRow], pad_to: int) -> Batch:
-    """Prompts, and their captions in CLIP's vocabulary; picture entries only where a prompt has pictures."""
+    """Stage 2: prompts, their captions in CLIP's vocabulary; `pixels`, `image_mask` only where there are pictures."""
     batch = {
         "token_ids": padded([row.token_ids for row in rows], SpecialTokens.pad, torch.int64, pad_to),
         "clip_ids": torch.tensor([row.clip_ids for row in rows], dtype=torch.int64),
@@ -79,7 +82,7 @@ def align_batch(rows: list[PromptRow], pad_to: int) -> Batch:
 
 
 def instruct_batch(rows: list[PromptRow], pad_to: int) -> Batch:
-    """Prompts with pictures, and targets; caption entries only where a row has one."""
+    """Stage 3: prompts with pictures, and targets; `clip_ids` and `captioned` only where a row has a caption."""
     batch = {
         "token_ids": padded([row.token_ids for row in rows], SpecialTokens.pad, torch.int64, pad_to),
         "image_mask": padded([row.image_mask for row in rows], False, torch.bool, pad_to),

@@ -1,12 +1,14 @@
-"""From crude samples (named parts as bytes) to this package's samples: one cooker per layout, and the reasons to skip.
+"""The layouts of data sets: a cooker for each, which makes a sample of named parts, and how `auto` tells them apart.
 
-The cookers are stateless in Energon's sense: module-level functions of the sample alone. `COOKERS` registers them by
-the `kind` sub-flavour, so an Energon task encoder (with `decoder = None`) can take the list as it is.
+"Crude" samples and "cookers" are Megatron-Energon's words: a crude sample is a dictionary of a sample's parts as bytes
+by name, as a tar or a line holds them, and a cooker is a function of it alone. An Energon task encoder with `decoder =
+None` can use them too: `Cooker(cook_caption)`. What is missing or broken raises BadSample with the reason to count.
 
-| kind          | parts of a sample                                                                                  |
+| kind          | parts of a sample (docs/data-layouts.md shows each by an example)                                  |
 | ------------- | -------------------------------------------------------------------------------------------------- |
 | text          | `txt`, or `json` (a line of a .jsonl file) `{"text"}`                                              |
 | captions      | `jpg`, `txt`, `json` as img2dataset writes them; png and webp too                                  |
+| pictures      | `jpg`: pictures without text, from which `training.construct` makes compositional samples          |
 | interleaved   | `json` `{"segments": [{"text": ...}, {"image": "0.jpg"}, ...]}` and the named parts                |
 | compositional | `jpg` target, `<k>.jpg` square crops, `<k>.mask.png` or the crop on white `<k>.white.jpg`,         |
 |               | `json` `{"caption", "entities": [{"span": [start, end]}]}`                                         |
@@ -20,24 +22,44 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from megatron.energon import Cooker, basic_sample_keys, stateless
+from megatron.energon import basic_sample_keys, stateless
 from megatron.energon.task_encoder.cooking import cooker
 
-from .samples import BadSample, CaptionSample, CompositionalSample, EditSample, Entity, InterleavedSample, TextSample
+from kosmos_core.images import IMAGE_ENDINGS
 
-IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
+from .original_cookers import cook_original_instructpix2pix, cook_original_laion, cook_original_openimage
+from .sample_types import (
+    BadSample,
+    CaptionSample,
+    CompositionalSample,
+    EditSample,
+    Entity,
+    InterleavedSample,
+    TextSample,
+)
 
 
-def _described(crude: dict[str, Any]) -> dict[str, Any]:
-    if "json" not in crude:
-        raise BadSample("missing json")
+def read_json(content: bytes) -> dict[str, Any]:
+    """A JSON object. Raises BadSample where it is none."""
     try:
-        described = json.loads(crude["json"])
+        described = json.loads(content)
     except ValueError as error:
         raise BadSample("bad json") from error
     if not isinstance(described, dict):
         raise BadSample("bad json")
     return described
+
+
+def find_image(crude: dict[str, Any], name: str = "") -> bytes | None:
+    """The picture of this name, with any picture ending; without a name, the part that is an ending alone."""
+    parts = (f"{name}.{ending}" if name else ending for ending in IMAGE_ENDINGS)
+    return next((crude[part] for part in parts if part in crude), None)
+
+
+def _described(crude: dict[str, Any]) -> dict[str, Any]:
+    if "json" not in crude:
+        raise BadSample("missing json")
+    return read_json(crude["json"])
 
 
 def _text(value: Any, name: str) -> str:
@@ -57,12 +79,10 @@ def _text(value: Any, name: str) -> str:
 
 
 def _image(crude: dict[str, Any], name: str = "") -> bytes:
-    """The part with this name and any picture ending."""
-    for ending in IMAGE_ENDINGS:
-        part = f"{name}.{ending}" if name else ending
-        if part in crude:
-            return crude[part]
-    raise BadSample("missing picture")
+    """The picture that has to be there."""
+    if (image := find_image(crude, name)) is None:
+        raise BadSample("missing picture")
+    return image
 
 
 @stateless
@@ -77,13 +97,12 @@ def cook_text(crude: dict[str, Any]) -> TextSample:
 @cooker
 def cook_caption(crude: dict[str, Any]) -> CaptionSample:
     """A picture and its caption as img2dataset stores them; the sizes are those its json states, if any."""
-    sizes: dict[str, Any] = {}
-    if "json" in crude:
-        sizes = _described(crude)
+    sizes = _described(crude) if "json" in crude else {}
     caption = _text(crude["txt"] if "txt" in crude else sizes.get("caption"), "caption")
-    image = next((crude[ending] for ending in IMAGE_ENDINGS if ending in crude), None)
     width, height = (value if isinstance(value := sizes.get(name), int) else None for name in ("width", "height"))
-    return CaptionSample(**basic_sample_keys(crude), caption=caption, image=image, width=width, height=height)
+    return CaptionSample(
+        **basic_sample_keys(crude), caption=caption, image=find_image(crude), width=width, height=height
+    )
 
 
 @stateless
@@ -134,8 +153,7 @@ def cook_compositional(crude: dict[str, Any]) -> CompositionalSample:
             raise BadSample("bad span") from error
         if not 0 <= start <= end <= len(caption):
             raise BadSample("bad span")
-        on_white = next((crude[part] for e in IMAGE_ENDINGS if (part := f"{number}.white.{e}") in crude), None)
-        mask = crude.get(f"{number}.mask.png")
+        mask, on_white = crude.get(f"{number}.mask.png"), find_image(crude, f"{number}.white")
         entities.append(Entity(start, end, _image(crude, str(number)), mask, on_white))
     entities.sort(key=lambda entity: entity.start)
     if any(later.start < earlier.end for earlier, later in itertools.pairwise(entities)):
@@ -163,12 +181,36 @@ def cook_edit(crude: dict[str, Any]) -> EditSample:
     return EditSample(**basic_sample_keys(crude), caption=caption, instruction=instruction, pairs=pairs, edited=edited)
 
 
-COOKS: dict[str, Callable[[dict[str, Any]], Any]] = {
+COOKERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "text": cook_text,
     "captions": cook_caption,
     "pictures": cook_image,
     "interleaved": cook_interleaved,
     "compositional": cook_compositional,
     "edit": cook_edit,
+    "original-laion": cook_original_laion,
+    "original-instructpix2pix": cook_original_instructpix2pix,
+    "original-openimage": cook_original_openimage,
 }
-COOKERS = [Cooker(cook, has_subflavors={"kind": kind}) for kind, cook in COOKS.items()]
+
+
+def kind_of(crude: dict[str, Any]) -> str | None:
+    """The layout that a sample's parts and the entries of its json tell; None where they tell none."""
+    if "tsv" in crude:
+        return None  # the original's three layouts look alike: the user names the one
+    try:
+        described = read_json(crude.get("json") or b"{}")
+    except BadSample:
+        described = {}  # the other parts may tell it, and the cooker then why the sample is bad
+    images = any(part.rpartition(".")[2] in IMAGE_ENDINGS for part in crude if not part.startswith("__"))
+    if "segments" in described:
+        return "interleaved"
+    if "entities" in described and images:
+        return "compositional"
+    if "edit" in described and images:
+        return "edit"
+    if (images and "txt" in crude) or "caption" in described:
+        return "captions"
+    if "txt" in crude or "text" in described:
+        return "text"
+    return "pictures" if images else None

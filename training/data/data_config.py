@@ -5,17 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal[
-    "auto",
-    "text",
-    "captions",
-    "interleaved",
-    "compositional",
-    "edit",
-    "original-laion",
-    "original-instructpix2pix",
-    "original-openimage",
-]
+from .cookers import COOKERS
+
+Kind = Literal[("auto", *COOKERS)]  # "auto", "text", "captions", ...
 
 
 @dataclass
@@ -25,10 +17,10 @@ class SourceConfig:
     path: str
     """A folder of .tar, .jsonl or .tsv files (sub-folders included), or one such file."""
     kind: Kind = "auto"
-    """Layout of its samples; `auto` looks at the first one. The `original-` kinds, the first Kosmos-G code's tsv files,
-    must be named."""
+    """Layout of its samples; `auto` looks at the first ones. The `original-` kinds, the first Kosmos-G code's tsv
+    files, must be named."""
     weight: float = 1.0
-    """Share of the rows of every step, against the other sources' weights: 2 : 2 : 1, or tokens per step."""
+    """Share of the rows of every step against the other sources' weights, such as 2 : 2 : 1."""
 
 
 @dataclass
@@ -40,14 +32,14 @@ class DataConfig:
     workers: int = 2
     """Reading processes per stream (0: read in the training process). Never changes what is read."""
     lanes: int = 12
-    """Interleaved reading positions per stream. The workers in use are the largest divisor of it up to `workers`.
-    Part of the order: keep it when a run is resumed."""
+    """Reading positions per stream, which take turns. The workers in use are the largest divisor of it up to `workers`.
+    The order of the samples depends on it: keep it when a run is resumed."""
     prefetch: int = 2
     """Micro-batches that each worker keeps ready."""
     shuffle_block: int = 64
-    """Samples that stay neighbours on disk when the order is shuffled; 1 shuffles every sample on its own."""
+    """Samples that lie side by side on disk are shuffled in blocks of this many; 1 shuffles them one by one."""
     shuffle_window: int = 64
-    """Blocks that are mixed with each other, so that reading touches this many places of the disk at a time."""
+    """Blocks whose samples are mixed with each other: reading touches this many places of the disk at a time."""
     max_bad: float = 5.0
     """Per cent of a source's samples that may be unusable before the run stops with their list."""
     index_folder: str | None = None

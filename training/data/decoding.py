@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kosmos_core.images import ImageError, open_image, planes, resize_and_crop
 
-from .samples import BadSample
+from .sample_types import BadSample
 
 
 def decode(content: bytes) -> Image.Image:
@@ -40,7 +40,7 @@ def centred(target: Tensor) -> Tensor:
 
 
 def on_white(crop: Image.Image, mask: Image.Image) -> Image.Image:
-    """The crop with everything outside the mask white."""
+    """The crop with everything outside the mask white; a mask of another size is resized to the crop's."""
     if mask.size != crop.size:
         mask = mask.resize(crop.size, Image.Resampling.NEAREST)
     white = Image.new("RGB", crop.size, "white")

@@ -1,11 +1,9 @@
-"""Find a data set's files and index them, in Megatron-Energon's own index format, without a preparation by hand.
+"""Find a data set's files and index them, in Megatron-Energon's own index format: nothing to prepare by hand.
 
 `<shard>.tar.idx` and `<file>.jsonl.idx` hold the byte offset of every sample as little-endian uint64, the end last:
-what `energon prepare` writes, and an index that it wrote is used as it is. Unlike that command this one keeps the sound
-samples of a truncated tar, allows the same key in two shards, and works on folders that cannot be written: the indexes
-then go to a cache folder of links to the shards.
-
-Every file appears under its name when it is complete, and processes that index the same folder wait for each other.
+what `energon prepare` writes, and an index that it wrote is used as it is. Unlike that command we keep the sound
+samples of a truncated tar, allow the same key in two shards, and read folders that cannot be written: their indexes go
+to a cache folder, beside links to the shards. Processes that index the same folder wait for each other.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ import hashlib
 import json
 import os
 import tarfile
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,7 +20,10 @@ import numpy as np
 from filelock import FileLock
 from megatron.energon.flavors.webdataset.config import MAIN_FOLDER_NAME, skip_meta_re, split_name_re
 
+from kosmos_core.atomic import write_file
+
 from ..base.errors import TrainingStopped
+from .process_map import process_map
 
 ENDINGS = (".tar", ".jsonl", ".tsv")
 RECORD = f"{MAIN_FOLDER_NAME}/kosmos-g-index.json"
@@ -35,7 +35,7 @@ class DataError(TrainingStopped):
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of samples. size, modified: of the file when it was indexed; problem: why it ends early, if it does."""
+    """One file of samples. size (bytes), modified (ns): when it was indexed; problem: why it ends early, if it does."""
 
     name: str
     count: int
@@ -45,8 +45,8 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """An indexed data set: `root / shard.name` opens every shard and has its index beside it.
+class IndexedDataset:
+    """An indexed data set: `root / shard.name` is the path of every shard, and its index lies beside it.
 
     shards: those with samples. damaged: those with a problem, whether they have samples or not.
     """
@@ -60,7 +60,7 @@ class Dataset:
         return sum(shard.count for shard in self.shards)
 
 
-def index_dataset(path: str | Path, index_folder: str | Path | None = None) -> Dataset:
+def index_dataset(path: str | Path, index_folder: str | Path | None = None) -> IndexedDataset:
     """Index what is new or changed in a data set and return it.
 
     path: a folder with .tar, .jsonl or .tsv files, or one such file. index_folder: see `DataConfig.index_folder`.
@@ -73,20 +73,16 @@ def index_dataset(path: str | Path, index_folder: str | Path | None = None) -> D
             _link(folder, root, names)
         known = _known(root)
         stale = [name for name in names if not _fresh(root, name, known.get(name))]
-        jobs = [(str(root), name) for name in stale]
-        if len(jobs) > 4 and (os.cpu_count() or 1) > 1:
-            with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
-                found = list(pool.map(_index_shard, jobs))
-        else:
-            found = [_index_shard(job) for job in jobs]
+        processes = os.cpu_count() or 1 if len(stale) > 4 else 1  # starting them takes longer than a few shards
+        found = process_map(_index_shard, [(str(root), name) for name in stale], processes)
         known.update({shard.name: shard for shard in found})
         shards = tuple(known.get(name) or _adopt(root, name) for name in names)
         if stale or set(known) != set(names):
             record = {shard.name: asdict(shard) for shard in shards}
-            write_whole(root / RECORD, json.dumps(record, indent=1).encode())
+            write_file(root / RECORD, json.dumps(record, indent=1))
             _describe_to_energon(root, ending, shards)
     damaged = tuple(shard for shard in shards if shard.problem)
-    dataset = Dataset(root, ending, tuple(shard for shard in shards if shard.count), damaged)
+    dataset = IndexedDataset(root, ending, tuple(shard for shard in shards if shard.count), damaged)
     if not dataset.shards:
         problems = "; ".join(f"{shard.name}: {shard.problem or 'holds no sample'}" for shard in shards[:5])
         raise DataError(f"No sample can be read in {path} ({problems}). Expected WebDataset tars, .jsonl or .tsv.")
@@ -96,20 +92,6 @@ def index_dataset(path: str | Path, index_folder: str | Path | None = None) -> D
 def sample_offsets(path: Path) -> np.ndarray:
     """Byte offsets of a shard's samples and of their end, memory-mapped uint64."""
     return np.memmap(path.with_suffix(path.suffix + ".idx"), dtype="<u8", mode="r")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that nobody can see half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _find(path: Path) -> tuple[Path, list[str], str]:
@@ -147,7 +129,7 @@ def _index_root(folder: Path, index_folder: str | Path | None) -> Path:
 
 @contextlib.contextmanager
 def _locked(root: Path):
-    """One process at a time; the lock goes with the process that holds it."""
+    """One process at a time; the lock ends with the process that holds it."""
     lock = root / MAIN_FOLDER_NAME / ".lock"
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +159,7 @@ def _known(root: Path) -> dict[str, Shard]:
 
 
 def _fresh(root: Path, name: str, known: Shard | None) -> bool:
-    """Whether the index belongs to the file as it is now."""
+    """Whether there is an index and it belongs to the file as it is now."""
     path = root / name
     index, state = path.with_suffix(path.suffix + ".idx"), path.stat()
     if known:
@@ -204,7 +186,7 @@ def _index_shard(job: tuple[str, str]) -> Shard:
     except OSError as error:
         offsets, problem = [], f"unreadable: {error.strerror or error}"
     if len(offsets) > 1:
-        write_whole(path.with_suffix(path.suffix + ".idx"), np.asarray(offsets, dtype="<u8").tobytes())
+        write_file(path.with_suffix(path.suffix + ".idx"), np.asarray(offsets, dtype="<u8").tobytes())
     return Shard(name, max(len(offsets) - 1, 0), state.st_size, state.st_mtime_ns, problem)
 
 
@@ -261,6 +243,6 @@ def _describe_to_energon(root: Path, ending: str, shards: tuple[Shard, ...]) -> 
     counts = {shard.name: shard.count for shard in shards if shard.count}
     dataset = {"__module__": "megatron.energon", "__class__": "CrudeWebdataset", "subflavors": {}}
     split = {"split_parts": {"train": list(counts), "val": [], "test": []}, "exclude": []}
-    write_whole(folder / "split.yaml", yaml.safe_dump(split).encode())
-    write_whole(folder / ".info.json", json.dumps({"energon_version": __version__, "shard_counts": counts}).encode())
-    write_whole(folder / "dataset.yaml", yaml.safe_dump(dataset).encode())
+    write_file(folder / "split.yaml", yaml.safe_dump(split))
+    write_file(folder / ".info.json", json.dumps({"energon_version": __version__, "shard_counts": counts}))
+    write_file(folder / "dataset.yaml", yaml.safe_dump(dataset))

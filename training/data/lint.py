@@ -2,9 +2,9 @@
 
     python -m training.data.lint PATH [--kind edit] [--sheet sheet.png] [--limit 10000] [--json findings.json]
 
-Every sample is read, cooked and its pictures decoded as training would. The table says what is unusable and why; the
-contact sheet, PATH-sheet.png beside the data set, shows twelve samples with their prompts. Exit code 0: fit for
-training; 1: more than --max-bad per cent of the samples, or a file, are unusable; 2: no data set of a known layout, or
+Every sample is read and its pictures are decoded, as in training. The table says what is unusable and why; the contact
+sheet, PATH-sheet.png beside the data set, shows twelve samples with their prompts. Exit code 0: fit for training;
+1: more than --max-bad per cent of the samples are unusable, or a file is damaged; 2: no data set of a known layout, or
 the results cannot be written.
 """
 
@@ -15,24 +15,24 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from .cookers import COOKS
+from .cookers import COOKERS
 from .data_config import DataConfig, Kind
 from .decoding import decode, decode_mask
-from .index import DataError, Dataset, index_dataset
+from .index import DataError, IndexedDataset, index_dataset
+from .process_map import process_map
 from .reader import Reader, detect_kind
 from .sample_sheet import contact_sheet
-from .samples import BadSample, CaptionSample, EditSample, Filtered, InterleavedSample, TextSample
-from .tsv_cookers import ORIGINAL_COOKS
+from .sample_types import BadSample, CompositionalSample, EditSample, Filtered
 
 CHUNK = 200
 SHOWN = 12
@@ -68,92 +68,77 @@ class Findings:
         return sum(map(len, self.bad.values()))
 
 
+@dataclass
 class Checker:
-    """Checks samples of a data set as training would read them; built once per process."""
+    """Checks samples of a data set as training would read them. Each process that gets it opens the files itself."""
 
-    def __init__(self, dataset: Dataset, kind: str):
-        self.reader, self.cook = Reader(dataset, kind), (COOKS | ORIGINAL_COOKS)[kind]
+    dataset: IndexedDataset
+    kind: str
 
-    def check(self, start: int, stop: int) -> Findings:
-        """What is found in samples start ... stop - 1."""
+    @cached_property
+    def reader(self) -> Reader:
+        return Reader(self.dataset, self.kind)
+
+    def __call__(self, numbers: range) -> Findings:
+        """What is found in these samples."""
         found = Findings()
-        for index in range(start, stop):
+        for index in numbers:
             found.samples += 1
             key = None
             try:
                 crude = self.reader[index]
                 key = crude["__key__"]
-                text, images, oddities = _contents(self.cook(crude))
+                sample = COOKERS[self.kind](crude)
+                contents = sample.contents()
+                images = [decode(content) for content in contents if isinstance(content, bytes)]
+                oddities = _oddities(sample, images)
             except Filtered as bad:
                 found.left_out[bad.reason] += 1
             except BadSample as bad:
                 found.bad.setdefault(bad.reason, []).append(key or self.reader.key(index))
             else:
-                found.images += images
-                found.characters += len(text)
+                found.images += len(images)
+                found.characters += sum(len(content) for content in contents if isinstance(content, str))
                 for oddity in oddities:
                     found.odd.setdefault(oddity, []).append(key)
         return found
 
 
-def _contents(sample) -> tuple[str, int, list[str]]:
-    """A sample's text, its number of pictures, each decoded once, and what is odd about it."""
-    odd = []
-    if isinstance(sample, TextSample):
-        return sample.text, 0, odd
-    if isinstance(sample, InterleavedSample):
-        images = [decode(segment) for segment in sample.segments if isinstance(segment, bytes)]
-        return "".join(text for text in sample.segments if isinstance(text, str)), len(images), odd
+def _oddities(sample: Any, images: list[Image.Image]) -> list[str]:
+    """What is odd about a sample. images: its pictures, decoded, in the order of `contents`."""
+    odd = set()
     if isinstance(sample, EditSample):
-        sizes = [[decode(image).size for image in pair] for pair in sample.pairs]
-        odd += ["before and after differ in size"] * any(before != after for before, after in sizes)
-        return sample.caption + sample.instruction, 2 * len(sizes), odd
-    if isinstance(sample, CaptionSample):
-        if sample.image is not None:
-            decode(sample.image)
-        return sample.caption, int(sample.image is not None), odd
-    decode(sample.target)
-    for entity in sample.entities:
-        crop = decode(entity.crop)
-        odd += ["crop is not square"] * (crop.width != crop.height)
-        if entity.mask is not None:
-            mask = decode_mask(entity.mask)
-            odd += ["mask and crop differ in size"] * (mask.size != crop.size)
-            odd += ["mask is empty"] * (mask.getextrema()[1] < 128)
-    odd += ["no entity"] * (not sample.entities)
-    return sample.caption, 1 + len(sample.entities), sorted(set(odd))
+        if any(before.size != after.size for before, after in zip(images[::2], images[1::2], strict=True)):
+            odd.add("before and after differ in size")
+    elif isinstance(sample, CompositionalSample):
+        if not sample.entities:
+            odd.add("no entity")
+        for entity, crop in zip(sample.entities, images, strict=False):
+            if crop.width != crop.height:
+                odd.add("crop is not square")
+            if entity.mask is not None:
+                mask = decode_mask(entity.mask)
+                if mask.size != crop.size:
+                    odd.add("mask and crop differ in size")
+                if mask.getextrema()[1] < 128:
+                    odd.add("mask is empty")
+            if entity.on_white is not None:
+                decode(entity.on_white)
+    return sorted(odd)
 
 
-def check_all(dataset: Dataset, kind: str, limit: int, workers: int, console: Console) -> Findings:
-    """Check the first `limit` samples of a data set with several processes."""
-    stop = min(limit or len(dataset), len(dataset))
-    ranges = [(start, min(start + CHUNK, stop)) for start in range(0, stop, CHUNK)]
-    workers = min(workers, len(ranges))
+def check_all(dataset: IndexedDataset, kind: str, limit: int, workers: int, console: Console) -> Findings:
+    """Check the first `limit` samples of a data set (0: all) with several processes."""
+    numbers = range(min(limit or len(dataset), len(dataset)))
+    ranges = [numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)]
     found = Findings()
-
-    def results() -> Iterator[Findings]:
-        if workers < 2:
-            checker = Checker(dataset, kind)
-            yield from (checker.check(*given) for given in ranges)
-            return
-        with ProcessPoolExecutor(workers, initializer=_receive, initargs=(dataset, kind)) as pool:
-            yield from pool.map(_check_received, ranges)
-
-    for result in track(results(), "Reading", total=len(ranges), console=console, transient=True):
+    results = process_map(Checker(dataset, kind), ranges, workers)
+    for result in track(results, "Reading", total=len(ranges), console=console, transient=True):
         found += result
     return found
 
 
-def _receive(dataset: Dataset, kind: str) -> None:
-    global _checker
-    _checker = Checker(dataset, kind)
-
-
-def _check_received(given: tuple[int, int]) -> Findings:
-    return _checker.check(*given)
-
-
-def show(path: str, dataset: Dataset, kind: str, found: Findings, console: Console) -> None:
+def show(path: str, dataset: IndexedDataset, kind: str, found: Findings, console: Console) -> None:
     """Print the summary table."""
     table = Table(title=f"{path}: {kind}", title_justify="left", title_style="bold")
     table.add_column("what")
@@ -181,7 +166,7 @@ def show(path: str, dataset: Dataset, kind: str, found: Findings, console: Conso
     console.print(table)
 
 
-def report(path: str, dataset: Dataset, kind: str, found: Findings) -> dict:
+def report(path: str, dataset: IndexedDataset, kind: str, found: Findings) -> dict:
     """The same for machines."""
     return {
         "path": path,

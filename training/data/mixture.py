@@ -1,4 +1,7 @@
-"""Which source each row of a global batch comes from: exact shares, without drift, equal in every process."""
+"""Which source each row of a global batch comes from: exact shares over a run, the same in every process.
+
+`data_stream.py` draws an example.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,12 @@ from ..base.rng import seed_of
 
 
 class Mixture:
-    """Rows per source of each step by largest remainder; what a step rounds away the next steps make up for.
+    """How many rows of each step every source gives: its share, rounded by largest remainder.
 
-    So every step's counts add up to `rows`, and at any step each source has had its share of all rows so far to within
-    one row: 2 : 2 : 1 holds exactly over a run, even where a batch is smaller than the number of sources. Ties are
-    broken by (seed, step). weights: by source, positive. rows: of the global batch.
+    What one step rounds away the next steps make up for: after any step, each source has had its share of all rows so
+    far to within one row. So 2 : 2 : 1 holds over a run even where a batch has fewer rows than there are sources. Which
+    of two equal remainders is rounded up is drawn by (seed, step). weights: by source, positive; rows: of the global
+    batch. Raises ValueError for a weight that is not above 0.
     """
 
     def __init__(self, weights: Mapping[str, float], rows: int, seed: int):
@@ -48,10 +52,15 @@ class Mixture:
             self.owed[name] = round(self.owed[name] + share - counts[name], 9)
         self.step += 1
 
+    def advance_to(self, step: int) -> None:
+        """Go on to a later step; nothing happens where it has been reached."""
+        while self.step < step:
+            self.advance()
+
     def rows_of_step(self) -> list[str]:
         """The source of every row of the current step's global batch, the sources spread evenly through it.
 
-        Every run of neighbouring rows, a micro-batch say, then has close to the shares of the whole.
+        So neighbouring rows, such as those of one micro-batch, have nearly the shares of the whole batch.
         """
         counts = self.counts()
         places = [((number + 0.5) / count, name) for name, count in counts.items() for number in range(count)]

@@ -1,8 +1,9 @@
-"""The order in which a source's samples are read: a function of (seed, epoch) and a position, with nothing to store.
+"""The order in which a source's samples are read, computed from (seed, epoch) and a position: nothing is stored.
 
-Positions 0, 1, 2, ... run through the data set, epoch after epoch; each epoch holds every sample exactly once.
-A full shuffle would make every read a seek, so runs of `block` neighbours stay together and `window` such runs, from
-random places of the data set, are mixed with each other.
+Positions 0, 1, 2, ... run through the data set, epoch after epoch; each epoch holds every sample exactly once, in an
+order of its own. (`data_stream.py` draws which positions each lane reads.) A full shuffle would make every read a seek.
+So blocks of `block` neighbours stay together on the way: the blocks are shuffled, and then the samples within every
+`window` blocks that follow each other in that order.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from ..base.rng import seed_of
 
 
 class Order:
-    """Sample numbers by position.
+    """`order[position]` is the number of a sample in the data set.
 
-    seed: int or str, any; size: samples in the data set; block, window: see `DataConfig.shuffle_block`.
+    size: samples in the data set; block, window: see `DataConfig.shuffle_block`.
     """
 
     def __init__(self, seed: int | str, size: int, block: int = 64, window: int = 64):
@@ -25,7 +26,7 @@ class Order:
             raise ValueError(f"an order needs a size, block and window of at least 1, got {size}, {block}, {window}")
         self.seed, self.size, self.block, self.span = seed, size, block, block * window
         self.window = window
-        # Two epochs and their open windows at a time: lanes that run ahead have entered the next one.
+        # Lanes do not stand at one position: some are still in one window or epoch when others have entered the next.
         self._blocks = lru_cache(maxsize=2)(self._shuffled_blocks)
         self._inside = lru_cache(maxsize=8)(self._shuffled_window)
 

@@ -1,9 +1,9 @@
 """Full-sentence packing: sequences of fixed length, filled with whole sentences of consecutive documents.
 
-A document is `<s>` units `</s>`; a unit is a sentence, a picture with the sentence behind it, or a whole captioned
-picture. A unit that does not fit any more begins the next sequence, behind a `<s>` of its own; what is left of the
-sequence is padding. So nothing is cut inside `<image> ... </image>`, nor a caption from its picture, and a sentence
-only where it is longer than a sequence. (The paper, arXiv 2310.02992 section 3.2: "full-sentence" format.)
+A document is `<s>`, its units, `</s>`. A unit is a sentence, a picture with the sentence behind it, or a picture with
+its whole caption. Where the next unit does not fit, the rest of the sequence is padding, and the unit begins the next
+sequence behind another `<s>`. So no picture's tokens are cut, no caption is parted from its picture, and a sentence is
+cut only if it is longer than a whole sequence. (The "full-sentence" format of arXiv 2310.02992, section 3.2.)
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from kosmos_core.config import VisionConfig
 from kosmos_core.images import preprocess_image
 from kosmos_core.tokenizer import Tokenizer
 
 from .decoding import decode
-from .samples import CaptionSample, InterleavedSample, TextSample
+from .sample_types import CaptionSample, InterleavedSample, TextSample
 from .sequences import encode
 
 # A sentence ends behind . ! ? or their CJK forms, with closing quotes or brackets, and at every line break.
@@ -26,20 +27,22 @@ _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])|\n
 
 
 @dataclass
-class Unit:
-    """What packing never cuts: ids, which of them stand for picture features, and the pictures' pixels."""
+class PackingUnit:
+    """What packing never cuts: token ids, which of them image embeddings replace, and the pictures' pixels."""
 
     token_ids: list[int] = field(default_factory=list)
     image_mask: list[bool] = field(default_factory=list)
     pixels: list[Tensor] = field(default_factory=list)
 
-    def __add__(self, other: Unit) -> Unit:
-        return Unit(self.token_ids + other.token_ids, self.image_mask + other.image_mask, self.pixels + other.pixels)
+    def __add__(self, other: PackingUnit) -> PackingUnit:
+        return PackingUnit(
+            self.token_ids + other.token_ids, self.image_mask + other.image_mask, self.pixels + other.pixels
+        )
 
 
 @dataclass
-class Packed:
-    """One sequence, not padded yet; `documents` numbers the document of each id within the sequence."""
+class PackedRow:
+    """A row of stage 1's micro-batch, not padded yet. documents: for each id the number of its document in the row."""
 
     token_ids: list[int] = field(default_factory=list)
     image_mask: list[bool] = field(default_factory=list)
@@ -47,7 +50,7 @@ class Packed:
     documents: list[int] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
 
-    def add(self, unit: Unit, key: str) -> None:
+    def add(self, unit: PackingUnit, key: str) -> None:
         if not self.keys or self.keys[-1] != key:
             self.keys.append(key)
         self.token_ids += unit.token_ids
@@ -68,9 +71,12 @@ def sentences(text: str) -> Iterator[str]:
 
 
 def document_units(
-    sample: TextSample | CaptionSample | InterleavedSample, tokenizer: Tokenizer, length: int, image_size: int = 224
-) -> list[Unit]:
-    """A document's units, `<s>` in the first and `</s>` in the last; none is longer than length - 1.
+    sample: TextSample | CaptionSample | InterleavedSample,
+    tokenizer: Tokenizer,
+    length: int,
+    image_size: int = VisionConfig.image_size,
+) -> list[PackingUnit]:
+    """A document's units, `<s>` in the first and `</s>` in the last; none has more than length - 1 ids.
 
     Raises BadSample where a picture is corrupt.
     """
@@ -88,30 +94,30 @@ def document_units(
                 continue
             added = _text(segment, tokenizer, length - 3)
             last = units[-1] if units else None
-            # The sentence behind a picture speaks of it: they stay together where they fit.
+            # The sentence behind a picture is likely to speak of it: they stay together where they fit.
             if added and last and last.pixels and last.image_mask[-2] and _fits(last, added[0], length - 3):
                 units[-1] = last + added.pop(0)
             units += added
     if units:
-        units[0] = Unit([tokenizer.ids.bos], [False]) + units[0]
-        units[-1] = units[-1] + Unit([tokenizer.ids.eos], [False])
+        units[0] = PackingUnit([tokenizer.ids.bos], [False]) + units[0]
+        units[-1] = units[-1] + PackingUnit([tokenizer.ids.eos], [False])
     return units
 
 
-def _fits(first: Unit, second: Unit, length: int) -> bool:
+def _fits(first: PackingUnit, second: PackingUnit, length: int) -> bool:
     return len(first.token_ids) + len(second.token_ids) <= length
 
 
-def _image(content: bytes, tokenizer: Tokenizer, image_size: int) -> Unit:
-    return Unit(*tokenizer.ids.image(tokenizer.latents), [preprocess_image(decode(content), image_size)])
+def _image(content: bytes, tokenizer: Tokenizer, image_size: int) -> PackingUnit:
+    return PackingUnit(*tokenizer.ids.image(tokenizer.latents), [preprocess_image(decode(content), image_size)])
 
 
-def _text(text: str, tokenizer: Tokenizer, length: int, whole: bool = False) -> list[Unit]:
-    """One unit per sentence, or for the text as a whole; cut into pieces only above `length`."""
+def _text(text: str, tokenizer: Tokenizer, length: int, whole: bool = False) -> list[PackingUnit]:
+    """A unit for every sentence, or one for the whole text; what has more than `length` ids is cut into pieces."""
     units = []
     for sentence in [text] if whole else sentences(text):
         ids = encode(sentence, tokenizer)
         for start in range(0, len(ids), length):
             piece = ids[start : start + length]
-            units.append(Unit(piece, [False] * len(piece)))
+            units.append(PackingUnit(piece, [False] * len(piece)))
     return units

@@ -1,13 +1,12 @@
 """Samples of a data set by number: Megatron-Energon's random-access tar reader, and the same for files of lines.
 
-What comes back is Energon's crude sample: a dict of the sample's parts as bytes, with `__key__`, `__restore_key__` and
-`__subflavors__`, for the cookers to cook.
+They are Energon's crude samples: dictionaries of a sample's parts as bytes, with `__key__`, `__restore_key__` and
+`__subflavors__`, which the cookers turn into this package's samples.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import tarfile
 from bisect import bisect_right
 from collections import OrderedDict
@@ -23,8 +22,9 @@ from megatron.energon.flavors.crude import CrudeSample
 from megatron.energon.flavors.webdataset.itar import ITarSamplePointer
 from megatron.energon.flavors.webdataset.itar_reader import ITarReader
 
-from .index import Dataset, sample_offsets
-from .samples import BadSample
+from .cookers import kind_of
+from .index import IndexedDataset, sample_offsets
+from .sample_types import BadSample
 
 OPEN_FILES = 64
 
@@ -32,11 +32,11 @@ OPEN_FILES = 64
 class Reader:
     """Random access to the samples of an indexed data set.
 
-    parts: which parts of a tar's samples to read (by ending, without the dot); None reads all. Opened files belong to
-    the process that opened them: build a reader in the process that reads.
+    parts: which parts of a tar's samples to read (by name, as `0.mask.png`); None reads all. Open files cannot be
+    shared between processes: each process that reads needs a reader of its own.
     """
 
-    def __init__(self, dataset: Dataset, kind: str, parts: Callable[[str], bool] | None = None):
+    def __init__(self, dataset: IndexedDataset, kind: str, parts: Callable[[str], bool] | None = None):
         self.dataset, self.kind = dataset, kind
         self._starts = [0, *accumulate(shard.count for shard in dataset.shards)]
         self._offsets = lru_cache(maxsize=4 * OPEN_FILES)(self._read_offsets)
@@ -119,33 +119,11 @@ class _Tars(ITarReader[int]):
         return f"{type(self).__name__}({self._reader.dataset.root}, {len(self)} samples)"
 
 
-def detect_kind(dataset: Dataset) -> str:
-    """The layout of a data set's samples, from its first sound ones. Raises BadSample where none tells."""
+def detect_kind(dataset: IndexedDataset) -> str:
+    """The layout of a data set, from the first of its samples that tells one. Raises BadSample where none does."""
     reader = Reader(dataset, "auto")
     for index in range(min(len(reader), 20)):
         with contextlib.suppress(BadSample):
-            if kind := _kind_of(reader[index]):
+            if kind := kind_of(reader[index]):
                 return kind
     raise BadSample("unknown layout")
-
-
-def _kind_of(crude: dict) -> str | None:
-    if "tsv" in crude:
-        return None  # three layouts without a mark: the user names it
-    try:
-        described = json.loads(crude.get("json") or b"{}")
-    except ValueError:
-        described = {}
-    described = described if isinstance(described, dict) else {}
-    images = any(part.rpartition(".")[2] in ("jpg", "jpeg", "png", "webp") for part in crude if part[:2] != "__")
-    if "segments" in described:
-        return "interleaved"
-    if "entities" in described and images:
-        return "compositional"
-    if "edit" in described and images:
-        return "edit"
-    if (images and "txt" in crude) or "caption" in described:
-        return "captions"
-    if "txt" in crude or "text" in described:
-        return "text"
-    return "pictures" if images else None

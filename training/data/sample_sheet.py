@@ -7,12 +7,11 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from .cookers import COOKS
+from .cookers import COOKERS
 from .decoding import decode, decode_mask, on_white
-from .index import Dataset
+from .index import IndexedDataset
 from .reader import Reader
-from .samples import BadSample, CaptionSample, CompositionalSample, EditSample, InterleavedSample
-from .tsv_cookers import ORIGINAL_COOKS
+from .sample_types import BadSample, CaptionSample, CompositionalSample, EditSample, InterleavedSample
 
 COLUMNS, CARD, GAP, MARGIN = 4, 420, 20, 28
 IMAGE, SMALL = 300, 92
@@ -33,9 +32,9 @@ class Card:
     small: list[Image.Image] = field(default_factory=list)
 
 
-def contact_sheet(dataset: Dataset, kind: str, count: int) -> Image.Image | None:
+def contact_sheet(dataset: IndexedDataset, kind: str, count: int) -> Image.Image | None:
     """`count` usable samples from all over the data set on one page; None where there is none."""
-    reader, cook = Reader(dataset, kind), (COOKS | ORIGINAL_COOKS)[kind]
+    reader, cook = Reader(dataset, kind), COOKERS[kind]
     cards: list[Card] = []
     tried: set[int] = set()
     for attempt in range(4):  # evenly spread places first, then the ones beside those that were unusable

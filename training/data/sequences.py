@@ -1,4 +1,4 @@
-"""From a sample to the token sequence that a stage reads, and its pictures.
+"""From a sample to the token sequence that stages 2 and 3 read, and its pictures.
 
 Layouts, as the first implementation's loaders and the paper (arXiv 2310.02992, section 2.3) have them:
 
@@ -6,10 +6,11 @@ Layouts, as the first implementation's loaders and the paper (arXiv 2310.02992, 
     edit           <s> caption <image> before </image> instruction </s>        target: after
     compositional  <s> words words <image> entity </image> words ... </s>      target: the whole picture
 
-`<image>` is the begin-of-image id followed by one position per latent, which the model fills with the picture's
-features; every stretch of text is tokenised on its own. Stages 2 and 3 feed the sequence without its `</s>`.
+`<image>` is the begin-of-image id and one position for each latent, where the picture's embeddings go; every stretch of
+text is tokenised on its own. Stages 2 and 3 feed the sequence without its `</s>`.
 
-All chance comes from the `random.Random` that is passed in, in the order in which the first implementation drew it.
+All random choices come from the `random.Random` that is passed in, in the order in which the first implementation drew
+them.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from kosmos_core.special_tokens import SpecialTokens
 from kosmos_core.tokenizer import Tokenizer
 
 from .decoding import decode, decode_mask, on_white
-from .samples import BadSample, CaptionSample, CompositionalSample, EditSample, Entity
+from .sample_types import BadSample, CaptionSample, CompositionalSample, EditSample, Entity
 
 
 def encode(text: str, tokenizer: Tokenizer) -> list[int]:
-    """The ids of a text. Raises BadSample for text that is no Unicode, half a surrogate pair from a JSON escape."""
+    """The ids of a text. Raises BadSample where it is no Unicode, such as half a surrogate pair from a JSON escape."""
     try:
         return tokenizer.encode(text)
     except PromptError as error:
@@ -37,8 +38,8 @@ def encode(text: str, tokenizer: Tokenizer) -> list[int]:
 
 
 @dataclass
-class Sequence:
-    """Ids from <s> to </s>, which of them stand for picture features, and the pictures in order."""
+class TokenSequence:
+    """Token ids from <s> to </s>, which of them image embeddings replace, the pictures in order, and the target."""
 
     token_ids: list[int] = field(default_factory=lambda: [SpecialTokens.bos])
     image_mask: list[bool] = field(default_factory=lambda: [False])
@@ -56,17 +57,20 @@ class Sequence:
         self.images.append(image)
 
 
-def caption_sequence(sample: CaptionSample, tokenizer: Tokenizer) -> Sequence:
+def caption_sequence(sample: CaptionSample, tokenizer: Tokenizer) -> TokenSequence:
     """<s> caption </s>; the picture, if it was read, is the target."""
-    sequence = Sequence(target=decode(sample.image) if sample.image is not None else None)
+    sequence = TokenSequence(target=decode(sample.image) if sample.image is not None else None)
     sequence.add_ids(encode(sample.caption, tokenizer))
     sequence.add_ids([SpecialTokens.eos])
     return sequence
 
 
-def edit_sequence(sample: EditSample, tokenizer: Tokenizer, rng: random.Random, drop_caption: float) -> Sequence:
-    """<s> [caption] <image> before </image> instruction </s>, with one of the pairs. Draws: drop, pair."""
-    sequence = Sequence()
+def edit_sequence(sample: EditSample, tokenizer: Tokenizer, rng: random.Random, drop_caption: float) -> TokenSequence:
+    """<s> [caption] <image> before </image> instruction </s>, with one of the pairs.
+
+    drop_caption: probability of leaving the caption out. Drawn first that, then the pair.
+    """
+    sequence = TokenSequence()
     dropped = rng.random() < drop_caption
     before, after = rng.choice(sample.pairs)
     if not dropped:
@@ -86,14 +90,15 @@ def compositional_sequence(
     keep_background: float,
     drop_scope: Literal["sample", "entity"] = "sample",
     empty_start: Literal["keep", "skip"] = "keep",
-) -> Sequence:
+) -> TokenSequence:
     """The caption with every entity's picture behind its words, or in their place where they are dropped.
 
-    Draws: drop once per sample (or per entity), then per entity whether the background stays. empty_start: what to do
-    where the first word is dropped, so that the sequence begins with a picture: keep it, or skip the sample as the
-    first implementation did.
+    drop_entity, keep_background: probabilities; whether words are dropped is drawn once for the sample or for each
+    entity (`drop_scope`), whether a background stays for each entity. empty_start: a sequence that would begin with a
+    picture, because the caption's first words are dropped, is kept, or skipped (BadSample) as the first implementation
+    did.
     """
-    sequence, position = Sequence(), 0
+    sequence, position = TokenSequence(), 0
     dropped = rng.random() < drop_entity if drop_scope == "sample" else False
     for entity in sample.entities:
         if drop_scope == "entity":

@@ -1,58 +1,42 @@
-"""WebDataset tars written so that they depend on their samples alone and are never seen half-written."""
+"""WebDataset tars: the same samples give the same bytes, and no tar is ever seen half-written."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import os
 import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from kosmos_core.atomic import atomic_write
+
 Parts = Mapping[str, bytes]
 
 
-class ShardWriter:
-    """One tar in the making; it gets its name on leaving the `with` block without an error, and only with samples.
+class ShardWriter(contextlib.ExitStack):
+    """One tar in the making; it appears on leaving the `with` block without an error, and only if it has samples.
 
-    The parts of a sample stand in the order of their names and no header tells a time or a user: same samples, same
-    bytes.
+    The parts of a sample stand in the order of their names, and no header tells a time or a user.
     """
 
     def __init__(self, path: Path):
+        super().__init__()
         self.path, self.count = path, 0
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> ShardWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._partial.open("wb")
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
-        return self
 
     def add(self, key: str, parts: Parts) -> None:
-        """Append a sample. Its key may not contain a dot, which ends a key in a tar."""
+        """Append a sample. Raises ValueError for a key with a dot, which would end the key in a tar."""
         if "." in key.rpartition("/")[2]:
             raise ValueError(f"the key {key!r} contains a dot")
+        if not self.count:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = self.enter_context(atomic_write(self.path))
+            self._tar = self.enter_context(tarfile.TarFile(fileobj=file, mode="w", format=tarfile.PAX_FORMAT))
         for name in sorted(parts):
             member = tarfile.TarInfo(f"{key}.{name}")
             member.size = len(parts[name])
             self._tar.addfile(member, io.BytesIO(parts[name]))
             self._tar.members = []  # tarfile would keep every header
         self.count += 1
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
-            if kind is None and self.count:
-                self._tar.close()
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._file.close()
-                self._partial.replace(self.path)
-        finally:
-            with contextlib.suppress(OSError):  # a full disk again, which the first error has told already
-                self._file.close()
-            with contextlib.suppress(OSError):
-                self._partial.unlink(missing_ok=True)
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, Parts]]) -> int:

@@ -1,4 +1,4 @@
-"""Counts of samples that were passed over, per source and reason, and when there are too many."""
+"""Counts of the samples that were passed over, by source and reason, and a stop where there are too many."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ class TooManyBad(DataError):
 
 @dataclass
 class SkipCounts:
-    """What was read and passed over. max_bad: per cent; judged from `judged_from` samples of a source on."""
+    """What was read and passed over.
+
+    max_bad: per cent of a source's samples; a source is judged when `judged_from` of its samples have been read.
+    listing: the first bad samples of each source, "key: reason".
+    """
 
     max_bad: float
     judged_from: int = 200
@@ -42,7 +46,7 @@ class SkipCounts:
             self.judge(source)
 
     def judge(self, source: str, at_least: int | None = None) -> None:
-        """Raise TooManyBad if a source has too many bad samples among at least so many read."""
+        """Raise TooManyBad if a source has too many bad samples, once so many have been read (default: judged_from)."""
         count, seen = self.bad[source].total(), self.seen[source]
         if seen < (self.judged_from if at_least is None else at_least) or count * 100 <= self.max_bad * seen:
             return

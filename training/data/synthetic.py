@@ -21,9 +21,9 @@ from pathlib import Path
 import sentencepiece
 from PIL import Image, ImageDraw
 
+from kosmos_core.atomic import write_file
 from kosmos_core.tokenizer import dictionary_of
 
-from .index import write_whole
 from .shard_writer import write_shard
 
 COLOURS = {
@@ -208,8 +208,9 @@ def write_vocabulary(folder: Path, seed: int = 0, pieces: int = 200) -> tuple[Pa
         minloglevel=2,
     )
     spm, dictionary = folder / "spm.model", folder / "dict.txt"
-    write_whole(spm, model.getvalue())
-    write_whole(dictionary, dictionary_of(model.getvalue()))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(spm, model.getvalue())
+    write_file(dictionary, dictionary_of(model.getvalue()))
     return spm, dictionary
 
 

@@ -1,4 +1,4 @@
-"""What each stage makes of samples: which layouts it reads, the row of a sample, the batch of rows."""
+"""What each stage makes of samples: which layouts it reads (`kinds`), the row of a sample, the batch of rows."""
 
 from __future__ import annotations
 
@@ -7,36 +7,37 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from kosmos_core.config import AlignerConfig, VisionConfig
 from kosmos_core.images import preprocess_image
 from kosmos_core.tokenizer import Tokenizer
 
+from .batch_stream import Batch
 from .batches import PromptRow, align_batch, instruct_batch, lm_batch
 from .data_config import AlignData, InstructData, LmData
 from .decoding import target_pixels
 from .lanes import Lane
-from .packing import Unit, document_units
-from .protocol import Batch
-from .samples import BadSample, CaptionSample, CompositionalSample, EditSample, Filtered, TextSample
+from .packing import PackingUnit, document_units
+from .sample_types import BadSample, CaptionSample, CompositionalSample, EditSample, Filtered, TextSample
 from .sequences import caption_sequence, compositional_sequence, edit_sequence, encode
 
 TEXT_PARTS = frozenset(("txt", "json"))
-CLIP_LENGTH = 77
+CLIP_LENGTH = AlignerConfig.queries  # the condition has a token for each of Stable Diffusion's CLIP
 
 
 class Task(Protocol):
-    """A stage's use of data; must be picklable, since reading processes get a copy."""
+    """A stage's use of data. Picklable: every worker gets a copy."""
 
     stage: str
     kinds: frozenset[str]  # the layouts that it reads
 
     def needed(self, kind: str) -> Callable[[str], bool] | None:
-        """Which parts of a sample of this layout are read; None for all."""
+        """A test of the names of a sample's parts: which are read in this layout; None for all."""
 
     def row(self, lane: Lane) -> tuple[str, Any]:
-        """The keys and the content of the next row of a lane."""
+        """The next row of a lane: the keys of its samples, joined by commas, and what `batch` needs of it."""
 
     def batch(self, rows: list[Any]) -> Batch:
-        """Rows as tensors."""
+        """Rows as a micro-batch, see `batches.py`."""
 
 
 def _only_text(part: str) -> bool:
@@ -44,8 +45,8 @@ def _only_text(part: str) -> bool:
 
 
 def _clip_ids(caption: str, clip_tokenizer: Any, most: int) -> list[int]:
-    """The caption in CLIP's vocabulary, padded; Filtered where it is longer than `most` tokens or than CLIP takes."""
-    clip = clip_tokenizer(caption, verbose=False).input_ids  # too long ones are counted here, not warned of
+    """The caption's ids in CLIP's vocabulary, padded. Raises Filtered above `most` tokens or what CLIP takes."""
+    clip = clip_tokenizer(caption, verbose=False).input_ids  # else it warns of every long caption
     if len(clip) - 2 > min(most, CLIP_LENGTH - 2):
         raise Filtered("caption too long for CLIP")
     return clip + [clip_tokenizer.pad_token_id] * (CLIP_LENGTH - len(clip))
@@ -53,11 +54,11 @@ def _clip_ids(caption: str, clip_tokenizer: Any, most: int) -> list[int]:
 
 @dataclass
 class LmTask:
-    """Packed sequences. image_size: side of the vision tower's pictures in pixels."""
+    """Stage 1: packed sequences. image_size: side of the vision tower's pictures in pixels."""
 
     config: LmData
     tokenizer: Tokenizer
-    image_size: int = 224
+    image_size: int = VisionConfig.image_size
     stage: str = "lm"
     kinds: frozenset[str] = frozenset(("text", "captions", "interleaved", "original-laion"))
 
@@ -76,7 +77,7 @@ class LmTask:
         packed = lane.pack(self.config.sequence_length, self._units)
         return ",".join(packed.keys), packed
 
-    def _units(self, sample: Any, rng: random.Random) -> list[Unit]:
+    def _units(self, sample: Any, rng: random.Random) -> list[PackingUnit]:
         if isinstance(sample, CaptionSample) and sample.image is None:
             raise BadSample("missing picture")
         units = document_units(sample, self.tokenizer, self.config.sequence_length, self.image_size)
@@ -90,12 +91,12 @@ class LmTask:
 
 @dataclass
 class AlignTask:
-    """Captions, also with pictures in the place of words. clip_tokenizer: that of the Stable Diffusion model."""
+    """Stage 2: captions, also with pictures in the place of words. clip_tokenizer: Stable Diffusion's."""
 
     config: AlignData
     tokenizer: Tokenizer
     clip_tokenizer: Any
-    image_size: int = 224
+    image_size: int = VisionConfig.image_size
     stage: str = "align"
     kinds: frozenset[str] = frozenset(("text", "captions", "compositional", "original-laion"))
 
@@ -128,14 +129,14 @@ class AlignTask:
 
 @dataclass
 class InstructTask:
-    """Prompts with pictures and the picture to generate. image_size: side of the vision tower's pictures in pixels.
+    """Stage 3: prompts with pictures and the picture to generate. image_size: of the vision tower's, in pixels.
 
-    With a `clip_tokenizer` rows also hold the caption of the picture to generate, where the data set tells it.
+    With a `clip_tokenizer` a row also holds the caption of the picture to generate, where the data set has one.
     """
 
     config: InstructData
     tokenizer: Tokenizer
-    image_size: int = 224
+    image_size: int = VisionConfig.image_size
     clip_tokenizer: Any = None
     stage: str = "instruct"
     kinds: frozenset[str] = frozenset(

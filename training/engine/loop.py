@@ -21,7 +21,7 @@ from ..base.errors import ConfigError, TrainingStopped
 from ..base.precision import DTYPES, LossScale, autocast, slow_format
 from ..base.processes import StopSignal
 from ..base.rng import RowRng, seed_of
-from ..data.protocol import Batch, BatchStream, Stream
+from ..data.batch_stream import Batch, BatchStream, Stream
 from . import flops
 from .checkpoint import Checkpoints, gather_state, read_progress, restore_state
 from .data_reports import DataReports

@@ -26,7 +26,7 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 
 from ..base.rng import RowRng
-from ..data.protocol import Batch, BatchStream, Stream
+from ..data.batch_stream import Batch, BatchStream, Stream
 from ..stages.losses import Losses
 
 

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from kosmos_core.images import IMAGE_ENDINGS
+
 from ..base.errors import ConfigError
 from ..base.processes import ProcessGroup
 from .fid import PROTOCOLS, ImageFiles, frechet_distance, name_of_reals, treatments
@@ -17,7 +19,6 @@ from .image_generator import SD_ROW, ImageGenerator, Sampling, as_painted
 from .jobs import Job
 from .output import OutputFolder
 from .score import require_painted
-from .subjects import IMAGE_ENDINGS
 from .table import markdown
 
 CAPTIONS, SEED = 30_000, 0
@@ -107,7 +108,7 @@ def sample_captions(annotations: str | Path, count: int | None) -> list[tuple[in
 def real_images(folder: str | Path) -> list[Path]:
     """All pictures of a folder by name; ConfigError where there are fewer than two."""
     folder = Path(folder)
-    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_ENDINGS)
+    found = sorted(path for path in folder.glob("*") if path.suffix[1:].lower() in IMAGE_ENDINGS)
     if len(found) < 2:
         raise ConfigError(f"--images: {folder} holds {len(found)} pictures; give the folder of val2014's pictures")
     return found

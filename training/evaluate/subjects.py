@@ -14,10 +14,9 @@ import yaml
 from PIL import Image
 
 from kosmos_core import images as core_images
+from kosmos_core.images import IMAGE_ENDINGS
 
 from ..base.errors import ConfigError
-
-IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ def subject_images(data: str | Path, subject: Subject) -> list[Path]:
             f"the subject '{subject.name}' has no folder {folders[0]} or {folders[1]}; give --data the folder that "
             "holds one folder per subject (a clone of google/dreambooth, or its dataset folder)"
         )
-    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
+    images = sorted(path for path in folder.iterdir() if path.suffix[1:].lower() in IMAGE_ENDINGS)
     if folder / subject.picked not in images:
         raise ConfigError(
             f"{folder} has no {subject.picked}, which stands for '{subject.name}'; it holds "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kosmos_core import KosmosG
 
-from ..data.protocol import Batch
+from ..data.batch_stream import Batch
 
 Reconstruction = Literal["original", "paper"]
 

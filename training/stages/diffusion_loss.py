@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kosmos_core import KosmosG
 
-from ..data.protocol import Batch
+from ..data.batch_stream import Batch
 from .image_embeddings import image_embeddings
 from .null_condition import encode_with_null
 

@@ -17,7 +17,7 @@ from kosmos_core import KosmosG
 
 from ..base.rng import RowRng
 from ..data import InstructData, instruct_stream
-from ..data.protocol import Batch, BatchStream, Stream
+from ..data.batch_stream import Batch, BatchStream, Stream
 from ..weights.warm_start import start_model
 from .alignment_loss import caption_errors
 from .diffusion_loss import loss, sample_losses

@@ -18,7 +18,7 @@ from kosmos_core import KosmosG
 
 from ..base.rng import RowRng
 from ..data import LmData, lm_stream
-from ..data.protocol import Batch, BatchStream, Stream
+from ..data.batch_stream import Batch, BatchStream, Stream
 from ..weights.warm_start import start_model
 from .image_embeddings import image_embeddings, train_vision_end
 from .losses import Losses

@@ -16,7 +16,7 @@ from kosmos_core.images import CLIP_MEAN, CLIP_STD, ImageError, open_image
 
 from ..base.rng import RowRng
 from ..data import InstructData, instruct_stream
-from ..data.protocol import Batch, Stream
+from ..data.batch_stream import Batch, Stream
 from .null_condition import encode_with_null
 
 CELL = 192  # pixels of a side in the grid

@@ -1,13 +1,15 @@
 """Converters from other data sets' layouts to this package's.
 
-    conversion      shards, resume, counts: what all converters share
-    pictures        check encoded pictures; find pictures by name or URL in folders and tars
-    records         rows of .jsonl, .json and .parquet files by number
-    edits           instructpix2pix
-    interleaved     mmc4, obelics
-    subjects        omnigen2, uno
-    open_images     openimages
-    original_tsv    original-tsv
+    conversion        numbered items -> shards: resume, counts, workers; what all converters share
+    parts             the parts of a sample in each layout that is written
+    row_files         rows of .jsonl, .json and .parquet files by number
+    image_store       pictures by name or URL, from folders and tars
+
+    instructpix2pix   instructpix2pix
+    open_images       openimages
+    web_documents     mmc4, obelics
+    omnigen2_uno      omnigen2, uno
+    original_tsv      original-tsv
 
 Run `python -m training.data.convert --help`.
 """

@@ -8,8 +8,8 @@
     python -m training.data.convert uno SOURCE OUTPUT [--pictures DIR]
     python -m training.data.convert original-tsv SOURCE OUTPUT --set openimage
 
-A run that was stopped goes on when the same command is given again. What cannot be used is left out and counted; the
-counts are printed and in OUTPUT/stats.json. The same input gives the same bytes on any number of workers.
+A run that was stopped goes on when the same command is given again. What cannot be used is left out and counted: the
+counts are printed and stand in OUTPUT/stats.json. The same input gives the same bytes on any number of workers.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from rich.table import Table
 
 from ..index import DataError
 from .conversion import FOLDER, Converter, Outcome, convert_all
-from .edits import open_edits
-from .interleaved import InterleavedDocuments
-from .open_images import OpenImagesConversion
-from .original_tsv import SETS, OriginalLines
-from .subject_pairs import Subjects
+from .instructpix2pix import open_edits
+from .omnigen2_uno import ImageInstructions
+from .open_images import OpenImagesPictures
+from .original_tsv import SETS, OriginalTsv
+from .web_documents import WebDocuments
 
 LAYOUTS = ("instructpix2pix", "openimages", "mmc4", "obelics", "omnigen2", "uno", "original-tsv")
 
@@ -42,13 +42,13 @@ def open_converter(given: argparse.Namespace) -> Converter:
     if given.layout == "instructpix2pix":
         return open_edits(given.source)
     if given.layout == "openimages":
-        return OpenImagesConversion(given.source, given.images, work)
+        return OpenImagesPictures(given.source, given.images, work)
     if given.layout in ("mmc4", "obelics"):
         least = getattr(given, "least_similarity", 0.0)
-        return InterleavedDocuments(given.layout, given.source, given.images, work, least)
+        return WebDocuments(given.layout, given.source, given.images, work, least)
     if given.layout == "original-tsv":
-        return OriginalLines(given.source, given.set)
-    return Subjects(given.layout, given.source, given.images, work)
+        return OriginalTsv(given.source, given.set)
+    return ImageInstructions(given.layout, given.source, given.images, work)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,7 +1,7 @@
-"""Turn numbered items into shards: restartable, the same bytes on any number of workers, nothing lost or half-written.
+"""Turn numbered items into shards: restartable, and the same bytes on any number of workers.
 
-Shard k holds items k * shard_size ... (k + 1) * shard_size - 1, less those that had to be skipped. A shard is done when
-its counts are written, which is the last thing to happen; a run that was killed does over what is not done.
+Shard k holds items k * shard_size ... (k + 1) * shard_size - 1, without those that had to be skipped. A shard's counts
+are written last: a run that was killed makes those shards again that have none.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from filelock import FileLock, Timeout
 from rich.progress import Progress
 
-from ..index import DataError, index_dataset, write_whole
-from ..samples import BadSample
+from kosmos_core.atomic import UNFINISHED, write_file
+
+from ..index import DataError, index_dataset
+from ..process_map import process_map
+from ..sample_types import BadSample
 from ..shard_writer import Parts, ShardWriter
 
 FOLDER = ".conversion"
@@ -36,7 +39,10 @@ class Converted(NamedTuple):
 
 
 class Converter(Protocol):
-    """What a layout has to tell; must be picklable, and cheap to copy into worker processes."""
+    """The items of a data set in some layout, and how each becomes a sample.
+
+    Picklable: every worker process gets a copy, and opens files itself.
+    """
 
     def __len__(self) -> int:
         """The number of items."""
@@ -45,12 +51,15 @@ class Converter(Protocol):
         """Item `number` as a sample. Raises BadSample."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the items depend on, so that a restart on other input is noticed; plain values."""
+        """What the items depend on, as JSON has it: by a change of it a restart on other input is noticed."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the items of one shard or of all. skipped: reason -> count; examples: reason -> first items."""
+    """What became of the items of one shard, or of all.
+
+    written: samples by folder; skipped: items by reason; examples: the first items of each reason.
+    """
 
     items: int
     written: dict[str, int]
@@ -61,46 +70,26 @@ class Outcome:
 def convert_all(converter: Converter, output: Path, shard_size: int, workers: int, progress: Progress) -> Outcome:
     """Convert every item, going on where an earlier run of the same conversion stopped.
 
-    Raises DataError if the output folder belongs to another conversion, or is in use, or nothing came out.
-    OSError passes through: what is complete stays, and the same call goes on from there.
+    Raises DataError if the output folder belongs to another conversion, or is in use, or nothing came out; OSError
+    where the disk refuses: what is complete stays, and the same call goes on from there.
     """
     work = output / FOLDER
     shards = range((len(converter) + shard_size - 1) // shard_size)
     plan = {"shard_size": shard_size, "items": len(converter)} | converter.fingerprint()
     with _claimed(work, plan):
-        for partial in output.rglob(".*.tmp"):
-            partial.unlink(missing_ok=True)
+        for unfinished in output.rglob(UNFINISHED):
+            unfinished.unlink(missing_ok=True)
         todo = [shard for shard in shards if not _counts(work, shard).exists()]
         bar = progress.add_task("Converting", total=len(shards), completed=len(shards) - len(todo))
-        for _ in _run(converter, output, shard_size, todo, workers):
+        for _ in process_map(partial(convert_shard, converter, output, shard_size), todo, workers):
             progress.advance(bar)
         outcome = _sum(work, shards)
-        write_whole(output / "stats.json", json.dumps(vars(outcome), indent=1, sort_keys=True).encode())
+        write_file(output / "stats.json", json.dumps(vars(outcome), indent=1, sort_keys=True))
     if not any(outcome.written.values()):
         raise DataError(f"None of the {outcome.items} items could be converted: {outcome.skipped or 'there is none'}.")
     for folder in outcome.written:
         index_dataset(output / folder)
     return outcome
-
-
-def _run(converter: Converter, output: Path, shard_size: int, todo: list[int], workers: int) -> Iterator[None]:
-    jobs = [(output, shard_size, shard) for shard in todo]
-    if workers < 2 or len(jobs) < 2:
-        for job in jobs:
-            yield convert_shard(converter, *job)
-        return
-    with ProcessPoolExecutor(min(workers, len(jobs)), initializer=_receive, initargs=(converter,)) as pool:
-        yield from pool.map(_convert_received, jobs)
-
-
-def _receive(converter: Converter) -> None:
-    """Keep the converter in this process: its files are opened once, not for every shard."""
-    global _received
-    _received = converter
-
-
-def _convert_received(job: tuple[Path, int, int]) -> None:
-    convert_shard(_received, *job)
 
 
 def convert_shard(converter: Converter, output: Path, shard_size: int, shard: int) -> None:
@@ -124,7 +113,7 @@ def convert_shard(converter: Converter, output: Path, shard_size: int, shard: in
     written = {folder: writer.count for folder, writer in sorted(writers.items())}
     examples = {reason: numbers[:EXAMPLES] for reason, numbers in examples.items()}
     outcome = Outcome(stop - start, written, dict(skipped), examples)
-    write_whole(_counts(output / FOLDER, shard), json.dumps(vars(outcome), sort_keys=True).encode())
+    write_file(_counts(output / FOLDER, shard), json.dumps(vars(outcome), sort_keys=True))
 
 
 def _counts(work: Path, shard: int) -> Path:
@@ -145,7 +134,7 @@ def _sum(work: Path, shards: range) -> Outcome:
 
 @contextlib.contextmanager
 def _claimed(work: Path, plan: dict[str, Any]) -> Iterator[None]:
-    """Hold the output folder for this conversion."""
+    """Hold the output folder for this conversion, and no other. work: the folder in it where the plan is kept."""
     work.mkdir(parents=True, exist_ok=True)
     try:
         held = FileLock(work / "lock").acquire(timeout=0)
@@ -162,8 +151,13 @@ def _claimed(work: Path, plan: dict[str, Any]) -> Iterator[None]:
         others = [entry.name for entry in work.parent.iterdir() if entry != work]
         if not planned.exists() and others:
             raise DataError(f"{work.parent} is not empty ({others[0]}). Choose an empty folder for the output.")
-        write_whole(planned, json.dumps(plan, indent=1, sort_keys=True).encode())
+        write_file(planned, json.dumps(plan, indent=1, sort_keys=True))
         yield
+
+
+def key_of(item: int | str) -> str:
+    """The key of an item's sample; a name's dots and slashes, which mean something in a tar, become underscores."""
+    return f"{item:09d}" if isinstance(item, int) else item.replace("/", "_").replace(".", "_")
 
 
 def file_state(path: Path) -> list:

@@ -1,48 +1,27 @@
-"""Pictures on their way into a data set: checked, and found by name or URL where people keep them."""
+"""Pictures by name or URL, where people keep them: in folders, or in tars."""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import sqlite3
+from functools import cached_property
 from pathlib import Path
 
-from PIL import Image
-
-from ..cookers import IMAGE_ENDINGS
-from ..decoding import decode
+from ..cookers import find_image, read_json
 from ..index import DataError, index_dataset
 from ..reader import Reader
-from ..samples import BadSample
+from ..sample_types import BadSample
 
-KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-
-
-def checked(content: bytes) -> tuple[str, bytes]:
-    """A picture's ending and bytes, unchanged if it is a still JPEG, PNG or WebP, else its first frame as JPEG.
-
-    Raises BadSample where it cannot be decoded whole.
-    """
-    image = decode(content)
-    with contextlib.suppress(OSError), Image.open(io.BytesIO(content)) as opened:
-        if opened.format in KEPT and getattr(opened, "n_frames", 1) == 1:
-            return KEPT[opened.format], content
-    return "jpg", as_jpeg(image)
-
-
-def as_jpeg(image: Image.Image) -> bytes:
-    """A picture as JPEG of high quality, without losing colour resolution."""
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=95, subsampling=0)
-    return file.getvalue()
+BUSY_SECONDS = 3600  # how long to wait for another process that lists the same tars
 
 
 class ImageStore:
     """Pictures by name: files of a folder, or samples of tars (by URL from their json, or by key).
 
     root: a folder of picture files with any sub-folders, or of tars as img2dataset writes them. table: where the list
-    of what the tars hold is kept. Raises DataError if there is nothing.
+    of what the tars hold is kept. Each process that gets a store opens the files itself. Raises DataError where there
+    is no such folder.
     """
 
     def __init__(self, root: Path, table: Path):
@@ -52,11 +31,14 @@ class ImageStore:
         self.dataset = index_dataset(root) if next(root.rglob("*.tar"), None) else None
         if self.dataset:
             self._list_tars()
-        self._reader: Reader | None = None
-        self._rows: sqlite3.Connection | None = None
 
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_reader": None, "_rows": None}
+    @cached_property
+    def _reader(self) -> Reader:
+        return Reader(self.dataset, "pictures")
+
+    @cached_property
+    def _rows(self) -> sqlite3.Connection:
+        return sqlite3.connect(f"file:{self.table}?mode=ro&immutable=1", uri=True)
 
     def get(self, *names: str | None) -> bytes:
         """The encoded picture of the first name, path or URL that is there. Raises BadSample where none is."""
@@ -74,43 +56,37 @@ class ImageStore:
             return None
 
     def _in_tars(self, name: str) -> bytes | None:
-        if self._reader is None:
-            self._reader = Reader(self.dataset, "pictures")
-            self._rows = sqlite3.connect(f"file:{self.table}?mode=ro&immutable=1", uri=True)
         for wanted in (name, Path(name).stem):
             found = self._rows.execute("select number from pictures where name = ?", (wanted,)).fetchone()
             if found:
-                crude = self._reader[found[0]]
-                return next((crude[ending] for ending in IMAGE_ENDINGS if ending in crude), None)
+                return find_image(self._reader[found[0]])
         return None
 
     def _list_tars(self) -> None:
-        """Names and URLs of all samples, once; a table of other tars is made anew."""
+        """Write the names and URLs of all samples to the table, unless it is of these very tars.
+
+        In one transaction, so that a process that is killed here leaves no half list behind.
+        """
         state = json.dumps([[shard.name, shard.size, shard.modified] for shard in self.dataset.shards])
-        with contextlib.suppress(sqlite3.Error), sqlite3.connect(f"file:{self.table}?mode=ro", uri=True) as rows:
-            if rows.execute("select tars from made_of").fetchone() == (state,):
-                return
         self.table.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.table.with_suffix(".tmp")
-        partial.unlink(missing_ok=True)
-        reader = Reader(self.dataset, "pictures", _is_json)
-        with sqlite3.connect(partial) as rows:
+        with contextlib.closing(sqlite3.connect(self.table, BUSY_SECONDS, isolation_level=None)) as rows, rows:
+            rows.execute("begin immediate")
+            with contextlib.suppress(sqlite3.Error):
+                if rows.execute("select tars from made_of").fetchone() == (state,):
+                    return
+            for table in ("pictures", "made_of"):
+                rows.execute(f"drop table if exists {table}")
             rows.execute("create table pictures (name text primary key, number integer) without rowid")
             rows.execute("create table made_of (tars text)")
+            reader = Reader(self.dataset, "pictures", lambda part: part == "json")
             for number in range(len(reader)):
                 with contextlib.suppress(BadSample):
                     rows.executemany("insert or ignore into pictures values (?, ?)", _names(reader[number], number))
             rows.execute("insert into made_of values (?)", (state,))
-        rows.close()
-        partial.replace(self.table)
-
-
-def _is_json(part: str) -> bool:
-    return part == "json"
 
 
 def _names(crude: dict, number: int) -> list[tuple[str, int]]:
     names = [crude["__key__"].rpartition("/")[2]]
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        names.append(json.loads(crude["json"])["url"])
+    with contextlib.suppress(BadSample, KeyError):
+        names.append(read_json(crude["json"])["url"])
     return [(name, number) for name in names if isinstance(name, str)]

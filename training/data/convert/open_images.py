@@ -1,14 +1,12 @@
-"""Open Images: the pictures of a CSV, upright, with what the CSV says of them, ready for data construction.
+"""Open Images: the pictures of a CSV, upright, with their origin and licence, as input of `training.construct`.
 
-`ImageID,Subset,OriginalURL,OriginalLandingURL,License,...,Rotation`: Rotation is in degrees counter-clockwise and must
-be applied; a picture that needs none keeps its bytes. The samples have no captions: `python -m training.construct`
-makes them.
+`ImageID,Subset,OriginalURL,OriginalLandingURL,License,...,Rotation`: a picture is turned by its Rotation, degrees
+counter-clockwise; one that needs no turning keeps its bytes. The samples have no captions.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +14,14 @@ import numpy as np
 
 from ..decoding import decode
 from ..index import DataError
-from ..samples import BadSample
-from .conversion import Converted, file_state
-from .image_store import ImageStore, as_jpeg, checked
+from ..sample_types import BadSample
+from .conversion import Converted, file_state, key_of
+from .image_store import ImageStore
+from .parts import as_jpeg, image_part, json_part
 
 
-class OpenImagesConversion:
-    """The rows of the CSV, read by their offsets: it has nine million."""
+class OpenImagesPictures:
+    """The pictures that the rows of the CSV name. Rows are read by their offsets: there are nine million."""
 
     def __init__(self, source: Path, images: Path, work: Path):
         self.source = source
@@ -54,22 +53,18 @@ class OpenImagesConversion:
             raise BadSample("bad row")
         content = self.images.get(f"{subset}/{identity}.jpg", f"{identity}.jpg", identity)
         rotation = _rotation(row.get("Rotation", ""))
-        if rotation:
-            ending, content = "jpg", as_jpeg(decode(content).rotate(rotation, expand=True))
-        else:
-            ending, content = checked(content)
+        turned = {"jpg": as_jpeg(decode(content).rotate(rotation, expand=True))} if rotation else image_part(content)
         described = {
             "key": identity,
             "source": row.get("OriginalLandingURL") or row.get("OriginalURL") or "",
             "license": row.get("License", ""),
             "rotation_applied": rotation,
         }
-        key = identity.replace(".", "_").replace("/", "_")
-        return Converted("", key, {ending: content, "json": json.dumps(described, ensure_ascii=False).encode()})
+        return Converted("", key_of(identity), turned | json_part(described))
 
 
 def _line_starts(file):
-    """Offsets of the lines from here on, and of the end. A quoted field may not hold a line break; theirs do not."""
+    """Offsets of the lines from here on, and of the end. Quoted fields with line breaks would be cut: it has none."""
     position = file.tell()
     for line in file:
         if line.strip():
@@ -79,7 +74,7 @@ def _line_starts(file):
 
 
 def _rotation(value: str) -> int:
-    """Degrees counter-clockwise; empty or "nan" is none. Raises BadSample for what is no quarter turn."""
+    """Degrees counter-clockwise, 0 for an empty value or "nan". Raises BadSample for what is no quarter turn."""
     try:
         rotation = float(value or 0)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Lines of the first implementation's tsv files, read as this package's samples.
+"""The first Kosmos-G implementation's tsv files: lines as this package's samples.
 
 | kind                     | columns, separated by tabs                                                             |
 | ------------------------ | -------------------------------------------------------------------------------------- |
@@ -6,8 +6,8 @@
 | original-instructpix2pix | caption, instruction, then before and after for every seed                             |
 | original-openimage       | caption, names of entities joined by commas, target, then per name: crop, crop on white |
 
-Pictures are base64. The rules by which that code found the names in the caption, oddities included, are kept here, so
-that a data set prepared for it gives the sequences it gave; from there on its samples are samples like any other.
+Pictures are base64. That code's rules for finding the names in the caption are kept here, oddities included, so that a
+data set prepared for it gives the token sequences that it gave there.
 """
 
 from __future__ import annotations
@@ -15,15 +15,31 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable
 from typing import Any
 
 from megatron.energon import basic_sample_keys, stateless
 from megatron.energon.task_encoder.cooking import cooker
 
-from .samples import BadSample, CaptionSample, CompositionalSample, EditSample, Entity, Filtered
+from .sample_types import BadSample, CaptionSample, CompositionalSample, EditSample, Entity, Filtered
 
-_COLOURS = "black blue brown cyan gold golden gray green grey orange pink purple red silver white yellow"
+COLOURS = [
+    "black",
+    "blue",
+    "brown",
+    "cyan",
+    "gold",
+    "golden",
+    "gray",
+    "green",
+    "grey",
+    "orange",
+    "pink",
+    "purple",
+    "red",
+    "silver",
+    "white",
+    "yellow",
+]
 WORD_ENDS = " ,.!?;:)]}"
 
 
@@ -47,7 +63,7 @@ def _bytes(text: str) -> bytes:
 
 @stateless
 @cooker
-def cook_laion(crude: dict[str, Any]) -> CaptionSample:
+def cook_original_laion(crude: dict[str, Any]) -> CaptionSample:
     """A caption and its picture; sizes that are not whole numbers leave the sample out."""
     columns = _columns(crude, 5)
     if not (columns[3].isdigit() and columns[4].isdigit()):
@@ -63,7 +79,7 @@ def cook_laion(crude: dict[str, Any]) -> CaptionSample:
 
 @stateless
 @cooker
-def cook_instructpix2pix(crude: dict[str, Any]) -> EditSample:
+def cook_original_instructpix2pix(crude: dict[str, Any]) -> EditSample:
     """A caption, an instruction and the pairs of all seeds."""
     columns = _columns(crude, 4)
     images = [_bytes(column) for column in columns[2:]]
@@ -73,7 +89,7 @@ def cook_instructpix2pix(crude: dict[str, Any]) -> EditSample:
 
 @stateless
 @cooker
-def cook_openimage(crude: dict[str, Any]) -> CompositionalSample:
+def cook_original_openimage(crude: dict[str, Any]) -> CompositionalSample:
     """A caption with those of its entities that the original would have placed."""
     columns = _columns(crude, 3)
     caption, names = columns[0], columns[1].split(",")
@@ -93,14 +109,14 @@ def placed_entities(caption: str, names: list[str]) -> list[tuple[int, int, int]
 
     Raises BadSample where a name is no valid regular expression, which the original's search for it needed.
     """
-    kept, colours = [], _COLOURS.split()
+    kept = []
     for number, name in enumerate(names):
         found = re.search(rf"\b{re.escape(name)}\b", caption, re.IGNORECASE)
         try:
             alone = sum(bool(re.search(rf"\b{name}\b", other)) for other in names) <= 1
         except re.error as error:
             raise BadSample("bad entity name") from error
-        if name and name not in colours and found and alone:
+        if name and name not in COLOURS and found and alone:
             kept.append((found.end(), number, name))
     placed, position = [], 0
     for _, number, name in sorted(kept, key=lambda entry: entry[0]):
@@ -113,10 +129,3 @@ def placed_entities(caption: str, names: list[str]) -> list[tuple[int, int, int]
         placed.append((number, start, end))
         position = end
     return placed
-
-
-ORIGINAL_COOKS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "original-laion": cook_laion,
-    "original-instructpix2pix": cook_instructpix2pix,
-    "original-openimage": cook_openimage,
-}

@@ -1,4 +1,4 @@
-"""InstructPix2Pix: its folders of pairs, or parquet files of them, as edit samples.
+"""InstructPix2Pix as edit samples: the folders that its authors distribute, or parquet files, one pair a row.
 
 <source>/seeds.json                     [["0000001", ["123456", ...]], ...], optional
 <source>/0000001/prompt.json            {"input": caption, "edit": instruction, "output": caption of the result}
@@ -13,29 +13,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..cookers import read_json
 from ..index import DataError
-from ..samples import BadSample
-from .conversion import Converted, file_state
-from .image_store import checked
-from .records import Records
-
-
-def edit_parts(
-    caption: str, instruction: str, pairs: list[tuple[bytes, bytes]], edited: str | None = None
-) -> dict[str, bytes]:
-    """The parts of an edit sample; `edited` is the caption of the pictures after.
-
-    Raises BadSample for an empty instruction or a picture that cannot be decoded.
-    """
-    if not isinstance(instruction, str) or not instruction.strip():
-        raise BadSample("empty edit")
-    parts: dict[str, bytes] = {}
-    for number, pair in enumerate(pairs):
-        for moment, content in enumerate(pair):
-            ending, content = checked(content)
-            parts[f"{number}_{moment}.{ending}"] = content
-    described = {"input": caption, "edit": instruction, "pairs": len(pairs)} | ({"output": edited} if edited else {})
-    return parts | {"json": json.dumps(described, ensure_ascii=False).encode()}
+from ..sample_types import BadSample
+from .conversion import Converted, file_state, key_of
+from .parts import edit_parts
+from .row_files import Rows
 
 
 class FolderEdits:
@@ -68,10 +51,10 @@ class FolderEdits:
         name, seeds = self.items[number]
         folder = self.source / name
         try:
-            prompt = json.loads((folder / "prompt.json").read_text("utf-8"))
+            prompt = read_json((folder / "prompt.json").read_bytes())
         except OSError as error:
             raise BadSample("missing prompt.json") from error
-        except ValueError as error:
+        except BadSample as error:
             raise BadSample("bad prompt.json") from error
         if seeds is None:
             seeds = sorted(path.name.partition("_")[0] for path in folder.glob("*_0.jpg"))
@@ -84,29 +67,28 @@ class FolderEdits:
             pairs.append((before, after))
         if not pairs:
             raise BadSample("missing picture")
-        key = name.replace("/", "_").replace(".", "_")
         caption, edited = (str(prompt.get(name) or "") for name in ("input", "output"))
-        return Converted("", key, edit_parts(caption, prompt.get("edit") or "", pairs, edited))
+        return Converted("", key_of(name), edit_parts(caption, prompt.get("edit"), pairs, edited))
 
 
 class ParquetEdits:
-    """The data set as parquet files, one pair a row."""
+    """The data set as parquet files."""
 
     def __init__(self, source: Path):
         columns = ("original_image", "edit_prompt", "edited_image", "original_prompt?", "edited_prompt?")
-        self.records = Records(source, columns)
+        self.rows = Rows(source, columns)
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.rows)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"layout": "instructpix2pix-parquet"} | self.records.fingerprint()
+        return {"layout": "instructpix2pix-parquet"} | self.rows.fingerprint()
 
     def convert(self, number: int) -> Converted:
-        row = self.records[number]
+        row = self.rows[number]
         pair = tuple(_bytes(row[column]) for column in ("original_image", "edited_image"))
         caption, edited = (row.get(name) or "" for name in ("original_prompt", "edited_prompt"))
-        return Converted("", f"{number:09d}", edit_parts(caption, row["edit_prompt"], [pair], edited))
+        return Converted("", key_of(number), edit_parts(caption, row["edit_prompt"], [pair], edited))
 
 
 def _bytes(value: Any) -> bytes:

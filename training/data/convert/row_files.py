@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -11,38 +12,36 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
+from ..cookers import read_json
 from ..index import DataError, index_dataset
 from ..reader import Reader
-from ..samples import BadSample
+from ..sample_types import BadSample
 from .conversion import file_state
 
+ENDINGS = (".parquet", ".jsonl", ".json")
 
-class Records:
-    """All rows of one file, or of all files of one kind in a folder, in the order of their names.
 
-    columns: the ones that are read of a parquet file, with a "?" those that may be missing. A .json file holds a list.
-    Raises DataError where there is nothing to read.
+class Rows:
+    """All rows of one file, or of all files of one ending in a folder, in the order of their names.
+
+    columns: what is read of a parquet file; a "?" at its end marks one that may be missing. A .json file holds a list.
+    Each process that gets the rows opens the files itself. Raises DataError where there is nothing to read.
     """
 
     def __init__(self, source: Path, columns: tuple[str, ...] = ()):
         self.source, self.columns = source, columns
-        endings = (".parquet", ".jsonl", ".json")
-        self.files = [source] if source.is_file() else []
-        for ending in endings:
-            if not self.files and source.is_dir():
-                self.files = sorted(path for path in source.rglob(f"*{ending}") if not path.name.startswith("."))
-        if not self.files or self.files[0].suffix not in endings:
-            raise DataError(f"{source} is or holds none of {', '.join(endings)}.")
+        self.files = _find(source)
         self._groups: list[tuple[int, int]] = []  # (file, row group) of parquet files
         try:
             counts = self._count()
         except (OSError, ValueError, pa.ArrowException) as error:
             raise DataError(f"{source} cannot be read: {error}.") from error
         self._starts = [0, *accumulate(counts)]
-        self._open: Any = None
+        self._block: tuple[int, list] | None = None  # the last one that was read
 
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_open": None}
+    @cached_property
+    def _lines(self) -> Reader:
+        return Reader(index_dataset(self.source), "text")
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -52,18 +51,12 @@ class Records:
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """A row. Raises BadSample where it is no dictionary."""
-        kind = self.files[0].suffix
-        if kind == ".jsonl":
-            self._open = self._open or Reader(index_dataset(self.source), "text")
-            try:
-                row = json.loads(self._open[number]["json"])
-            except ValueError as error:
-                raise BadSample("bad json") from error
-        else:
-            block = bisect_right(self._starts, number) - 1
-            if self._open is None or self._open[0] != block:
-                self._open = (block, self._read(block))
-            row = self._open[1][number - self._starts[block]]
+        if self.files[0].suffix == ".jsonl":
+            return read_json(self._lines[number]["json"])
+        block = bisect_right(self._starts, number) - 1
+        if self._block is None or self._block[0] != block:
+            self._block = (block, self._read(block))
+        row = self._block[1][number - self._starts[block]]
         if not isinstance(row, dict):
             raise BadSample("bad row")
         return row
@@ -98,3 +91,14 @@ class Records:
         with parquet.ParquetFile(self.files[number]) as file:
             wanted = [column.rstrip("?") for column in self.columns]
             return file.read_row_group(group, [name for name in wanted if name in file.schema_arrow.names]).to_pylist()
+
+
+def _find(source: Path) -> list[Path]:
+    """The file, or the folder's files of the first ending that it has any of."""
+    if source.is_file() and source.suffix in ENDINGS:
+        return [source]
+    for ending in ENDINGS:
+        found = sorted(path for path in source.rglob(f"*{ending}") if not path.name.startswith("."))
+        if found:
+            return found
+    raise DataError(f"{source} is or holds none of {', '.join(ENDINGS)}.")

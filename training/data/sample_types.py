@@ -1,6 +1,7 @@
-"""The kinds of sample that training reads, after cooking and before tokenisation. Pictures are still encoded bytes.
+"""The types of sample that cookers make and tasks tokenise. Pictures are still encoded: the bytes of a JPEG, say.
 
-The classes derive from Megatron-Energon's `Sample`, so the cookers of this package also serve an Energon task encoder.
+`contents()` of each type gives its texts (str) and pictures (bytes), the prompt's first. The classes derive from
+Megatron-Energon's `Sample`, so that the cookers also serve an Energon task encoder.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from megatron.energon.edataclass import edataclass
 
 
 class BadSample(SkipSample):
-    """A sample that cannot be used; `reason` is what is counted."""
+    """A sample that cannot be used; samples are counted by `reason`."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -32,15 +33,21 @@ class TextSample(Sample):
 
     text: str
 
+    def contents(self) -> list[str | bytes]:
+        return [self.text]
+
 
 @edataclass
 class CaptionSample(Sample):
-    """A picture and its caption; `picture` is None when only captions are read."""
+    """A picture and its caption; `image` is None where only captions are read. Sizes are those the data set states."""
 
     caption: str
     image: bytes | None
     width: int | None = None
     height: int | None = None
+
+    def contents(self) -> list[str | bytes]:
+        return [self.caption] if self.image is None else [self.caption, self.image]
 
 
 @edataclass
@@ -49,13 +56,16 @@ class InterleavedSample(Sample):
 
     segments: list[str | bytes]
 
+    def contents(self) -> list[str | bytes]:
+        return self.segments
+
 
 @dataclass(frozen=True)
 class Entity:
-    """Words of a caption and the square picture of what they name.
+    """Words of a caption and the picture of what they name, a square crop of the whole picture.
 
-    start, end: character span in the caption. What stands on white: `crop` inside `mask` (1 bit, of its size), or
-    `on_white` where the data set has that picture ready, or the crop as it is.
+    start, end: character span of the words in the caption. For the picture without its background a data set has a mask
+    of the crop's size (1 bit) or that picture itself, `on_white`; with neither, the crop is used as it is.
     """
 
     start: int
@@ -73,10 +83,13 @@ class CompositionalSample(Sample):
     entities: list[Entity]
     target: bytes
 
+    def contents(self) -> list[str | bytes]:
+        return [self.caption, *(entity.crop for entity in self.entities), self.target]
+
 
 @edataclass
 class EditSample(Sample):
-    """A caption, an editing instruction and pairs of pictures (before, after).
+    """A caption, which may be empty, an editing instruction and pairs of pictures (before, after).
 
     edited: caption of the pictures after; None where the data set has none.
     """
@@ -85,3 +98,6 @@ class EditSample(Sample):
     instruction: str
     pairs: list[tuple[bytes, bytes]]
     edited: str | None = None
+
+    def contents(self) -> list[str | bytes]:
+        return [self.caption, self.instruction, *(image for pair in self.pairs for image in pair)]

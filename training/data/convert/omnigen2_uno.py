@@ -1,27 +1,26 @@
-"""OmniGen2 and UNO: instructions with pictures, and the picture that follows them.
+"""OmniGen2 and UNO: instructions with input pictures, and the picture that follows the instruction.
 
     omnigen2  .jsonl: {"task_type", "instruction", "input_images": [...], "output_image"}
     uno       .jsonl or one .json list: {"prompt", "image_paths": [...], "image_tgt_path"}
 
-Without pictures a row becomes a captioned picture, an edit of one picture becomes an edit sample, all else becomes a
-compositional sample: a picture stands behind the words that speak of it ("image 2", "the second picture",
-"<|image_2|>"), and those that no words speak of stand before the text. Each kind becomes a data set of its own below
-the output folder.
+A row without input pictures becomes a captioned picture, an edit of one picture becomes an edit sample, every other
+row a compositional sample: each input picture comes behind the words that speak of it ("image 2", "the second picture",
+"<|image_2|>"), or before the text where none do. Each kind becomes a data set of its own below the output folder.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from ..samples import BadSample
-from .conversion import Converted
-from .edits import edit_parts
-from .image_store import ImageStore, checked
-from .records import Records
+from ..sample_types import BadSample, Entity
+from .conversion import Converted, key_of
+from .image_store import ImageStore
+from .parts import caption_parts, compositional_parts, edit_parts
+from .row_files import Rows
 
+# Fixed phrases with a number: a library of plurals or lemmas has nothing to do here.
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 _MENTION = re.compile(
     r"(?:<img>)?<\|image_(?P<tag>\d+)\|>(?:</img>)?"
@@ -31,24 +30,24 @@ _MENTION = re.compile(
 )
 
 
-class Subjects:
+class ImageInstructions:
     """The rows of an OmniGen2 or UNO file. root: the folder that their picture paths are relative to."""
 
     def __init__(self, layout: str, source: Path, root: Path | None, work: Path):
         self.layout = layout
-        self.records = Records(source)
+        self.rows = Rows(source)
         root = root or (source if source.is_dir() else source.parent)
         self.images = ImageStore(root, work / "pictures.sqlite")
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.rows)
 
     def fingerprint(self) -> dict[str, Any]:
         found = {"layout": self.layout, "pictures": str(self.images.root.resolve())}
-        return found | self.records.fingerprint()
+        return found | self.rows.fingerprint()
 
     def convert(self, number: int) -> Converted:
-        row = self.records[number]
+        row = self.rows[number]
         text, inputs, output = (
             (row.get("instruction"), row.get("input_images"), row.get("output_image"))
             if self.layout == "omnigen2"
@@ -60,31 +59,20 @@ class Subjects:
         if not isinstance(output, str) or not all(isinstance(name, str) for name in inputs):
             raise BadSample("bad row")
         target, images = self.images.get(output), [self.images.get(name) for name in inputs]
-        key = f"{number:09d}"
         if not images:
-            ending, content = checked(target)
-            return Converted("captions", key, {ending: content, "txt": text.encode()})
+            return Converted("captions", key_of(number), caption_parts(target, text))
         if len(images) == 1 and "edit" in str(row.get("task_type", "")).lower():
-            return Converted("edit", key, edit_parts("", text, [(images[0], target)]))
-        return Converted("compositional", key, _compositional(text, images, target))
+            return Converted("edit", key_of(number), edit_parts("", text, [(images[0], target)]))
+        spans = mentions(text, len(images))
+        entities = [Entity(*span, image) for span, image in zip(spans, images, strict=True)]
+        return Converted("compositional", key_of(number), compositional_parts(text, target, entities))
 
 
 def mentions(text: str, count: int) -> list[tuple[int, int]]:
-    """Where the text speaks of each of `count` pictures, from the first mention on; (0, 0) where it does not."""
+    """The span (start, end) where the text first speaks of each of `count` pictures; (0, 0) where it does not."""
     found: dict[int, tuple[int, int]] = {}
     for match in _MENTION.finditer(text):
         digits = match["tag"] or match["number"]
         image = int(digits) - 1 if digits else _ORDINALS.index(match["ordinal"].lower())
         found.setdefault(image, match.span())
     return [found.get(image, (0, 0)) for image in range(count)]
-
-
-def _compositional(text: str, images: list[bytes], target: bytes) -> dict[str, bytes]:
-    ending, content = checked(target)
-    parts, entities = {ending: content}, []
-    for number, (image, (start, end)) in enumerate(zip(images, mentions(text, len(images)), strict=True)):
-        ending, content = checked(image)
-        parts[f"{number}.{ending}"] = content
-        entities.append({"text": text[start:end], "span": [start, end]})
-    described = {"caption": text, "entities": entities}
-    return parts | {"json": json.dumps(described, ensure_ascii=False).encode()}

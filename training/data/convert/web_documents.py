@@ -1,46 +1,48 @@
-"""MMC4 and OBELICS: web documents of text and pictures. Both list pictures by address; the pictures come from beside.
+"""MMC4 and OBELICS: web documents of text and pictures, as interleaved samples.
 
     mmc4     .jsonl: {"text_list": [...],
                       "image_info": [{"image_name", "raw_url", "matched_text_index", "matched_sim"}, ...]}
     obelics  .parquet: texts and images, two lists of one length, in each place either a text or a URL
 
-The pictures: a folder with MMC4's image names, or img2dataset's tars, whose json names the URL.
+Both name their pictures by URL and hold none. The pictures come from --pictures: a folder of files with MMC4's image
+names, or img2dataset's tars, whose json tells the URL.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from ..samples import BadSample
-from .conversion import Converted
-from .image_store import ImageStore, checked
-from .records import Records
+from ..sample_types import BadSample
+from .conversion import Converted, key_of
+from .image_store import ImageStore
+from .parts import image_part, json_part
+from .row_files import Rows
 
 Segments = list[tuple[str, tuple[str | None, ...]]]  # (text, ()) or ("", names of a picture)
 
 
-class InterleavedDocuments:
-    """Documents with those of their pictures that are at hand; a document without any is left out.
+class WebDocuments:
+    """Documents with those of their pictures that are in `images`; a document without any is left out.
 
-    layout: mmc4 or obelics. least_similarity: MMC4's pictures that fit their sentence worse (CLIP cosine) are left out.
+    layout: mmc4 or obelics. least_similarity: MMC4's pictures whose CLIP similarity to their sentence is lower are left
+    out.
     """
 
     def __init__(self, layout: str, source: Path, images: Path, work: Path, least_similarity: float = 0.0):
         self.layout, self.least_similarity = layout, least_similarity
-        self.records = Records(source, ("texts", "images") if layout == "obelics" else ())
+        self.rows = Rows(source, ("texts", "images") if layout == "obelics" else ())
         self.images = ImageStore(images, work / "pictures.sqlite")
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.rows)
 
     def fingerprint(self) -> dict[str, Any]:
         found = {"layout": self.layout, "pictures": str(self.images.root.resolve())}
-        return found | {"least_similarity": self.least_similarity} | self.records.fingerprint()
+        return found | {"least_similarity": self.least_similarity} | self.rows.fingerprint()
 
     def convert(self, number: int) -> Converted:
-        row = self.records[number]
+        row = self.rows[number]
         try:
             segments = self._mmc4(row) if self.layout == "mmc4" else self._obelics(row)
         except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -51,18 +53,16 @@ class InterleavedDocuments:
                 listed += [{"text": text}] * bool(text.strip())
                 continue
             try:
-                ending, content = checked(self.images.get(*names))
+                part = image_part(self.images.get(*names), f"{len(parts)}.")
             except BadSample:
                 continue
-            name = f"{len(parts)}.{ending}"
-            parts[name] = content
-            listed.append({"image": name})
+            parts |= part
+            listed.append({"image": next(iter(part))})
         if not parts:
             raise BadSample("no picture of the document at hand")
         if len(parts) == len(listed):
             raise BadSample("no text")
-        described = json.dumps({"segments": listed}, ensure_ascii=False)
-        return Converted("", f"{number:09d}", parts | {"json": described.encode()})
+        return Converted("", key_of(number), parts | json_part({"segments": listed}))
 
     def _mmc4(self, row: dict[str, Any]) -> Segments:
         """Each picture in front of the sentence that it was matched to."""
