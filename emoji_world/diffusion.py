@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from kosmos_core.diffusers.stable_diffusion import ddpm_scheduler
 from training.base.precision import Precision, autocast, faster_on_cpu
-from training.stages.frozen_parts import snr_weights
+from training.stages.diffusion_loss import snr_weights
 
 from .autoencoder import narrow_autoencoder
 from .sampling import sample
@@ -48,13 +49,6 @@ def build_unet(size: int) -> UNet2DConditionModel:
     )
     unet.set_attn_processor(AttnProcessor())  # at these sizes plain products beat the fused attention
     return unet
-
-
-def noise_schedule() -> DDPMScheduler:
-    """Stable Diffusion 1.5's."""
-    return DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
-    )
 
 
 @torch.no_grad()
@@ -122,7 +116,7 @@ class Training:
             self.unet.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )
         self.step, self.samples, self.seconds = 0, 0, 0.0
-        self.schedule = noise_schedule()
+        self.schedule = ddpm_scheduler()
         self.weights = snr_weights(self.schedule, SNR_BOUNDS)
         if (folder / "state.pt").exists():
             state = torch.load(folder / "state.pt")
@@ -241,7 +235,7 @@ def save_pipeline(
         text_encoder=clip,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=noise_schedule(),
+        scheduler=ddpm_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

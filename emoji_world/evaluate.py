@@ -18,8 +18,8 @@ from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kosmos_core import KosmosG, load_model
+from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 from training.base.precision import Precision, faster_on_cpu
-from training.stages.frozen_parts import StableDiffusion
 
 from .atlas import Atlas
 from .diffusion import text_states
@@ -312,7 +312,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     world = EmojiWorld.named(arguments.world)
-    diffusion = StableDiffusion(arguments.stable_diffusion)
+    diffusion = StableDiffusion(arguments.stable_diffusion, option="--stable_diffusion")
     evaluation = Evaluation(world, arguments.count, arguments.guidance, diffusion)
     evaluation.oracle()
 

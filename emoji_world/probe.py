@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from kosmos_core import KosmosG, load_model
+from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 from kosmos_core.images import preprocess_image
 from training.stages.alignment_loss import token_weights
-from training.stages.frozen_parts import StableDiffusion
 
 from .diffusion import text_states
 from .scenes import WORLDS, Background, EmojiWorld, Identity
@@ -135,7 +135,9 @@ def main() -> None:
     parser.add_argument("--stable_diffusion", required=True, help="diffusers folder of the world")
     parser.add_argument("weights", nargs="+", help="Kosmos-G weights of any stage")
     arguments = parser.parse_args()
-    probe = Probe(EmojiWorld.named(arguments.world), StableDiffusion(arguments.stable_diffusion))
+    probe = Probe(
+        EmojiWorld.named(arguments.world), StableDiffusion(arguments.stable_diffusion, option="--stable_diffusion")
+    )
     for path in arguments.weights:
         model = load_model(path).float().eval()
         print(f"{path}\n  language model", *probe.lines(probe.named(model)), sep="\n    ", flush=True)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from kosmos_core import load_model
-from training.stages.frozen_parts import StableDiffusion
+from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 
 from .atlas import ASSETS
 from .evaluate import EmojiGenerator, draw_prompts
@@ -59,7 +59,7 @@ def main() -> None:
     for noun, look, hue in (("cat", "fluent-3d", 120), ("pizza", "fluent-3d", 0)):  # both were seen in stage 3
         image = Image.fromarray(world.reference(Identity(noun, look, hue)))
         image.resize((world.size, world.size), Image.Resampling.NEAREST).save(arguments.output / f"{noun}.png")
-    diffusion = StableDiffusion(str(arguments.stable_diffusion))
+    diffusion = StableDiffusion(arguments.stable_diffusion, option="--stable_diffusion")
     painter = EmojiGenerator(diffusion, load_model(arguments.kosmos_g).eval(), world.size, guidance=4.0)
     singles(world, painter).save(arguments.output / "results.png")
 

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kosmos_core.atomic import write_file
-from kosmos_core.diffusers.stable_diffusion import LATENT_SCALE, UNET, VAE, SingleFile
+from kosmos_core.diffusers.single_file import LATENT_SCALE, UNET, VAE, SingleFile
 
 from .diffusion import save_pipeline
 

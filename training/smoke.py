@@ -19,12 +19,13 @@ from pathlib import Path
 
 import torch
 import yaml
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from tokenizers import ByteLevelBPETokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from kosmos_core import Tokenizer, load_model
+from kosmos_core.diffusers.stable_diffusion import ddpm_scheduler
 
 from . import export, run
 from .data.synthetic import COLOURS, SHAPES, write_all
@@ -56,9 +57,6 @@ def make_stable_diffusion(folder: Path, seed: int = 0) -> None:
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
     )
-    scheduler = DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
-    )
     words = make_clip_tokenizer(folder / "tokenizer")
     clip = CLIPTextModel(
         CLIPTextConfig(
@@ -71,7 +69,7 @@ def make_stable_diffusion(folder: Path, seed: int = 0) -> None:
             eos_token_id=words - 1,
         )
     )
-    for name, part in (("unet", unet), ("vae", vae), ("scheduler", scheduler), ("text_encoder", clip)):
+    for name, part in (("unet", unet), ("vae", vae), ("scheduler", ddpm_scheduler()), ("text_encoder", clip)):
         part.save_pretrained(folder / name)
 
 

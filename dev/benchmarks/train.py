@@ -33,10 +33,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from PIL import Image
 
 from kosmos_core import KosmosG, KosmosGConfig, Tokenizer
+from kosmos_core.diffusers.stable_diffusion import ddpm_scheduler
 from tests.tiny.stable_diffusion import tiny_unet
 from training.base.precision import autocast
 from training.base.processes import ProcessGroup
@@ -104,7 +104,7 @@ class Measured:
         if stage == "instruct":
             torch.manual_seed(0)
             self.frozen["unet"] = tiny_unet(width).requires_grad_(False).eval()
-        self.scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+        self.scheduler = ddpm_scheduler()
         self.target = torch.randn(ROWS, 77, width) if stage == "align" else None
 
     def set_trainable(self) -> None:

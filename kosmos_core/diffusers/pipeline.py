@@ -35,7 +35,7 @@ from ..model import KosmosG
 from ..prompt import Prompt
 from ..tokenizer import Layout
 from ..weights import load_model
-from .stable_diffusion import load_controlnet, load_stable_diffusion
+from .stable_diffusion import StableDiffusion, load_controlnet
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class KosmosGPipeline:
         `controlnet` is one ControlNet or several, each a loaded model, a diffusers folder or a single file.
         `scheduler` is a name of `SCHEDULERS`, or None for the one that comes with `sd`.
         """
-        diffusion = load_stable_diffusion(sd, dtype)
+        diffusion: DiffusionPipeline = StableDiffusion(sd, dtype, option="sd").pipeline()
         if controlnet is not None:
             several = isinstance(controlnet, list | tuple)
             sources = controlnet if several else [controlnet]

@@ -1,294 +1,273 @@
-"""Stable Diffusion 1.5 as diffusers reads it, from a folder or a single file, without any network.
+"""Stable Diffusion 1.5 from a diffusers folder or a single file: its parts one by one, or a whole diffusers pipeline.
 
-diffusers asks its hub for the configuration of a single file. Here the sizes are read from the tensors instead, so that
-a smaller U-Net with the same key names loads as well. Imported on demand only: the nodes never need diffusers.
+No weights are downloaded. diffusers and transformers are imported when a part is asked for.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import json
-import re
-import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from safetensors import SafetensorError
 
 from ..safetensors_file import WeightsError
+from .single_file import ATTENTION_HEADS, LATENT_SCALE, SingleFile, first_line
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import (
+        AutoencoderKL,
+        AutoencoderTiny,
+        ControlNetModel,
+        DDPMScheduler,
+        PNDMScheduler,
+        SchedulerMixin,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextModel, CLIPTokenizer
 
-UNET, VAE, CONTROLNET = "model.diffusion_model.", "first_stage_model.", "control_model."
-ATTENTION_HEADS = 8  # of every SD1.5 transformer; no tensor tells it
-LATENT_SCALE = 0.18215  # of SD1.5's autoencoder
-SCHEDULER = {
+CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
+SMALL = 16  # latents of a side up to which a CPU computes attention faster by plain products than by torch's fused one
+NOISE_SCHEDULE: dict[str, Any] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "num_train_timesteps": 1000,
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
     "steps_offset": 1,
-    "prediction_type": "epsilon",
+}
+# Configurations of the parts, by the names of a diffusers folder. What is not listed is the library's default.
+SIZES: dict[str, dict[str, Any]] = {
+    "unet": {
+        "sample_size": 64,
+        "cross_attention_dim": 768,
+        "attention_head_dim": ATTENTION_HEADS,
+        "block_out_channels": [320, 640, 1280, 1280],
+    },
+    "vae": {
+        "sample_size": 512,
+        "block_out_channels": [128, 256, 512, 512],
+        "layers_per_block": 2,
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "scaling_factor": LATENT_SCALE,
+    },
+    "text_encoder": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "hidden_act": "quick_gelu",
+    },
+    "scheduler": {**NOISE_SCHEDULE, "clip_sample": False},
 }
 
 
-def load_stable_diffusion(
-    path: str | Path, dtype: torch.dtype = torch.float32, *, text_encoder: bool = False
-) -> StableDiffusionPipeline:
-    """SD1.5 from a diffusers folder, a `.safetensors` or `.ckpt` file, or a name in the local hub cache.
+def ddpm_scheduler(prediction_type: str = "epsilon") -> DDPMScheduler:
+    """Stable Diffusion 1.5's noise schedule as training takes it: any timestep, no sampling."""
+    from diffusers import DDPMScheduler
 
-    Never downloads. Kosmos-G takes the text encoder's place, so it is read only with `text_encoder=True`, and never
-    from a single file, which lacks the tokenizer that belongs to it.
-    Raises WeightsError, in one sentence, where the path holds no Stable Diffusion 1.5.
+    return DDPMScheduler(**SIZES["scheduler"], prediction_type=prediction_type)
+
+
+def pndm_scheduler(prediction_type: str = "epsilon") -> PNDMScheduler:
+    """The sampler that Stable Diffusion 1.5 was released with."""
+    from diffusers import PNDMScheduler
+
+    options = {"set_alpha_to_one": False, "skip_prk_steps": True, "prediction_type": prediction_type}
+    return PNDMScheduler(**NOISE_SCHEDULE, **options)
+
+
+class StableDiffusion:
+    """Where a Stable Diffusion 1.5 model lies, and what can be made of it.
+
+    path: a diffusers folder, a `.safetensors` or `.ckpt` file, or the name of a model in the hub's local cache.
+    clip_tokenizer: folder with CLIP's vocab.json and merges.txt; a single file holds none.
+    option, tokenizer_option: what the user calls `path` and `clip_tokenizer`; error messages begin with it.
+
+    The constructor and every method raise WeightsError, in one sentence, where there is no such model, or where a part
+    is missing, damaged or of another family.
     """
-    from diffusers import StableDiffusionPipeline
 
-    path = Path(path).expanduser()
-    if path.is_file():
-        file = SingleFile(path)
+    def __init__(
+        self,
+        path: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        *,
+        clip_tokenizer: str | Path | None = None,
+        option: str = "Stable Diffusion",
+        tokenizer_option: str = "clip_tokenizer",
+    ) -> None:
+        self.dtype, self.device, self.clip_tokenizer = dtype, torch.device(device), clip_tokenizer
+        self.option, self.tokenizer_option = option, tokenizer_option
+        self.path = _existing_path(path, option, "a Stable Diffusion 1.5 model")
+        self.file = SingleFile(self.path) if self.path.is_file() else None
+
+    def unet(self, width: int = 768) -> UNet2DConditionModel:
+        """The U-Net, frozen and in evaluation mode; `width` is that of the condition it has to take."""
+        from diffusers.models.attention_processor import AttnProcessor
+
+        unet = self._load("unet").requires_grad_(False)
+        found = unet.config.cross_attention_dim
+        if found != width or unet.config.in_channels != 4:
+            raise WeightsError(
+                f"{self.option}: the U-Net of {self.path} takes {unet.config.in_channels} latent channels and "
+                f"conditions of width {found}, but 4 and {width} are needed; give a text-to-image model of the "
+                "Stable Diffusion 1.x family."
+            )
+        if self.device.type == "cpu" and unet.config.sample_size <= SMALL:
+            unet.set_attn_processor(AttnProcessor())
+        return unet
+
+    def vae(self) -> AutoencoderKL | AutoencoderTiny:
+        """The picture autoencoder, frozen and in evaluation mode; a model may hold the tiny one (TAESD) instead."""
+        return self._load("vae").requires_grad_(False)
+
+    def text_encoder(self, width: int = 768) -> CLIPTextModel:
+        """CLIP's text encoder, frozen and in evaluation mode; its last hidden state, after the final norm, is what the
+        U-Net was trained on."""
+        clip = self._load("text_encoder").requires_grad_(False)
+        if clip.config.hidden_size != width:
+            raise WeightsError(
+                f"{self.option}: the text encoder of {self.path} has width {clip.config.hidden_size}, but "
+                f"{width} is needed; give a model of the Stable Diffusion 1.x family."
+            )
+        return clip
+
+    def tokenizer(self) -> CLIPTokenizer:
+        """CLIP's tokenizer: `clip_tokenizer`, else the model's own, else CLIP's from the hub or its local cache."""
+        from transformers import CLIPTokenizer
+
+        own = self.path / "tokenizer"
+        source = str(self.clip_tokenizer or (own if own.is_dir() else CLIP_TOKENIZER))
+        if self.clip_tokenizer and not Path(source).is_dir():
+            raise WeightsError(
+                f"{self.tokenizer_option}: {source} is no folder; give one with vocab.json and merges.txt."
+            )
+        try:
+            return CLIPTokenizer.from_pretrained(source)
+        except (OSError, ValueError, TypeError) as error:
+            raise WeightsError(
+                f"{self.tokenizer_option}: CLIP's tokenizer cannot be read from {source} ({first_line(error)}); give a "
+                "folder with vocab.json and merges.txt, such as comfy/sd1_tokenizer of a ComfyUI installation."
+            ) from error
+
+    def scheduler(self) -> DDPMScheduler:
+        """The model's noise schedule for training."""
+        from diffusers import DDPMScheduler
+
+        with self._named("scheduler"):
+            if self.file:
+                return ddpm_scheduler(self.file.prediction_type)
+            return DDPMScheduler.from_pretrained(self._folder("scheduler"))
+
+    def sampler(self) -> SchedulerMixin:
+        """The sampler that comes with the model."""
+        import diffusers
+
+        with self._named("scheduler"):
+            if self.file:
+                return pndm_scheduler(self.file.prediction_type)
+            folder = self._folder("scheduler")
+            kind = json.loads((folder / "scheduler_config.json").read_text())["_class_name"]
+            return getattr(diffusers, kind).from_pretrained(folder)
+
+    def pipeline(self, *, text_encoder: bool = False) -> StableDiffusionPipeline:
+        """A text-to-image pipeline, without safety checker.
+
+        Kosmos-G takes the text encoder's place, so it and its tokenizer are read only if asked for.
+        """
+        from diffusers import StableDiffusionPipeline
+
         return StableDiffusionPipeline(
-            unet=file.unet(dtype),
-            vae=file.vae(dtype),
-            scheduler=_scheduler(file),
-            text_encoder=None,
-            tokenizer=None,
+            unet=self._load("unet"),
+            vae=self._load("vae"),
+            scheduler=self.sampler(),
+            text_encoder=self._load("text_encoder") if text_encoder else None,
+            tokenizer=self.tokenizer() if text_encoder else None,
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
         )
-    if path.exists() and not (path / "model_index.json").is_file():
-        raise WeightsError(
-            f"{path} is no diffusers folder (it has no model_index.json); give the folder that holds "
-            "model_index.json, unet and vae, or a single .safetensors file"
-        )
-    left_out = {} if text_encoder else {"text_encoder": None, "tokenizer": None}
+
+    def _load(self, part: str) -> Any:
+        with self._named(part):
+            module = getattr(self.file, part)(self.dtype) if self.file else self._from_folder(part)
+            module = module.to(self.device).eval()
+            return module if module.dtype == self.dtype else module.to(self.dtype)
+
+    def _from_folder(self, part: str) -> Any:
+        import diffusers
+        import transformers
+
+        folder = self._folder(part)
+        halves = not any(folder.glob("*model.safetensors")) and any(folder.glob("*.fp16.*"))
+        options: dict[str, Any] = {"local_files_only": True} | ({"variant": "fp16"} if halves else {})
+        if part == "text_encoder":  # transformers has renamed the argument for the type; its models are cast afterwards
+            return transformers.CLIPTextModel.from_pretrained(folder, **options)
+        config = folder / "config.json"
+        tiny = config.is_file() and json.loads(config.read_text()).get("_class_name") == "AutoencoderTiny"
+        name = "UNet2DConditionModel" if part == "unet" else "AutoencoderTiny" if tiny else "AutoencoderKL"
+        return getattr(diffusers, name).from_pretrained(folder, torch_dtype=self.dtype, **options)
+
+    def _folder(self, part: str) -> Path:
+        folder = self.path / part
+        if not folder.is_dir():
+            raise WeightsError(
+                f"{self.path} has no folder '{part}', so it is no diffusers folder of a whole model; give the one that "
+                "holds model_index.json, unet and vae, or a single .safetensors or .ckpt file"
+            )
+        return folder
+
+    def _named(self, part: str) -> contextlib.AbstractContextManager[None]:
+        return _refusing(self.option, f"the {part} of {self.path}")
+
+
+def load_controlnet(
+    path: str | Path, dtype: torch.dtype = torch.float32, *, option: str = "controlnet"
+) -> ControlNetModel:
+    """A ControlNet for SD1.5 from a diffusers folder or a single file; WeightsError, in one sentence, for all else."""
+    from diffusers import ControlNetModel
+
+    path = _existing_path(path, option, "a ControlNet for Stable Diffusion 1.5")
+    with _refusing(option, f"the ControlNet {path}"):
+        if path.is_file():
+            return SingleFile(path).controlnet(dtype)
+        return ControlNetModel.from_pretrained(path, torch_dtype=dtype, local_files_only=True)
+
+
+def _existing_path(path: str | Path, option: str, what: str) -> Path:
+    """The file or folder, or the hub cache's folder of that name."""
+    from huggingface_hub import snapshot_download
+
+    expected = f"give {what} as a diffusers folder or as a single .safetensors or .ckpt file"
+    if not str(path):
+        raise WeightsError(f"{option}: no model given; {expected}.")
+    found = Path(path).expanduser()
+    if found.exists():
+        return found
     try:
-        return StableDiffusionPipeline.from_pretrained(
-            str(path),
-            torch_dtype=dtype,
-            local_files_only=True,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-            **left_out,
-        )
+        return Path(snapshot_download(str(path), local_files_only=True))
     except (OSError, ValueError) as error:
         raise WeightsError(
-            f"no Stable Diffusion 1.5 at {path}: {_first_line(error)}; give a diffusers folder or a single "
-            ".safetensors file that lies on this machine (nothing is downloaded)"
+            f"{option}: {path} does not exist: there is no such file or folder, nor a model of that name in the hub's "
+            f"local cache; {expected} (nothing is downloaded)."
         ) from error
 
 
-def load_controlnet(path: str | Path, dtype: torch.dtype = torch.float32) -> Any:
-    """A ControlNet for SD1.5 from a diffusers folder or a single file (WeightsError where there is none)."""
-    from diffusers import ControlNetModel
-
-    path = Path(path).expanduser()
-    if not path.is_file():
-        try:
-            return ControlNetModel.from_pretrained(str(path), torch_dtype=dtype, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise WeightsError(
-                f"no ControlNet at {path}: {_first_line(error)}; give a diffusers folder or a file"
-            ) from error
-    return SingleFile(path).controlnet(dtype)
-
-
-def _scheduler(file: SingleFile) -> Any:
-    from diffusers import PNDMScheduler
-
-    return PNDMScheduler(**{**SCHEDULER, "prediction_type": file.prediction_type})
-
-
-class SingleFile:
-    """A checkpoint in the layout of Stability's own releases, `.safetensors` or `.ckpt`, told apart by their content.
-
-    Sizes come from names and shapes; of a safetensors file only the part that is asked for is read. Every method raises
-    WeightsError, in one sentence, where the file is damaged or lacks what it should hold.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-
-    @functools.cached_property
-    def _pickled(self) -> dict[str, Tensor] | None:
-        """The tensors of a `.ckpt` file; None for a safetensors file."""
-        with self.path.open("rb") as file:
-            if file.read(9)[8:] == b"{":
-                return None
-        try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # pickle, zip and torch each raise errors of their own
-            raise WeightsError(
-                f"{self.path} cannot be read as a checkpoint without running code that it may hold "
-                f"({_first_line(error)}); give the .safetensors form of the model"
-            ) from error
-        content = content.get("state_dict", content)
-        return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
-
-    @functools.cached_property
-    def names(self) -> frozenset[str]:
-        """Names of all tensors."""
-        if self._pickled is not None:
-            return frozenset(self._pickled)
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                return frozenset(file.keys())
-        except SafetensorError as error:
-            raise WeightsError(
-                f"{self.path} cannot be read as a checkpoint ({_first_line(error)}); copy or download it again"
-            ) from error
-
-    def tensors(self, prefix: str) -> dict[str, Tensor]:
-        """All tensors whose names begin with `prefix`, under their whole names."""
-        names = sorted(name for name in self.names if name.startswith(prefix))
-        if self._pickled is not None:
-            return {name: self._pickled[name] for name in names}
-        with safe_open(self.path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in names}
-
-    @property
-    def prediction_type(self) -> str:
-        """What the U-Net was trained to predict; velocity models say so by an empty tensor."""
-        return "v_prediction" if "v_pred" in self.names else "epsilon"
-
-    def unet(self, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
-        """The U-Net; of any number of levels and channels."""
-        from diffusers import UNet2DConditionModel
-
-        tensors = self.tensors(UNET)
-        if f"{UNET}input_blocks.0.0.weight" not in tensors:
-            raise WeightsError(
-                f"{self.path} holds no unet (no tensor named {UNET}...); give a whole Stable Diffusion 1.x checkpoint, "
-                "not a LoRA, a VAE or a model of another family"
-            )
-        return self._module(UNet2DConditionModel, tensors, lambda: unet_config(tensors, UNET, self.path), dtype)
-
-    def vae(self, dtype: torch.dtype = torch.float32) -> AutoencoderKL | AutoencoderTiny:
-        """The picture autoencoder, or the TAESD in its place."""
-        from diffusers import AutoencoderKL
-
-        tensors = self.tensors(VAE)
-        if any(name.startswith(f"{VAE}taesd_decoder.") for name in tensors):
-            return _tiny_autoencoder(tensors, self.path, dtype)
-        if f"{VAE}encoder.conv_in.weight" not in tensors or f"{VAE}decoder.conv_in.weight" not in tensors:
-            raise WeightsError(
-                f"{self.path} holds no vae (no tensor named {VAE}...); give a whole Stable Diffusion 1.x checkpoint"
-            )
-        return self._module(AutoencoderKL, tensors, lambda: vae_config(tensors), dtype)
-
-    def controlnet(self, dtype: torch.dtype = torch.float32) -> ControlNetModel:
-        """The ControlNet, in a file of its own."""
-        from diffusers import ControlNetModel
-
-        prefix = CONTROLNET if any(name.startswith(CONTROLNET) for name in self.names) else ""
-        tensors = self.tensors(prefix)
-        if f"{prefix}input_hint_block.0.weight" not in tensors:
-            raise WeightsError(f"{self.path} holds no ControlNet (input_hint_block...); give a ControlNet for SD1.5")
-        return self._module(ControlNetModel, tensors, lambda: unet_config(tensors, prefix, self.path), dtype)
-
-    def _module(
-        self, kind: Any, tensors: dict[str, Tensor], sizes: Callable[[], dict[str, Any]], dtype: torch.dtype
-    ) -> Any:
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                Path(folder, "config.json").write_text(json.dumps({"_class_name": kind.__name__, **sizes()}))
-                return kind.from_single_file(tensors, config=folder, torch_dtype=dtype, local_files_only=True)
-            except WeightsError:
-                raise
-            except NotImplementedError as error:  # a tensor that the file has not filled
-                raise WeightsError(
-                    f"{self.path} lacks tensors of its {kind.__name__}; give a complete Stable Diffusion 1.x model"
-                ) from error
-            except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
-                raise WeightsError(
-                    f"the {kind.__name__} of {self.path} cannot be loaded ({_first_line(error)}); it is damaged or not "
-                    "of the Stable Diffusion 1.x family"
-                ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
-
-
-def unet_config(tensors: dict[str, Tensor], prefix: str, path: Path) -> dict[str, Any]:
-    """Sizes of a U-Net, or of a ControlNet, as the keys and shapes of its first half tell them."""
-    first = f"{prefix}input_blocks."
-    blocks = 1 + max(int(name.removeprefix(first).split(".")[0]) for name in tensors if name.startswith(first))
-    widths, attention, residual_blocks = [], [], []
-    new_level = True
-    for index in range(1, blocks):
-        block = f"{first}{index}."
-        if f"{block}0.op.weight" in tensors:
-            new_level = True
-            continue
-        if new_level:
-            widths.append(tensors[f"{block}0.in_layers.2.weight"].shape[0])
-            attention.append(f"{block}1.norm.weight" in tensors)
-            residual_blocks.append(0)
-            new_level = False
-        residual_blocks[-1] += 1
-    context = next((x.shape[1] for name, x in tensors.items() if name.endswith("attn2.to_k.weight")), 0)
-    if tensors[f"{first}0.0.weight"].shape[1] != 4 or not context or len(set(residual_blocks)) != 1:
+@contextlib.contextmanager
+def _refusing(option: str, what: str) -> Iterator[None]:
+    """Turn whatever is raised by loading into one sentence that begins with the option."""
+    try:
+        yield
+    except WeightsError as error:
+        raise WeightsError(f"{option}: {error}.") from error
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
         raise WeightsError(
-            f"{path} holds a diffusion model of another kind (an inpainting model, or no text conditioning); give a "
-            "plain Stable Diffusion 1.5 checkpoint, or load it with diffusers and pass the pipeline to KosmosGPipeline"
-        )
-    flat = any(x.ndim == 2 for name, x in tensors.items() if name.endswith("1.proj_in.weight"))
-    sizes = {
-        "cross_attention_dim": context,
-        "attention_head_dim": ATTENTION_HEADS,
-        "use_linear_projection": flat,
-        "block_out_channels": widths,
-        "layers_per_block": residual_blocks[0],
-        "down_block_types": ["CrossAttnDownBlock2D" if x else "DownBlock2D" for x in attention],
-    }
-    if prefix == UNET:
-        sizes["up_block_types"] = ["CrossAttnUpBlock2D" if x else "UpBlock2D" for x in reversed(attention)]
-        sizes["sample_size"] = 64
-    return sizes
-
-
-def vae_config(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Sizes of the autoencoder as the keys and shapes of its encoder tell them."""
-    places = [re.match(rf"{re.escape(VAE)}encoder\.down\.(\d+)\.block\.(\d+)\.", name) for name in tensors]
-    levels = 1 + max(int(place[1]) for place in places if place)
-    layers = 1 + max(int(place[2]) for place in places if place)
-    widths = [tensors[f"{VAE}encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(levels)]
-    return {
-        "block_out_channels": widths,
-        "layers_per_block": layers,
-        "scaling_factor": LATENT_SCALE,
-        "sample_size": 512,
-        "latent_channels": tensors[f"{VAE}decoder.conv_in.weight"].shape[1],
-        "act_fn": "silu",
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-    }
-
-
-def _tiny_autoencoder(tensors: dict[str, Tensor], path: Path, dtype: torch.dtype) -> Any:
-    """A TAESD inside a checkpoint (`taesd_encoder.*`, `taesd_decoder.*`), which ComfyUI takes for the VAE as well."""
-    from diffusers import AutoencoderTiny
-
-    scale = float(tensors.get(f"{VAE}vae_scale", torch.tensor(1.0)))
-    if float(tensors.get(f"{VAE}vae_shift", torch.tensor(0.0))):
-        raise WeightsError(f"{path} holds a TAESD whose latents are shifted, which is not an SD1.5 autoencoder")
-    renamed = {}
-    for name, tensor in tensors.items():
-        if not name.startswith(f"{VAE}taesd_"):
-            continue
-        half, layer, rest = name.removeprefix(f"{VAE}taesd_").split(".", 2)
-        # TAESD's decoder begins with a clamp that diffusers does outside of the numbered layers.
-        renamed[f"{half}.layers.{int(layer) - (half == 'decoder')}.{rest}"] = tensor
-    autoencoder = AutoencoderTiny(scaling_factor=LATENT_SCALE / scale)
-    missing, unexpected = autoencoder.load_state_dict(renamed, strict=False)
-    if missing or unexpected:
-        raise WeightsError(f"{path} holds a TAESD of another layout: {[*missing, *unexpected][:3]}")
-    return autoencoder if dtype == torch.float32 else autoencoder.to(dtype)
+            f"{option}: {what} cannot be loaded ({first_line(error)}); it is damaged or not of the Stable Diffusion "
+            "1.x family."
+        ) from error

@@ -10,8 +10,8 @@ from emoji_world.diffusion import Training, blurred, build_unet
 from emoji_world.sampling import sample
 from emoji_world.scenes import EmojiWorld
 from emoji_world.single_file import save_clip, save_diffusers, single_file, unet_name
-from kosmos_core.diffusers.stable_diffusion import LATENT_SCALE
-from training.stages.frozen_parts import StableDiffusion
+from kosmos_core.diffusers.single_file import LATENT_SCALE
+from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 
 
 @pytest.fixture(scope="module")

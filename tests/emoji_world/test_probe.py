@@ -10,8 +10,8 @@ from PIL import Image
 from emoji_world.probe import Probe, caption_of, likeliest, nearest
 from emoji_world.scenes import EmojiWorld
 from kosmos_core import load_model
+from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 from kosmos_core.images import preprocess_image
-from training.stages.frozen_parts import StableDiffusion
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from emoji_world.evaluate import EmojiGenerator, Judge, draw_prompts
 from emoji_world.features import EmojiFeatures
 from emoji_world.scenes import EmojiWorld
 from kosmos_core import load_model
-from training.stages.frozen_parts import StableDiffusion
+from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 
 KOSMOS, STABLE_DIFFUSION = ASSETS / "emoji-world-kosmos-g.safetensors", ASSETS / "emoji-world-sd.safetensors"
 

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from kosmos_core.diffusers.pipeline import KosmosGPipeline
-from kosmos_core.diffusers.stable_diffusion import SCHEDULER
+from kosmos_core.diffusers.stable_diffusion import pndm_scheduler
 from tests.core.golden_roles import Role, assert_close, roles
 from tests.tiny.comfyui_files import save_tiny_checkpoint, save_tiny_controlnet, save_tiny_lora
 from tests.tiny.stable_diffusion import SIZES, single_file_names
@@ -209,7 +209,7 @@ def test_a_single_file_gives_the_same_pictures_as_its_folder(weights, tmp_path):
     torch.manual_seed(0)
     unet, vae = UNet2DConditionModel(**SIZES["unet"]), AutoencoderKL(**SIZES["vae"])
     parts = {"text_encoder": None, "tokenizer": None, "safety_checker": None, "feature_extractor": None}
-    scheduler = PNDMScheduler(**SCHEDULER)
+    scheduler = pndm_scheduler()
     StableDiffusionPipeline(unet=unet, vae=vae, scheduler=scheduler, **parts).save_pretrained(tmp_path / "folder")
     names = single_file_names("unet", unet.state_dict(), SIZES["unet"])
     names |= single_file_names("vae", vae.state_dict(), SIZES["vae"])
@@ -257,8 +257,18 @@ def test_wrong_calls_get_a_sentence(pipe, weights, sd, tmp_path):
         pipe("a dog", image=image(1), **SMALL)
     with pytest.raises(ValueError, match="give a prompt"):
         pipe(images=[image(1)], **SMALL)
-    with pytest.raises(ValueError, match=r"no diffusers folder .*model_index\.json"):
+    with pytest.raises(ValueError, match=r"^sd: .* is no diffusers folder .*model_index\.json") as caught:
         KosmosGPipeline.from_files(weights, tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    gone = tmp_path / "gone" / "sd.safetensors"
+    with pytest.raises(ValueError, match=r"^sd: .* does not exist: there is no such file or folder") as caught:
+        KosmosGPipeline.from_files(weights, gone)
+    assert str(gone) in str(caught.value)
+    with pytest.raises(ValueError, match=r"^controlnet: .* does not exist.*; give a ControlNet for Stable Diffusion"):
+        KosmosGPipeline.from_files(weights, sd, controlnet=gone)
+    lora = save_tiny_lora(tmp_path / "lora.safetensors")
+    with pytest.raises(ValueError, match=r"^sd: .* holds no unet .* not a LoRA"):
+        KosmosGPipeline.from_files(weights, lora)
     with pytest.raises(ValueError, match="nothing is downloaded"):
         KosmosGPipeline.from_files(weights, "no-such/repository")
     broken = tmp_path / "broken.safetensors"

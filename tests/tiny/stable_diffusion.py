@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from kosmos_core.diffusers.stable_diffusion import SCHEDULER
+from kosmos_core.diffusers.single_file import LATENT_SCALE
+from kosmos_core.diffusers.stable_diffusion import ddpm_scheduler, pndm_scheduler
 
 from .clip import VOCABULARY, letter_tokenizer
 
@@ -33,7 +34,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "layers_per_block": 1,
         "down_block_types": ["DownEncoderBlock2D"] * 2,
         "up_block_types": ["UpDecoderBlock2D"] * 2,
-        "scaling_factor": 0.18215,
+        "scaling_factor": LATENT_SCALE,
     },
     "text_encoder": {
         "hidden_size": 768,
@@ -58,16 +59,14 @@ def tiny_parts(seed: int = 0) -> dict[str, Any]:
         "unet": tiny_unet(),
         "vae": AutoencoderKL(**SIZES["vae"]),
         "text_encoder": CLIPTextModel(CLIPTextConfig(**SIZES["text_encoder"])),
-        "scheduler": DDPMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
-        ),
+        "scheduler": ddpm_scheduler(),
     }
 
 
 def save_stable_diffusion(folder: Path, seed: int = 0) -> Path:
     """Write everything that a whole pipeline needs as a diffusers folder, CLIP's tokenizer included."""
     parts = tiny_parts(seed) | {
-        "scheduler": PNDMScheduler(**SCHEDULER),
+        "scheduler": pndm_scheduler(),
         "tokenizer": letter_tokenizer(folder / "letters"),
     }
     none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}

@@ -12,13 +12,17 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, con
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from kosmos_core.diffusers.stable_diffusion import UNET, load_stable_diffusion, unet_config, vae_config
+from kosmos_core.diffusers import stable_diffusion
+from kosmos_core.diffusers.single_file import UNET, unet_config, vae_config
+from kosmos_core.diffusers.stable_diffusion import SIZES as OFFICIAL_SIZES
+from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 from tests.core.golden_roles import roles
 from tests.tiny.stable_diffusion import SIZES, save_folder, save_single_file, single_file_names, tiny_parts
+from training import run
 from training.base.rng import RowRng
-from training.plan.command import STABLE_DIFFUSION
-from training.stages import frozen_parts as stable_diffusion
-from training.stages.frozen_parts import StableDiffusion, encode_images
+from training.stages import align, instruct
+from training.stages.diffusion_loss import encode_images
+from training.stages.frozen_diffusion import configured_stable_diffusion
 
 PARTS = ("unet", "vae", "text_encoder")
 
@@ -61,9 +65,9 @@ def test_single_file_gives_the_very_weights(parts, tmp_path, name, part):
 def test_half_precision_file_is_read_in_the_precision_asked_for(parts, tmp_path):
     path = save_single_file(parts, tmp_path / "model.safetensors")
     save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    for dtype in (torch.float32, torch.bfloat16):
         for part in PARTS:
-            module = getattr(StableDiffusion(str(path), precision=precision), part)()
+            module = getattr(StableDiffusion(path, dtype), part)()
             assert {p.dtype for p in module.parameters()} == {dtype}
 
 
@@ -89,14 +93,14 @@ def test_single_file_of_a_velocity_model_says_so(parts, tmp_path):
     path = save_single_file(parts, tmp_path / "model.safetensors")
     save_file({**load_file(path), "v_pred": torch.tensor([])}, path)
     assert StableDiffusion(str(path)).scheduler().config.prediction_type == "v_prediction"
-    assert load_stable_diffusion(path).scheduler.config.prediction_type == "v_prediction"
+    assert StableDiffusion(path).pipeline().scheduler.config.prediction_type == "v_prediction"
 
 
 def test_a_full_size_file_has_the_official_sizes_and_every_tensor():
     expected = {"unet": (UNet2DConditionModel, 686, 859_520_964), "vae": (AutoencoderKL, 248, 83_653_863)}
     convert = {"unet": convert_ldm_unet_checkpoint, "vae": convert_ldm_vae_checkpoint}
     for part, (kind, tensors, parameters) in expected.items():
-        sizes = STABLE_DIFFUSION[part]
+        sizes = OFFICIAL_SIZES[part]
         with torch.device("meta"):
             model = kind(**sizes)
         weights = model.state_dict()
@@ -200,13 +204,32 @@ def test_what_is_no_stable_diffusion_model_is_refused_with_a_sentence(parts, tmp
     elif spoil == "width":
         narrow = UNet2DConditionModel(**{**SIZES["unet"], "cross_attention_dim": 32})
         path = save_single_file({**parts, "unet": narrow}, path)
+    task = instruct.Config(stable_diffusion="" if not spoil else str(path))
     with pytest.raises(ValueError, match=r"task\.stable_diffusion: .*\.$") as caught:
-        StableDiffusion("" if not spoil else str(path)).unet()
+        configured_stable_diffusion(task, "cpu", "fp32").unet()
     assert said in str(caught.value)
 
 
 def test_missing_clip_tokenizer_is_named_with_the_way_out(parts, tmp_path, monkeypatch):
     monkeypatch.setattr(stable_diffusion, "CLIP_TOKENIZER", str(tmp_path / "nothing"))
-    diffusion = StableDiffusion(str(save_single_file(parts, tmp_path / "model.safetensors")))
-    with pytest.raises(ValueError, match="comfy/sd1_tokenizer"):
-        diffusion.tokenizer()
+    task = align.Config(stable_diffusion=str(save_single_file(parts, tmp_path / "model.safetensors")))
+    with pytest.raises(ValueError, match=r"task\.clip_tokenizer: .*comfy/sd1_tokenizer"):
+        configured_stable_diffusion(task, "cpu", "fp32").tokenizer()
+
+
+@pytest.mark.parametrize("stage", ["align", "instruct"])
+def test_a_run_names_its_key_for_what_is_no_stable_diffusion(smoke_stages, stage, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    save_file({"lora_unet_down.lora_up.weight": torch.zeros(2)}, tmp_path / "lora.safetensors")
+    part = "text_encoder" if stage == "align" else "unet"
+    for name, said in (
+        ("gone/sd.safetensors", "does not exist: there is no such file or folder"),
+        ("lora.safetensors", f"holds no {part}"),
+        ("empty", f"has no folder '{part}'"),
+    ):
+        path = tmp_path / name
+        arguments = smoke_stages.arguments(stage, tmp_path / "run", "--task.stable_diffusion", str(path))
+        assert run.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: task.stable_diffusion: {path} {said}"), error
+        assert error.count("\n") == 1

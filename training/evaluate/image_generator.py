@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
+from kosmos_core import load_model
 from kosmos_core.diffusers.pipeline import KosmosGPipeline, named_scheduler
-from kosmos_core.diffusers.stable_diffusion import load_stable_diffusion
+from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 
 from ..base.errors import ConfigError
 from ..base.precision import DTYPES, Precision
-from ..stages.frozen_parts import StableDiffusion
 from .jobs import Job
 from .subjects import open_image
 
@@ -60,13 +59,14 @@ class ImageGenerator:
         clip_tokenizer: str | None = None,
     ) -> None:
         self.sampling = sampling
-        if weights == SD_ROW:
-            self.pipe = None
-            self.diffusion = _with_own_text_encoder(sd, dtype, clip_tokenizer)
-            self.diffusion.scheduler = named_scheduler(sampling.scheduler, self.diffusion.scheduler)
-        else:
-            self.pipe = KosmosGPipeline.from_files(weights, sd, scheduler=sampling.scheduler, dtype=DTYPES[dtype])
-            self.diffusion = self.pipe.diffusion
+        model = StableDiffusion(
+            sd, DTYPES[dtype], clip_tokenizer=clip_tokenizer, option="--sd", tokenizer_option="--clip-tokenizer"
+        )
+        self.diffusion = model.pipeline(text_encoder=weights == SD_ROW)
+        self.diffusion.scheduler = named_scheduler(sampling.scheduler, self.diffusion.scheduler)
+        self.pipe = None
+        if weights != SD_ROW:
+            self.pipe = KosmosGPipeline(load_model(weights, dtype=DTYPES[dtype]), self.diffusion)
         (self.pipe or self.diffusion).to(device)
         self.diffusion.set_progress_bar_config(disable=True)
         if sampling.size % self.diffusion.vae_scale_factor:
@@ -114,15 +114,3 @@ class ImageGenerator:
         channels = self.diffusion.unet.config.in_channels
         generator = torch.Generator().manual_seed(job.seed)
         return torch.randn((job.rows, channels, side, side), generator=generator)[job.row]
-
-
-def _with_own_text_encoder(sd: str | Path, dtype: Precision, clip_tokenizer: str | None) -> StableDiffusionPipeline:
-    """Stable Diffusion complete with CLIP's text encoder, from a folder, or a single file and a tokenizer folder."""
-    single = Path(sd).expanduser().is_file()
-    diffusion = load_stable_diffusion(sd, DTYPES[dtype], text_encoder=not single)
-    if single:
-        clip = StableDiffusion(str(sd), precision=dtype, clip_tokenizer=clip_tokenizer)
-        diffusion.register_modules(text_encoder=clip.text_encoder(), tokenizer=clip.tokenizer())
-    if diffusion.text_encoder is None:
-        raise ConfigError(f"{sd} has no text encoder, so it cannot paint the row '{SD_ROW}'")
-    return diffusion

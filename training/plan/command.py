@@ -27,6 +27,8 @@ from rich.table import Table
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from kosmos_core.diffusers.stable_diffusion import SIZES
+
 from ..base.errors import ConfigError
 from ..base.precision import DTYPES, autocast
 from ..base.processes import ProcessGroup
@@ -36,38 +38,6 @@ from ..engine.run_config import RunConfig, parse
 from ..engine.sharding import Engine, parallelize, sharding_mesh
 from .live_memory import LiveMemory
 from .simulated import SimulatedStage, frozen_modules
-
-# Stable Diffusion 1.5, for a plan without the file. What is not listed is the library's default.
-STABLE_DIFFUSION: dict[str, dict[str, Any]] = {
-    "unet": {
-        "sample_size": 64,
-        "cross_attention_dim": 768,
-        "attention_head_dim": 8,
-        "block_out_channels": [320, 640, 1280, 1280],
-    },
-    "vae": {
-        "sample_size": 512,
-        "block_out_channels": [128, 256, 512, 512],
-        "layers_per_block": 2,
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-        "scaling_factor": 0.18215,
-    },
-    "text_encoder": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "hidden_act": "quick_gelu",
-    },
-    "scheduler": {
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "clip_sample": False,
-        "steps_offset": 1,
-    },
-}
 
 
 @dataclass
@@ -112,7 +82,7 @@ def frozen_sizes(config: RunConfig) -> dict[str, Any]:
     """Configurations of the frozen modules: the configured diffusers folder's, else Stable Diffusion 1.5's."""
     folder = Path(getattr(config.task, "stable_diffusion", "") or "/nonexistent")
     sizes = {}
-    for part, known in STABLE_DIFFUSION.items():
+    for part, known in SIZES.items():
         file = folder / part / "config.json"
         found = json.loads(file.read_text()) if file.is_file() else known
         sizes[part] = {key: value for key, value in found.items() if not key.startswith("_")}

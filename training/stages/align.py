@@ -20,7 +20,7 @@ from ..data import AlignData, align_stream
 from ..data.batch_stream import Batch, BatchStream, Stream
 from ..weights.warm_start import start_model
 from .alignment_loss import Reconstruction, loss, sample_losses, token_weights
-from .frozen_parts import StableDiffusion
+from .frozen_diffusion import configured_stable_diffusion
 from .image_embeddings import embed_blank
 from .losses import Losses
 
@@ -89,8 +89,8 @@ class AlignStage:
 
 def build(config: RunConfig, device: torch.device, model_device: torch.device) -> AlignStage:
     """The stage of a run's configuration; ValueError or OSError where a path or size does not fit."""
+    diffusion = configured_stable_diffusion(config.task, device, config.precision)
     model, notes = start_model(config, model_device, aligner_tables=config.task.aligner_tables)
-    diffusion = StableDiffusion(config.task.stable_diffusion, device, config.precision, config.task.clip_tokenizer)
     clip = diffusion.text_encoder(width=config.model.aligner.width)
     images = any(source.kind not in TEXT_KINDS for source in config.data.sources.values())
     return AlignStage(model, config.task, config.data, diffusion.tokenizer(), notes, {"clip": clip}, images)

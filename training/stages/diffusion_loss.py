@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler
 from torch import Tensor, nn
 
 from kosmos_core import KosmosG
 
+from ..base.rng import RowRng
 from ..data.batch_stream import Batch
 from .image_embeddings import image_embeddings
 from .null_condition import encode_with_null
@@ -37,3 +39,27 @@ def loss(
     is True where the null condition replaces the sample's; scheduler is diffusers' DDPM or another that can add noise.
     """
     return {"loss": sample_losses(model, unet, scheduler, batch, noise, timesteps, drop)[0].mean()}
+
+
+def snr_weights(scheduler: DDPMScheduler, bounds: tuple[float, float] | None) -> Tensor:
+    """clamp(SNR, *bounds) / SNR of each timestep, (timesteps,) float32; ones without bounds.
+
+    With these weights of the predicted noise's error, the picture's own error counts `clamp(SNR, *bounds)`: min-SNR
+    (arXiv 2303.09556) with a lower bound besides.
+    """
+    signal = scheduler.alphas_cumprod.float()
+    ratio = signal / (1 - signal)
+    return torch.ones_like(ratio) if bounds is None else ratio.clamp(*bounds) / ratio
+
+
+@torch.no_grad()
+def encode_images(vae: AutoencoderKL | AutoencoderTiny, images: Tensor, rng: RowRng) -> Tensor:
+    """Pictures (b, 3, H, W) in -1 ... 1 -> scaled latents (b, 4, H/8, W/8) float32, one draw of the posterior each.
+
+    The tiny autoencoder has no posterior: its latents are exact.
+    """
+    if isinstance(vae, AutoencoderTiny):
+        return vae.encode(images.to(vae.dtype)).latents.float() * vae.config.scaling_factor
+    posterior = vae.encode(images.to(vae.dtype)).latent_dist
+    mean, deviation = posterior.mean.float(), posterior.std.float()
+    return (mean + deviation * rng.normal("latents", tuple(mean.shape), mean.device)) * vae.config.scaling_factor

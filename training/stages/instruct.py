@@ -20,8 +20,8 @@ from ..data import InstructData, instruct_stream
 from ..data.batch_stream import Batch, BatchStream, Stream
 from ..weights.warm_start import start_model
 from .alignment_loss import caption_errors
-from .diffusion_loss import loss, sample_losses
-from .frozen_parts import StableDiffusion, encode_images, snr_weights
+from .diffusion_loss import encode_images, loss, sample_losses, snr_weights
+from .frozen_diffusion import configured_stable_diffusion
 from .image_embeddings import train_vision_end
 from .losses import Losses
 from .preview import Preview, rows_to_show, sample_sheet
@@ -108,9 +108,9 @@ class InstructStage:
 
 def build(config: RunConfig, device: torch.device, model_device: torch.device) -> InstructStage:
     """The stage of a run's configuration; ValueError or OSError where a path or size does not fit."""
-    model, notes = start_model(config, model_device)
     task, width = config.task, config.model.aligner.width
-    diffusion = StableDiffusion(task.stable_diffusion, device, config.precision, task.clip_tokenizer)
+    diffusion = configured_stable_diffusion(task, device, config.precision)
+    model, notes = start_model(config, model_device)
     frozen, clip_tokenizer = {"unet": diffusion.unet(width), "vae": diffusion.vae()}, None
     if task.alignment:
         frozen["clip"], clip_tokenizer = diffusion.text_encoder(width), diffusion.tokenizer()
