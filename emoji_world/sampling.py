@@ -5,6 +5,8 @@ import torch
 from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 
+from kosmos_core.diffusers.sampler import sample_latents
+from kosmos_core.diffusers.stable_diffusion import NOISE_SCHEDULE
 from training.base.precision import Precision, autocast
 
 
@@ -36,17 +38,10 @@ def sample(
     )
     images = []
     for start in range(0, len(conditions), batch):
-        scheduler = DPMSolverMultistepScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
-        )
-        scheduler.set_timesteps(steps)
         latents, condition = noise[start : start + batch], conditions[start : start + batch].float()
-        both = torch.cat([null.float().expand_as(condition), condition])
-        for time in scheduler.timesteps:
-            with autocast(precision, latents.device):
-                predicted = unet(torch.cat([latents] * 2), time, encoder_hidden_states=both).sample.float()
-            without, with_condition = predicted.chunk(2)
-            latents = scheduler.step(without + guidance * (with_condition - without), time, latents).prev_sample
+        scheduler = DPMSolverMultistepScheduler(**NOISE_SCHEDULE)
+        with autocast(precision, latents.device):
+            latents = sample_latents(unet, scheduler, latents, condition, null.float(), steps=steps, guidance=guidance)
         made = vae.decode(latents).sample.clamp(-1, 1)
         images.append(((made + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
     return np.concatenate(images)

@@ -21,13 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DiffusionPipeline,
-    DPMSolverMultistepScheduler,
-    PNDMScheduler,
-    StableDiffusionControlNetPipeline,
-)
+from diffusers import DiffusionPipeline, StableDiffusionControlNetPipeline
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -35,39 +29,13 @@ from ..model import KosmosG
 from ..prompt import Prompt
 from ..tokenizer import Layout
 from ..weights import load_model
+from .sampler import named_scheduler
 from .stable_diffusion import StableDiffusion, load_controlnet
 
 logger = logging.getLogger(__name__)
 
 TEXT_ENCODER_LORA = ("lora_te", "text_encoder.", "text_model.")  # kohya's and diffusers' names
 AnyPrompt = str | Prompt | Layout
-
-# Today's diffusers ends DPM-Solver at sigma 0; 0.21.4, with which the original samples, ended it at the schedule's
-# smallest sigma. The difference is 1e-3 of the latents. A folder saved by a newer diffusers names the spacing of its
-# own scheduler, which would replace the one that the original uses: so each is told its spacing.
-_DPM = {
-    "algorithm_type": "dpmsolver++",
-    "solver_order": 2,
-    "final_sigmas_type": "sigma_min",
-    "timestep_spacing": "linspace",
-}
-SCHEDULERS = {
-    "dpmsolver++": (DPMSolverMultistepScheduler, _DPM),
-    "ddim": (DDIMScheduler, {"clip_sample": False, "timestep_spacing": "leading"}),
-    "pndm": (PNDMScheduler, {"skip_prk_steps": True, "timestep_spacing": "leading"}),
-}
-
-
-def named_scheduler(name: str, current: Any) -> Any:
-    """The sampler of that name with the noise schedule of `current`: "dpmsolver++" (the original's default), "ddim" or
-    "pndm". ValueError lists the names."""
-    if name not in SCHEDULERS:
-        raise ValueError(
-            f"unknown scheduler '{name}'; choose one of {', '.join(SCHEDULERS)}, or set pipe.scheduler to any "
-            "scheduler of diffusers"
-        )
-    kind, options = SCHEDULERS[name]
-    return kind.from_config(current.config, **options)
 
 
 class KosmosGPipeline:
@@ -111,7 +79,7 @@ class KosmosGPipeline:
         """Pipeline from a Kosmos-G file and SD1.5 as a diffusers folder or a single file; nothing is downloaded.
 
         `controlnet` is one ControlNet or several, each a loaded model, a diffusers folder or a single file.
-        `scheduler` is a name of `SCHEDULERS`, or None for the one that comes with `sd`.
+        `scheduler` is a name of `sampler.SCHEDULERS`, or None for the one that comes with `sd`.
         """
         diffusion: DiffusionPipeline = StableDiffusion(sd, dtype, option="sd").pipeline()
         if controlnet is not None:
@@ -127,7 +95,7 @@ class KosmosGPipeline:
         return pipe
 
     def use_scheduler(self, name: str) -> None:
-        """Choose a sampler of `SCHEDULERS`; for any other set `pipe.scheduler`."""
+        """Choose a sampler of `sampler.SCHEDULERS`; for any other set `pipe.scheduler`."""
         self.scheduler = named_scheduler(name, self.scheduler)
 
     def encode_prompt(

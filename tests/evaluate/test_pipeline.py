@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from kosmos_core.diffusers.pipeline import KosmosGPipeline
+from kosmos_core.diffusers.sampler import SCHEDULERS, named_scheduler, sample_latents
 from kosmos_core.diffusers.stable_diffusion import pndm_scheduler
 from tests.core.golden_roles import Role, assert_close, roles
 from tests.tiny.comfyui_files import save_tiny_checkpoint, save_tiny_controlnet, save_tiny_lora
@@ -138,6 +139,19 @@ def test_any_scheduler_of_diffusers_can_be_set(pipe):
     assert not numpy.array_equal(first, pipe("a red dog", generator=seeded(), **SMALL).images)
     with pytest.raises(ValueError, match="unknown scheduler 'heun'; choose one of dpmsolver"):
         pipe.use_scheduler("heun")
+
+
+@pytest.mark.parametrize("name", list(SCHEDULERS))
+def test_the_projects_own_loop_samples_as_diffusers_does(pipe, name):
+    noise = torch.randn(2, 4, 8, 8, generator=seeded())
+    pipe.use_scheduler(name)
+    embeds = pipe.encode_prompt(["a <i>", "a red dog"], [image(1)])
+    null = embeds["negative_prompt_embeds"][:1]
+    options = {**SMALL, "num_inference_steps": 4, "output_type": "latent", "guidance_scale": 3.0}
+    theirs = pipe(**embeds, latents=noise, **options).images
+    scheduler = named_scheduler(name, pipe.scheduler)
+    ours = sample_latents(pipe.unet, scheduler, noise, embeds["prompt_embeds"], null, steps=4, guidance=3.0)
+    assert torch.equal(ours, theirs)
 
 
 def test_image_to_image_and_inpainting_take_the_condition(pipe):

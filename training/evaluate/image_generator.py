@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from kosmos_core import load_model
-from kosmos_core.diffusers.pipeline import KosmosGPipeline, named_scheduler
+from kosmos_core.diffusers.pipeline import KosmosGPipeline
+from kosmos_core.diffusers.sampler import named_scheduler
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 
 from ..base.errors import ConfigError

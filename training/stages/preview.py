@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from kosmos_core import KosmosG, Tokenizer, preprocess_image
+from kosmos_core.diffusers.sampler import sample_latents
 from kosmos_core.images import CLIP_MEAN, CLIP_STD, ImageError, open_image
 
 from ..base.rng import RowRng
@@ -106,14 +107,15 @@ def sample_images(
     noise = RowRng(seed=0, step=0).normal("preview", (preview.samples, unet.config.in_channels, side, side), device)
     rows = []
     for condition in conditions:
-        pair = torch.stack([null[0], condition]).repeat_interleave(preview.samples, dim=0).to(unet.dtype)
-        solver = DPMSolverMultistepScheduler.from_config(scheduler.config)
-        solver.set_timesteps(preview.steps, device=device)
-        latents = noise
-        for step in solver.timesteps:
-            doubled = solver.scale_model_input(latents, step).repeat(2, 1, 1, 1)
-            without, within = unet(doubled.to(unet.dtype), step, encoder_hidden_states=pair).sample.float().chunk(2)
-            latents = solver.step(without + preview.guidance * (within - without), step, latents).prev_sample
+        latents = sample_latents(
+            unet,
+            DPMSolverMultistepScheduler.from_config(scheduler.config),
+            noise,
+            condition.expand(preview.samples, -1, -1),
+            null,
+            steps=preview.steps,
+            guidance=preview.guidance,
+        )
         decoded = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()
         rows.append((decoded / 2 + 0.5).clamp(0, 1))
     return torch.stack(rows)
