@@ -20,6 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from kosmos_core import KosmosG, load_model
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 from training.base.precision import Precision, faster_on_cpu
+from training.evaluate.statistics import bootstrap_interval
 
 from .atlas import Atlas
 from .diffusion import text_states
@@ -75,9 +76,7 @@ class BenchmarkRow:
 
 def interval(values: np.ndarray, draws: int = 2000) -> list[float]:
     """Mean and the ends of its 95 % bootstrap interval."""
-    random = np.random.default_rng(0)
-    means = values[random.integers(0, len(values), (draws, len(values)))].mean(1)
-    return [round(float(x), 4) for x in (values.mean(), *np.percentile(means, [2.5, 97.5]))]
+    return [round(float(x), 4) for x in (values.mean(), *bootstrap_interval(values, draws))]
 
 
 class Judge:

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from training.evaluate.feature_networks import IMAGENET_MEAN, IMAGENET_STD
 
 
 def object_alone(pixels: np.ndarray, threshold: float = 40.0) -> np.ndarray:

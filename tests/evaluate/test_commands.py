@@ -11,9 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
+from kosmos_core.atomic import UNFINISHED
 from tests.tiny import drawings as tiny
 from training.evaluate.__main__ import main
 
@@ -98,7 +101,7 @@ def test_killed_at_any_moment_it_resumes_with_nothing_twice_and_nothing_missing(
     try:
         deadline = time.monotonic() + 120
         while len(list(output.glob("pictures/*/*.png"))) < 3:
-            assert time.monotonic() < deadline, "painted nothing"
+            assert time.monotonic() < deadline, "generated nothing"
             assert process.poll() is None, "ended before it was killed"
             time.sleep(0.001)
     finally:
@@ -110,7 +113,8 @@ def test_killed_at_any_moment_it_resumes_with_nothing_twice_and_nothing_missing(
     log = output / "generated-0.jsonl"
     recorded = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join(recorded[:-1]) + recorded[-1][:25])
-    (output / "pictures" / "mug" / ".unfinished-abc").write_bytes(b"\x89PNG")
+    for name in (".unfinished-abc", ".00_0.png.abc.tmp"):  # the first is what earlier versions left behind
+        (output / "pictures" / "mug" / name).write_bytes(b"\x89PNG")
 
     assert main(arguments) == 2  # an earlier evaluation is never overwritten unasked
     assert main([*arguments, "--resume"]) == 0
@@ -121,7 +125,7 @@ def test_killed_at_any_moment_it_resumes_with_nothing_twice_and_nothing_missing(
         str(path.relative_to(output)) for path in after
     )
     assert len({record["path"] for record in lines(output, "scores")}) == len(lines(output, "scores")) == IMAGES
-    assert not list(output.rglob(".unfinished-*"))
+    assert not [*output.rglob(".unfinished-*"), *output.rglob(UNFINISHED)]
     for path in after:
         with Image.open(path) as ours, Image.open(whole / path.relative_to(output)) as undisturbed:
             difference = max(abs(a - b) for a, b in zip(ours.tobytes(), undisturbed.tobytes(), strict=True))
@@ -131,7 +135,7 @@ def test_killed_at_any_moment_it_resumes_with_nothing_twice_and_nothing_missing(
         assert results[0][metric]["mean"] == pytest.approx(results[1][metric]["mean"], abs=1e-3)
 
 
-def test_processes_of_torchrun_share_the_painting_and_the_scoring(bench, whole, tmp_path):
+def test_processes_of_torchrun_share_the_generating_and_the_scoring(bench, whole, tmp_path):
     output = tmp_path / "out"
     launcher = ("torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m")
     arguments = [*bench, "--output", str(output)]
@@ -146,13 +150,13 @@ def test_processes_of_torchrun_share_the_painting_and_the_scoring(bench, whole, 
         assert [x[metric] for x in ours] == pytest.approx([x[metric] for x in theirs], abs=1e-4)
 
 
-def test_painting_and_scoring_can_run_apart(bench, whole, tmp_path):
+def test_generating_and_scoring_can_run_apart(bench, whole, tmp_path):
     output = tmp_path / "out"
     assert main([*bench, "--output", str(output), "--only", "generate"]) == 0
     assert len(lines(output, "generated")) == IMAGES
     assert not (output / "results.json").exists()
     scoring = list(bench)
-    for option in ("--weights", "--sd", "--steps"):  # known from the painting
+    for option in ("--weights", "--sd", "--steps"):  # known from the generating
         del scoring[scoring.index(option) : scoring.index(option) + 2]
     assert main([*scoring, "--output", str(output), "--only", "score"]) == 0
     assert "dpmsolver++, 1 steps" in (output / "table.md").read_text()
@@ -212,14 +216,14 @@ def test_a_full_disk_stops_with_a_sentence_and_loses_nothing(bench, tmp_path, ca
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "cannot be written: File too large" in capsys.readouterr().err
-    assert not list(output.rglob(".unfinished-*"))
+    assert not list(output.rglob(UNFINISHED))
     assert main([*arguments, "--only", "generate"]) == 0
     assert len(list(output.glob("pictures/*/*.png"))) == IMAGES
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert len(lines(output, "generated")) == IMAGES
 
 
-def test_a_missing_subject_folder_and_an_unreadable_picture_stop_before_anything_is_painted(bench, tmp_path, capsys):
+def test_a_missing_subject_folder_and_an_unreadable_picture_stop_before_anything_is_generated(bench, tmp_path, capsys):
     output = tmp_path / "out"
     data = tiny.save_subjects(tmp_path / "data", {"mug": 3})
     elsewhere = [*bench, "--output", str(output)]
@@ -240,7 +244,7 @@ def test_wrong_commands_get_a_sentence(bench, tmp_path, capsys):
     without = [x for x in bench if x != "--sd"]
     without.pop(bench.index("--sd"))
     for arguments, sentence in (
-        (without, "--sd is needed to paint pictures"),
+        (without, "--sd is needed to generate pictures"),
         ([*bench, "--steps", "0"], "--steps: 0 must be at least 1"),
         ([*bench, "--only-subjects", "cup"], "--only-subjects: cup is not among hat, mug"),
         ([*bench, "--pairs", str(tmp_path / "no.json")], "the list of pairs"),
@@ -258,3 +262,33 @@ def test_wrong_commands_get_a_sentence(bench, tmp_path, capsys):
     gone = [x if x != weights else str(tmp_path / "gone.safetensors") for x in bench]
     assert main([*gone, *out]) == 2
     assert "gone.safetensors is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["dreambench", "coco", "compare"])
+def test_every_command_names_its_option_for_what_is_no_stable_diffusion(command, bench, weights, tmp_path, capsys):
+    tiny.drawing(1).save(tmp_path / "a.png")
+    tiny.drawing(2).save(tmp_path / "b.png")
+    (tmp_path / "captions.json").write_text(json.dumps({"annotations": [{"image_id": 1, "caption": "a dog"}]}))
+    (tmp_path / "prompts.yaml").write_text("- {prompt: a dog}")
+    common = ["--weights", str(weights), "--size", "16", "--steps", "1"]
+    arguments = {
+        "dreambench": [x for x in bench if x not in ("--sd", bench[bench.index("--sd") + 1])],
+        "coco": ["coco", "--annotations", str(tmp_path / "captions.json"), "--images", str(tmp_path), *common],
+        "compare": ["compare", "--prompts", str(tmp_path / "prompts.yaml"), *common],
+    }[command]
+    (tmp_path / "empty").mkdir()
+    save_file({"lora_unet_down.lora_up.weight": torch.zeros(2)}, tmp_path / "lora.safetensors")
+    for number, (name, said) in enumerate(
+        (
+            ("gone/sd.safetensors", "does not exist: there is no such file or folder"),
+            ("gone", "does not exist: there is no such file or folder"),
+            ("lora.safetensors", "holds no unet"),
+            ("empty", "has no folder 'unet', so it is no diffusers folder"),
+        )
+    ):
+        path, output = tmp_path / name, tmp_path / f"out-{number}"
+        assert main([*arguments, "--sd", str(path), "--output", str(output)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: --sd: {path} {said}"), error
+        assert error.count("\n") == 1
+        assert not output.exists() or path.exists(), "a mistyped path leaves nothing behind"

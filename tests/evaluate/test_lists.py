@@ -185,6 +185,6 @@ def test_a_jobs_noise_is_its_row_of_the_whole_block(weights, sd):
     from training.evaluate.image_generator import ImageGenerator, Sampling
     from training.evaluate.jobs import Job
 
-    painter = ImageGenerator(str(weights), sd, Sampling("ddim", 2, 3.0, 16), device=torch.device("cpu"))
+    generator = ImageGenerator(str(weights), sd, Sampling("ddim", 2, 3.0, 16), device=torch.device("cpu"))
     block = torch.randn(20, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(painter._noise(Job("a.png", "", "", row=7, rows=20)), block[7])
+    assert torch.equal(generator._noise(Job("a.png", "", "", row=7, rows=20)), block[7])

@@ -12,7 +12,8 @@ from tests.tiny import drawings as tiny
 from training.base.errors import ConfigError
 from training.base.processes import ProcessGroup
 from training.evaluate.feature_networks import (
-    IMAGENET,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     ClassAttention,
     FeatureNets,
     ImageFeatures,
@@ -24,8 +25,9 @@ from training.evaluate.jobs import dreambench_jobs
 from training.evaluate.output import OutputFolder
 from training.evaluate.protocols import PROTOCOLS
 from training.evaluate.score import References, copy_threshold, echo, fidelity, oracle, score
+from training.evaluate.statistics import bootstrap_interval, subject_means, summarise
 from training.evaluate.subjects import Subject, SubjectSet
-from training.evaluate.table import interval, markdown, subject_means, summarise
+from training.evaluate.table import markdown
 
 ALONE = ProcessGroup(rank=0, world_size=1, device=torch.device("cpu"))
 SUBJECTS = SubjectSet(
@@ -58,9 +60,9 @@ def test_identical_pictures_score_one_and_a_shuffled_pairing_less(data, nets, tm
         folder = OutputFolder(tmp_path / name)
         names = [subject.name for subject in SUBJECTS.subjects]
         for job in jobs:
-            painted = names[(names.index(job.group) + shift) % 3]
+            shown = names[(names.index(job.group) + shift) % 3]
             (folder.path / job.path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(data / "dataset" / painted / "01.jpg", folder.path / job.path)
+            shutil.copy(data / "dataset" / shown / "01.jpg", folder.path / job.path)
         assert score(jobs, references, nets, folder, ALONE, all_references=False) == len(jobs) == 24
         assert score(jobs, references, nets, folder, ALONE, all_references=False) == 0
         means[name] = summarise(list(folder.records("scores").values()), ("dino", "clip_i", "copy"))
@@ -140,10 +142,10 @@ def test_bootstrap_intervals_equal_numpys_and_cover_the_mean_95_times_of_100():
     generator = numpy.random.default_rng(0)
     places = generator.integers(0, 30, (10_000, 30))
     means = numpy.array([values[row].mean() for row in places])
-    assert interval(values) == pytest.approx(tuple(numpy.percentile(means, [2.5, 97.5])))
+    assert bootstrap_interval(values) == pytest.approx(tuple(numpy.percentile(means, [2.5, 97.5])))
     normal = 1.96 * values.std() / 30**0.5
-    assert interval(values) == pytest.approx((values.mean() - normal, values.mean() + normal), abs=0.004)
-    assert interval([0.5]) == (0.5, 0.5)
+    assert bootstrap_interval(values) == pytest.approx((values.mean() - normal, values.mean() + normal), abs=0.004)
+    assert bootstrap_interval([0.5]) == (0.5, 0.5)
 
 
 def test_pictures_are_prepared_as_torchvision_does():
@@ -154,10 +156,10 @@ def test_pictures_are_prepared_as_torchvision_does():
                 transforms.Resize(256, transforms.InterpolationMode.BICUBIC),
                 transforms.CenterCrop(224),
                 transforms.ToTensor(),
-                transforms.Normalize(*IMAGENET),
+                transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
             ]
         )
-        assert torch.allclose(prepare(image, 256, IMAGENET), theirs(image), atol=1e-5)
+        assert torch.allclose(prepare(image, 256, IMAGENET_MEAN, IMAGENET_STD), theirs(image), atol=1e-5)
 
 
 def test_clip_sees_pictures_as_its_own_processor_shows_them(nets, clip):

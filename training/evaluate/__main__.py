@@ -58,7 +58,9 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--guidance", type=float)
         command.add_argument("--size", type=int, default=512, help="pixels of a side")
         command.add_argument("--batch-size", type=int, default=16 if command is coco else 4, help="pictures at once")
-        command.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the painting models")
+        command.add_argument(
+            "--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the models that generate"
+        )
         command.add_argument("--device", default="auto")
     for command in (coco, pages):
         command.add_argument("--clip-tokenizer", help="folder with vocab.json, merges.txt: for sd15 from a single file")
@@ -79,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(options, "only", None) != "score":
             for name in ("weights", "sd"):
                 if not getattr(options, name):
-                    raise ConfigError(f"--{name} is needed to paint pictures (only --only score goes without)")
+                    raise ConfigError(f"--{name} is needed to generate pictures (only --only score goes without)")
         for name in ("steps", "batch_size", "size", "captions", "threads"):
             if getattr(options, name, None) is not None and getattr(options, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(options, name)} must be at least 1")

@@ -6,19 +6,19 @@ import json
 import random
 from argparse import Namespace
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 from kosmos_core.images import IMAGE_ENDINGS
 
 from ..base.errors import ConfigError
 from ..base.processes import ProcessGroup
+from .command_options import generator_factory, open_output, sampling_of
 from .fid import PROTOCOLS, ImageFiles, frechet_distance, name_of_reals, treatments
 from .generate import generate
-from .image_generator import SD_ROW, ImageGenerator, Sampling, as_painted
+from .image_generator import SD_ROW, Sampling
 from .jobs import Job
 from .output import OutputFolder
-from .score import require_painted
+from .score import require_generated
 from .table import markdown
 
 CAPTIONS, SEED = 30_000, 0
@@ -27,48 +27,29 @@ PUBLISHED = {"Kosmos-G (its paper)": 10.99, "Stable Diffusion 1.5 (Kosmos-G's pa
 
 
 def run(options: Namespace, process_group: ProcessGroup) -> None:
-    """The whole command: paint each row's pictures, then FID under both protocols, as results.json and table.md."""
+    """The whole command: generate each row's pictures, then FID under both protocols, as results.json and table.md."""
     captions = sample_captions(options.annotations, options.captions)
     reals = real_images(options.images)
-    sampling = Sampling(
-        options.scheduler or SAMPLER,
-        options.steps or STEPS,
-        GUIDANCE if options.guidance is None else options.guidance,
-        options.size,
-    )
     rows = {"kosmosg": str(options.weights), SD_ROW: SD_ROW}
     rows = {name: rows[name] for name in options.rows}
-    folder = OutputFolder(options.output, process_group.rank)
-    settings = {
-        "command": "coco",
-        "weights": str(options.weights),
-        "sd": str(options.sd),
-        "captions": len(captions),
-        "annotations": Path(options.annotations).name,
-        "dtype": options.dtype,
-        **asdict(sampling),
-    }
-    if options.only == "score":
-        settings, sampling = as_painted(settings, folder.settings())
-    folder.start(settings, options.resume or options.only == "score", process_group)
+    folder, sampling = open_output(
+        options,
+        sampling_of(options, SAMPLER, STEPS, GUIDANCE),
+        process_group,
+        weights=str(options.weights),
+        captions=len(captions),
+        annotations=Path(options.annotations).name,
+    )
     jobs = {name: caption_jobs(captions, name) for name in rows}
     if options.only != "score":
         for name, weights in rows.items():
-            painter = partial(
-                ImageGenerator,
-                weights,
-                options.sd,
-                sampling,
-                device=process_group.device,
-                dtype=options.dtype,
-                clip_tokenizer=options.clip_tokenizer,
-            )
-            generate(jobs[name], painter, folder, process_group, options.batch_size)
+            make_generator = generator_factory(options, weights, sampling, process_group.device)
+            generate(jobs[name], make_generator, folder, process_group, options.batch_size)
     if options.only == "generate" or process_group.rank:
         return
     distances = {}
     for name in rows:
-        require_painted(jobs[name], folder)
+        require_generated(jobs[name], folder)
         paths = [folder.path / job.path for job in jobs[name]]
         distances[name] = {}
         for protocol in PROTOCOLS:

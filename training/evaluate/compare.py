@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,21 @@ from kosmos_core import Prompt, PromptError
 from ..base.errors import ConfigError
 from ..base.precision import DTYPES
 from ..base.processes import ProcessGroup
+from .command_options import generator_factory, open_output, sampling_of
 from .feature_networks import FeatureNets
 from .generate import generate
-from .image_generator import SD_ROW, ImageGenerator, Sampling
+from .image_generator import SD_ROW, Sampling
 from .jobs import Job
 from .output import OutputFolder
 from .page import PAGE, figure
 from .subjects import check_images, open_image
 
+SAMPLER, STEPS, GUIDANCE = "dpmsolver++", 50, 6.0
+
 
 @dataclass(frozen=True)
-class Wanted:
-    """One entry of the prompt file."""
+class PromptEntry:
+    """One entry of the prompt file: the prompt, the pictures of its `<i>` marks, and the prompt in plain words."""
 
     prompt: str
     images: tuple[Path, ...]
@@ -37,42 +39,25 @@ class Wanted:
 
 
 def run(options: Namespace, process_group: ProcessGroup) -> None:
-    """The whole command: paint, score where DINO and CLIP are given, and write index.html and scores.json."""
-    wanted = read_prompts(options.prompts)
-    check_images([path for entry in wanted for path in entry.images])
+    """The whole command: generate, score where DINO and CLIP are given, and write index.html and scores.json."""
+    entries = read_prompts(options.prompts)
+    check_images([path for entry in entries for path in entry.images])
     models = model_names(options.weights)
     for weights in models.values():
         if weights != SD_ROW and not Path(weights).is_file():
             raise ConfigError(f"--weights: {weights} is no file; give Kosmos-G files, or '{SD_ROW}' for SD's own text")
-    sampling = Sampling(
-        options.scheduler or "dpmsolver++",
-        options.steps or 50,
-        6.0 if options.guidance is None else options.guidance,
-        options.size,
+    folder, sampling = open_output(
+        options,
+        sampling_of(options, SAMPLER, STEPS, GUIDANCE),
+        process_group,
+        weights=models,
+        seeds=options.seeds,
+        prompts=[[entry.prompt, *map(str, entry.images)] for entry in entries],
     )
-    folder = OutputFolder(options.output, process_group.rank)
-    settings = {
-        "command": "compare",
-        "weights": models,
-        "sd": str(options.sd),
-        "seeds": options.seeds,
-        "dtype": options.dtype,
-        "prompts": [[entry.prompt, *map(str, entry.images)] for entry in wanted],
-        **asdict(sampling),
-    }
-    folder.start(settings, options.resume, process_group)
-    jobs = {name: _jobs(name, wanted, options.seeds) for name in models}
+    jobs = {name: _jobs(name, entries, options.seeds) for name in models}
     for name, weights in models.items():
-        painter = partial(
-            ImageGenerator,
-            weights,
-            options.sd,
-            sampling,
-            device=process_group.device,
-            dtype=options.dtype,
-            clip_tokenizer=options.clip_tokenizer,
-        )
-        generate(jobs[name], painter, folder, process_group, options.batch_size)
+        make_generator = generator_factory(options, weights, sampling, process_group.device)
+        generate(jobs[name], make_generator, folder, process_group, options.batch_size)
     if process_group.rank:
         return
     nets = None
@@ -80,12 +65,12 @@ def run(options: Namespace, process_group: ProcessGroup) -> None:
         nets = FeatureNets(options.dino, options.clip, process_group.device, DTYPES[options.scoring_dtype])
     scores = {name: _scores(found, nets, folder) for name, found in jobs.items()}
     folder.write("scores.json", json.dumps({"models": models, "scores": scores}, indent=2) + "\n")
-    references = _save_references(wanted, folder)
-    folder.write("index.html", _page(wanted, references, options.seeds, scores, sampling))
+    references = _save_references(entries, folder)
+    folder.write("index.html", _page(entries, references, options.seeds, scores, sampling))
     print(f"index.html and scores.json are in {folder.path}")
 
 
-def read_prompts(path: str | Path) -> list[Wanted]:
+def read_prompts(path: str | Path) -> list[PromptEntry]:
     """Prompts from YAML: a list of {prompt: "a dog <i> at the beach", images: [dog.jpg]}, pictures relative to it.
 
     ConfigError names the entry where marks and pictures do not match or a picture is missing.
@@ -97,7 +82,7 @@ def read_prompts(path: str | Path) -> list[Wanted]:
         raise ConfigError(f"--prompts: {path} cannot be read: {error}") from error
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"--prompts: {path} must be a list of entries with `prompt` and `images`")
-    wanted = []
+    prompts = []
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
             raise ConfigError(f"--prompts: entry {number} of {path} needs `prompt`, it is {entry!r:.120}")
@@ -113,8 +98,8 @@ def read_prompts(path: str | Path) -> list[Wanted]:
         except PromptError as error:
             raise ConfigError(f"--prompts: entry {number} of {path}: {error}") from error
         words = "".join(getattr(segment, "text", "") for segment in parsed.segments)
-        wanted.append(Wanted(entry["prompt"], images, " ".join(words.split())))
-    return wanted
+        prompts.append(PromptEntry(entry["prompt"], images, " ".join(words.split())))
+    return prompts
 
 
 def model_names(weights: Sequence[str]) -> dict[str, str]:
@@ -129,10 +114,10 @@ def model_names(weights: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _jobs(model: str, wanted: Sequence[Wanted], seeds: Sequence[int]) -> list[Job]:
+def _jobs(model: str, entries: Sequence[PromptEntry], seeds: Sequence[int]) -> list[Job]:
     return [
         Job(f"pictures/{model}/{number:03d}_{seed}.png", entry.prompt, entry.text, entry.images, (model,), seed)
-        for number, entry in enumerate(wanted)
+        for number, entry in enumerate(entries)
         for seed in seeds
     ]
 
@@ -153,10 +138,10 @@ def _scores(jobs: Sequence[Job], nets: FeatureNets | None, folder: OutputFolder)
     return records
 
 
-def _save_references(wanted: Sequence[Wanted], folder: OutputFolder) -> list[list[str]]:
+def _save_references(entries: Sequence[PromptEntry], folder: OutputFolder) -> list[list[str]]:
     """Small copies of the shown pictures beside the page, so that the folder can be moved."""
     saved = []
-    for number, entry in enumerate(wanted):
+    for number, entry in enumerate(entries):
         saved.append([])
         for place, path in enumerate(entry.images):
             image = open_image(path)
@@ -168,7 +153,7 @@ def _save_references(wanted: Sequence[Wanted], folder: OutputFolder) -> list[lis
 
 
 def _page(
-    wanted: Sequence[Wanted],
+    entries: Sequence[PromptEntry],
     references: list[list[str]],
     seeds: Sequence[int],
     scores: dict[str, list[dict]],
@@ -176,7 +161,7 @@ def _page(
 ) -> str:
     per_prompt = len(seeds)
     sections = []
-    for number, entry in enumerate(wanted):
+    for number, entry in enumerate(entries):
         shown = "".join(figure(name, f"picture {place}") for place, name in enumerate(references[number], 1))
         cells = [f'<div class="column shown"><h3>shown</h3><div class="grid">{shown}</div></div>'] if shown else []
         for name, records in scores.items():
@@ -186,7 +171,7 @@ def _page(
         sections.append(f'<section><h2>{escape(entry.prompt)}</h2><div class="row">{"".join(cells)}</div></section>')
     title = f"Kosmos-G: {', '.join(scores)}"
     note = (
-        f"{len(wanted)} prompts, seeds {', '.join(map(str, seeds))}, the same noise for every model; "
+        f"{len(entries)} prompts, seeds {', '.join(map(str, seeds))}, the same noise for every model; "
         f"{sampling.scheduler}, {sampling.steps} steps, guidance {sampling.guidance:g}, {sampling.size} px."
     )
     return PAGE.format(title=escape(title), note=escape(note), sections="\n".join(sections))

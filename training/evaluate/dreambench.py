@@ -1,68 +1,56 @@
-"""`dreambench`: subject-driven pictures of one or of several subjects, painted, scored and tabulated."""
+"""`dreambench`: subject-driven pictures of one or of several subjects, generated, scored and tabulated."""
 
 from __future__ import annotations
 
 import json
 from argparse import Namespace
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import ConfigError
 from ..base.precision import DTYPES
 from ..base.processes import ProcessGroup
+from .command_options import generator_factory, open_output, sampling_of
 from .feature_networks import FeatureNets
 from .generate import generate
-from .image_generator import ImageGenerator, Sampling, as_painted
+from .image_generator import Sampling
 from .jobs import Job, dreambench_jobs, pair_jobs
 from .output import OutputFolder
 from .protocols import PROTOCOLS, PUBLISHED, Protocol
-from .score import METRICS, References, copy_threshold, echo, oracle, require_painted, score
+from .score import METRICS, References, copy_threshold, echo, oracle, require_generated, score
+from .statistics import subject_means, summarise
 from .subject_sheets import contact_sheet
 from .subjects import DREAMBENCH, SubjectSet, check_images, read_subjects, subject_images
-from .table import markdown, subject_means, summarise
+from .table import markdown
 
 HEADINGS = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "copied": "copies"}
 
 
 def run(options: Namespace, process_group: ProcessGroup) -> None:
-    """The whole command: paint what is missing, score what is unscored, write results.json, table.md and sheets."""
+    """The whole command: generate what is missing, score what is unscored, write results.json, table.md and sheets."""
     protocol = PROTOCOLS[options.protocol]
-    sampling = Sampling(
-        options.scheduler or protocol.scheduler,
-        options.steps or protocol.steps,
-        protocol.guidance if options.guidance is None else options.guidance,
-        options.size,
-    )
     subjects = read_subjects(options.subjects) if options.subjects else DREAMBENCH
     jobs = _jobs(options, subjects, protocol)
     images = {name: _real(name, subjects, options.data) for name in sorted({x for job in jobs for x in job.subjects})}
     check_images([path for paths in images.values() for path in paths])
     _check_conditions(jobs, images)
-    folder = OutputFolder(options.output, process_group.rank)
-    settings = {
-        "command": "dreambench",
-        "protocol": protocol.name,
-        "subjects": subjects.name,
-        "weights": str(options.weights),
-        "sd": str(options.sd),
-        "pairs": options.pairs,
-        "pictures": len(jobs),
-        "dtype": options.dtype,
-        **asdict(sampling),
-    }
-    if options.only == "score":
-        settings, sampling = as_painted(settings, folder.settings())
-    folder.start(settings, options.resume or options.only == "score", process_group)
+    folder, sampling = open_output(
+        options,
+        sampling_of(options, protocol.scheduler, protocol.steps, protocol.guidance),
+        process_group,
+        protocol=protocol.name,
+        subjects=subjects.name,
+        weights=str(options.weights),
+        pairs=options.pairs,
+        pictures=len(jobs),
+    )
     if options.only != "score":
-        painter = partial(
-            ImageGenerator, options.weights, options.sd, sampling, device=process_group.device, dtype=options.dtype
-        )
-        generate(jobs, painter, folder, process_group, options.batch_size)
+        make_generator = generator_factory(options, options.weights, sampling, process_group.device)
+        generate(jobs, make_generator, folder, process_group, options.batch_size)
     if options.only == "generate":
         return
-    require_painted(jobs, folder)
+    require_generated(jobs, folder)
     nets = FeatureNets(options.dino, options.clip, process_group.device, DTYPES[options.scoring_dtype])
     picked = {subject.name: subject.picked for subject in subjects.subjects}
     picked |= {name: path.name for job in jobs for name, path in zip(job.subjects, job.conditions, strict=True)}

@@ -21,12 +21,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kosmos_core.images import CLIP_MEAN, CLIP_STD, planes, resize_and_crop
+
 from ..base.errors import ConfigError
 from .subjects import open_image
 
 DINO, CLIP = "facebook/dino-vits16", "openai/clip-vit-base-patch32"
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SIDE = 224  # pixels that both networks see
 FOREGROUND = 0.6  # share of the class token's attention that makes the foreground, as in the DINO paper's figures
 
 T = TypeVar("T")
@@ -44,20 +46,12 @@ class ImageFeatures:
         return ImageFeatures(self.dino[rows], self.clip[rows], self.foreground[rows])
 
 
-def prepare(image: Image.Image, resize: int, mean_and_deviation: tuple, crop: int = 224) -> Tensor:
-    """RGB picture -> (3, crop, crop): shorter side to `resize`, centre cut out, normalised."""
-    width, height = image.size
-    if width <= height:
-        width, height = resize, int(resize * height / width)
-    else:
-        width, height = int(resize * width / height), resize
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = round((width - crop) / 2), round((height - crop) / 2)
-    image = image.crop((left, top, left + crop, top + crop))
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(crop, crop, 3)
-    mean, deviation = (torch.tensor(values) for values in mean_and_deviation)
-    return ((pixels / 255 - mean) / deviation).permute(2, 0, 1)
+def prepare(image: Image.Image, resize: int, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:
+    """RGB picture -> (3, 224, 224): shorter side to `resize`, centre cut out, normalised."""
+    edge = (resize - SIDE) // 2
+    pixels = planes(resize_and_crop(image, resize).crop((edge, edge, edge + SIDE, edge + SIDE)))
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in (mean, deviation))
+    return (pixels / 255 - mean) / deviation
 
 
 class FeatureNets:
@@ -74,13 +68,15 @@ class FeatureNets:
         self.clip = _local("--clip", CLIPModel, clip).to(device, dtype).eval()
         self.tokenizer = _local("--clip", CLIPTokenizer, clip)
         self.device, self.dtype = device, dtype
-        mean, deviation = (torch.tensor(values, device=device)[:, None, None] for values in IMAGENET)
+        mean, deviation = (
+            torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD)
+        )
         self._white = ((1 - mean) / deviation).to(dtype)
 
     def prepare(self, source: Path | Image.Image) -> tuple[Tensor, Tensor]:
         """What DINO and what CLIP see of a picture, each (3, 224, 224)."""
         image = source if isinstance(source, Image.Image) else open_image(source)
-        return prepare(image, 256, IMAGENET), prepare(image, 224, OPENAI)
+        return prepare(image, 256, IMAGENET_MEAN, IMAGENET_STD), prepare(image, SIDE, CLIP_MEAN, CLIP_STD)
 
     @torch.inference_mode()
     def of_prepared(self, prepared: Sequence[tuple[Tensor, Tensor]]) -> ImageFeatures:

@@ -1,7 +1,7 @@
 """Frechet Inception Distance by torch-fidelity, with the statistics of the real pictures kept for the next run.
 
 Two protocols that differ in what happens to pictures before the Inception network (arXiv 2310.02992, section 4.2):
-    kosmosg   as the original's script: reals at 256 by tensor resizing, fakes as painted (512); sizes are unequal
+    kosmosg   as the original's script: reals at 256 by tensor resizing, fakes as generated (512); sizes are unequal
     clean     both at 256 by Pillow's antialiased bicubic
 """
 
@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
+
+from kosmos_core.images import planes, resize_and_crop
 
 from ..base.errors import ConfigError
 from .subjects import open_image
@@ -40,22 +41,15 @@ class ImageFiles(Dataset):
     def __getitem__(self, index: int) -> Tensor:
         image = open_image(self.paths[index])
         if self.treatment == "pillow":
-            short = min(image.size)
-            size = [int(SIDE * length / short) for length in image.size]
-            image = image.resize(size, Image.Resampling.BICUBIC)
-        height, width = image.height, image.width
-        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, 3)
-        pixels = pixels.permute(2, 0, 1)
+            image = resize_and_crop(image, SIDE)
+        pixels = planes(image)
         if self.treatment == "tensor":
-            short = min(height, width)
-            size = [int(SIDE * height / short), int(SIDE * width / short)]
+            size = [int(SIDE * length / min(image.size)) for length in (image.height, image.width)]
             # Without antialiasing, as the torchvision of its time (0.14) resized tensors.
             floats = functional.interpolate(pixels[None] / 255, size=size, mode="bilinear", align_corners=False)
-            pixels = (floats[0] * 255).to(torch.uint8)
-        if self.treatment is not None:
-            top, left = round((pixels.shape[1] - SIDE) / 2), round((pixels.shape[2] - SIDE) / 2)
-            pixels = pixels[:, top : top + SIDE, left : left + SIDE]
-        return pixels.contiguous()
+            top, left = (round((length - SIDE) / 2) for length in size)
+            pixels = (floats[0] * 255).to(torch.uint8)[:, top : top + SIDE, left : left + SIDE].contiguous()
+        return pixels
 
 
 def treatments(protocol: str) -> tuple[str | None, str | None]:
@@ -83,7 +77,7 @@ def frechet_distance(
     """
     import torch_fidelity
 
-    for name, images in (("painted", fakes), ("real", reals)):
+    for name, images in (("generated", fakes), ("real", reals)):
         if len(images) < 2:
             raise ConfigError(f"FID needs at least 2 {name} pictures, there are {len(images)}")
     if extractor == INCEPTION and inception is None:

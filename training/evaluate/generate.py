@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 
 from ..base.processes import ProcessGroup
-from ..engine.progress import duration
 from .image_generator import ImageGenerator
 from .jobs import Job
 from .output import OutputFolder
@@ -15,15 +15,15 @@ from .output import OutputFolder
 
 def generate(
     jobs: Sequence[Job],
-    make_painter: Callable[[], ImageGenerator],
+    make_generator: Callable[[], ImageGenerator],
     folder: OutputFolder,
     process_group: ProcessGroup,
     batch_size: int,
 ) -> int:
-    """Paint the missing pictures, shared among the processes; returns how many this process painted.
+    """Generate the missing pictures, shared among the processes; returns how many this process generated.
 
-    A batch is saved picture by picture and then recorded; a picture whose record a kill swallowed is recorded, not
-    painted again. The model is only loaded where there is something to paint.
+    A batch is saved picture by picture and then recorded; a picture whose record was lost in a kill is recorded, not
+    generated again. The model is only loaded where there is something to generate.
     """
     if process_group.rank == 0:
         folder.clear_unfinished()
@@ -37,19 +37,16 @@ def generate(
     batches = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
     batches = [[job for job in batch if job.path in missing] for batch in batches]
     mine = [batch for batch in batches if batch][process_group.rank :: process_group.world_size]
-    total, made, painter, start = sum(map(len, mine)), 0, None, time.monotonic()
+    total, made, generator, start = sum(map(len, mine)), 0, None, time.monotonic()
     for batch in mine:
-        painter = painter or make_painter()
-        for job, image in zip(batch, painter.paint(batch), strict=True):
+        generator = generator or make_generator()
+        for job, image in zip(batch, generator.generate(batch), strict=True):
             folder.write(job.path, image)
         folder.append("generated", [job.record() for job in batch])
         made += len(batch)
         each = (time.monotonic() - start) / made
         if process_group.rank == 0:
-            print(
-                f"painted {made}/{total}  {each:.2f} s a picture  {duration(each * (total - made))} left",
-                file=sys.stderr,
-                flush=True,
-            )
+            left = timedelta(seconds=round(each * (total - made)))
+            print(f"generated {made}/{total}  {each:.2f} s a picture  {left} left", file=sys.stderr, flush=True)
     process_group.barrier()
     return made

@@ -1,11 +1,10 @@
-"""Models that paint: Kosmos-G files, and Stable Diffusion with its own text encoder as the row beside them."""
+"""Models that generate pictures: Kosmos-G files, and Stable Diffusion with its own text encoder beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -34,19 +33,16 @@ class Sampling:
     size: int = 512
 
 
-def as_painted(settings: dict[str, Any], recorded: dict[str, Any]) -> tuple[dict[str, Any], Sampling]:
-    """Settings for scoring alone: how the pictures were painted is not asked again but taken from their record."""
-    names = [field.name for field in fields(Sampling)]
-    settings = settings | {key: recorded[key] for key in ("weights", "sd", "dtype", *names) if key in recorded}
-    return settings, Sampling(**{name: settings[name] for name in names})
-
-
 class ImageGenerator:
-    """Paints jobs with one model. Each picture's noise is fixed by its job, on the CPU, so that it depends neither on
-    the device nor on which jobs share a batch.
+    """Generates the pictures of jobs with one model.
 
-    `weights` is a Kosmos-G file, or `sd15` for Stable Diffusion's own text encoder, which reads a job's plain words;
-    from a single file that one needs `clip_tokenizer`, a folder with vocab.json and merges.txt.
+    Each picture's noise is fixed by its job and drawn on the CPU, so that it depends neither on the device nor on which
+    jobs share a batch.
+
+    weights: a Kosmos-G file, or `sd15` for Stable Diffusion's own text encoder, which reads a job's plain words.
+    sd: a diffusers folder or a single file; with the latter `sd15` needs `clip_tokenizer`, a folder with vocab.json
+    and merges.txt.
+    Raises WeightsError where a model is not there or is something else, ConfigError where the size does not fit it.
     """
 
     def __init__(
@@ -75,7 +71,7 @@ class ImageGenerator:
         self._images: dict[Path, Image.Image] = {}
 
     @torch.no_grad()
-    def paint(self, jobs: Sequence[Job]) -> list[Image.Image]:
+    def generate(self, jobs: Sequence[Job]) -> list[Image.Image]:
         """One picture for each job, made in one batch; equal prompts are encoded once."""
         wordings = list(dict.fromkeys((job.prompt, job.text, job.conditions) for job in jobs))
         place = {wording: index for index, wording in enumerate(wordings)}

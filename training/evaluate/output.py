@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from kosmos_core.atomic import UNFINISHED, atomic_write
 
 from ..base.errors import ConfigError, TrainingStopped
 from ..base.processes import ProcessGroup
@@ -71,22 +72,14 @@ class OutputFolder:
     def write(self, name: str, content: str | bytes | Image.Image) -> Path:
         """Write a file so that it is complete or absent; TrainingStopped, in a sentence, where the disk refuses."""
         target = self.path / name
-        unfinished = None
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            handle, unfinished = tempfile.mkstemp(dir=target.parent, prefix=".unfinished-")
-            with os.fdopen(handle, "wb") as file:
+            with atomic_write(target) as file:
                 if isinstance(content, Image.Image):
                     content.save(file, format="PNG", compress_level=1)
                 else:
                     file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(unfinished, 0o644)
-            os.replace(unfinished, target)
         except OSError as error:
-            if unfinished:
-                Path(unfinished).unlink(missing_ok=True)
             raise _refused(target, error) from error
         return target
 
@@ -119,8 +112,9 @@ class OutputFolder:
 
     def clear_unfinished(self) -> None:
         """Remove what writes that were killed left behind."""
-        for path in self.path.rglob(".unfinished-*"):
-            path.unlink(missing_ok=True)
+        for pattern in (UNFINISHED, ".unfinished-*"):  # the second is the name of earlier versions
+            for path in self.path.rglob(pattern):
+                path.unlink(missing_ok=True)
 
 
 def _complete_bytes(path: Path) -> int:

@@ -58,13 +58,13 @@ def fidelity(
     return scores
 
 
-def require_painted(jobs: Sequence[Job], folder: OutputFolder) -> None:
-    """ConfigError that counts the pictures which were never painted."""
+def require_generated(jobs: Sequence[Job], folder: OutputFolder) -> None:
+    """ConfigError that counts the pictures which were never generated."""
     absent = [job.path for job in jobs if not (folder.path / job.path).exists()]
     if absent:
         raise ConfigError(
             f"{len(absent)} of {len(jobs)} pictures are missing in {folder.path}, the first is {absent[0]}; "
-            "paint them first (leave out --only score)"
+            "generate them first (leave out --only score)"
         )
 
 
