@@ -1,1 +1,1 @@
-"""Kosmos-G in diffusers. Imported on demand: the nodes never need it."""
+"""Kosmos-G in diffusers, and Stable Diffusion 1.5 itself. Imported on demand: the encoder does not need it."""

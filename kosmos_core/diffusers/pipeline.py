@@ -1,6 +1,6 @@
-"""Kosmos-G in diffusers: text and pictures, interleaved, where a Stable Diffusion 1.5 pipeline expects text.
+"""Kosmos-G in diffusers: text and pictures, interleaved, in the place of a Stable Diffusion 1.5 pipeline's text.
 
-    from .pipeline import KosmosGPipeline
+    from kosmos_core.pipeline import KosmosGPipeline
 
     pipe = KosmosGPipeline.from_files("kosmos-g.safetensors", "stable-diffusion-v1-5", dtype=torch.float16).to("cuda")
     pipe("a dog <i> at the beach", images=[dog], guidance_scale=6, num_inference_steps=50).images[0]
@@ -9,7 +9,7 @@ Any diffusers pipeline for SD1.5 can be inside, so ControlNet, img2img and inpai
 
     KosmosGPipeline(pipe.encoder, StableDiffusionInpaintPipeline.from_pipe(pipe.diffusion))
 
-This module needs diffusers and is imported on demand only. It was run on CPUs; no GPU has been at hand.
+This module needs diffusers and is imported on demand only.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ class KosmosGPipeline:
     ) -> dict[str, Tensor]:
         """Conditions (b, 77, 768) under the names that every diffusers pipeline takes, in the U-Net's type.
 
-        `images` are the pictures of the `<i>` marks: one flat list used up in order, or one list per prompt. The
-        negative prompt is text only and encoded by Kosmos-G itself; left out, it is the null condition. With
-        `guidance=False` there is no negative condition.
+        images: the pictures of the `<i>` marks, as one list for all prompts in order, or as one list for each prompt.
+        negative_prompt: text only, encoded by Kosmos-G; left out, it is the null condition.
+        guidance: without it there is no negative condition.
         Raises ValueError where prompts, pictures and negative prompts do not match in number.
         """
         prompts = _as_list(prompt)
@@ -143,8 +143,8 @@ class KosmosGPipeline:
 
         `images` are the reference pictures of the marks (see `encode_prompt`). All other options are diffusers' own:
         num_inference_steps, generator, num_images_per_prompt (pictures of one prompt stand together), latents,
-        `image` for the hint of a ControlNet or the start of img2img, and so on. Without guidance (guidance_scale at
-        most 1) there is one picture per prompt, unlike the original's doubled batch.
+        `image` for the hint of a ControlNet or the start of img2img, and so on. A guidance_scale of at most 1 turns
+        guidance off; there is still one picture per prompt, where the original returns two.
         Raises ValueError for an option that the pipeline inside does not know.
         """
         known = inspect.signature(self.diffusion.__call__).parameters
@@ -170,9 +170,10 @@ class KosmosGPipeline:
         self.diffusion.scheduler = scheduler
 
     def load_lora_weights(self, source: str | Path | dict[str, Tensor], **options: Any) -> None:
-        """A LoRA by diffusers' own loader; of a file, layers for CLIP's text encoder are left out with a warning.
+        """Load a LoRA by diffusers' own loader; layers for CLIP's text encoder are left out with a warning.
 
-        There is no such text encoder here, and diffusers would fail on them.
+        Kosmos-G stands in that encoder's place, and diffusers would fail on them. A source that is neither tensors nor
+        a file goes to diffusers as it is.
         """
         if not isinstance(source, dict):
             path = Path(source, options.get("weight_name", ""))
@@ -181,15 +182,15 @@ class KosmosGPipeline:
                 return
             options.pop("weight_name", None)
             source = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-        kept = {name: tensor for name, tensor in source.items() if not name.startswith(TEXT_ENCODER_LORA)}
-        if len(kept) < len(source):
+        unet = {name: tensor for name, tensor in source.items() if not name.startswith(TEXT_ENCODER_LORA)}
+        if len(unet) < len(source):
             logger.warning(
                 "%d of the LoRA's %d tensors belong to CLIP's text encoder, whose place Kosmos-G takes; they are left "
                 "out",
-                len(source) - len(kept),
+                len(source) - len(unet),
                 len(source),
             )
-        self.diffusion.load_lora_weights(kept, **options)
+        self.diffusion.load_lora_weights(unet, **options)
 
     def to(self, *args: Any, **kwargs: Any) -> KosmosGPipeline:
         """Move encoder and diffusion model to a device or type, as in torch; returns the pipeline."""
@@ -198,22 +199,19 @@ class KosmosGPipeline:
         return self
 
     def enable_model_cpu_offload(self, *, device: str | torch.device = "cuda", **options: Any) -> None:
-        """Keep every model on the CPU and bring it to `device` for its own turn only, Kosmos-G included."""
+        """Keep every model on the CPU and bring it to `device` only while it runs, Kosmos-G included."""
         self._offload = torch.device(device)
         self.encoder.to("cpu")
         self.diffusion.enable_model_cpu_offload(device=self._offload, **options)
 
     def enable_sequential_cpu_offload(self, *, device: str | torch.device = "cuda", **options: Any) -> None:
-        """As diffusers offloads layer by layer; Kosmos-G, which runs once, comes to `device` as a whole.
-
-        Not run so far: accelerate brings layers to another device than the CPU only, and none has been at hand.
-        """
+        """Bring the U-Net and the autoencoder to `device` layer by layer, and Kosmos-G, which runs once, as a whole."""
         self._offload = torch.device(device)
         self.encoder.to("cpu")
         self.diffusion.enable_sequential_cpu_offload(device=self._offload, **options)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("diffusion", "encoder"):  # not set yet, as while unpickling: no detour through each other
+        if name in ("diffusion", "encoder"):  # not set yet, as while unpickling: asking for them again would not end
             raise AttributeError(name)
         return getattr(self.diffusion, name)
 

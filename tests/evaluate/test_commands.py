@@ -261,7 +261,7 @@ def test_wrong_commands_get_a_sentence(bench, tmp_path, capsys):
     weights = bench[bench.index("--weights") + 1]
     gone = [x if x != weights else str(tmp_path / "gone.safetensors") for x in bench]
     assert main([*gone, *out]) == 2
-    assert "gone.safetensors is missing" in capsys.readouterr().err
+    assert f"--weights: {tmp_path / 'gone.safetensors'} is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["dreambench", "coco", "compare"])

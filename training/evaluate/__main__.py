@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from ..base.errors import ConfigError, TrainingStopped
 from ..base.processes import join_process_group
 
-PATIENCE = 7 * 24 * 3600  # seconds that a finished process waits for the others
+TIMEOUT = 7 * 24 * 3600  # seconds that a finished process waits for the others
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--data", required=True, help="a clone of google/dreambooth, or one folder per subject")
     bench.add_argument("--protocol", required=True, choices=("kosmosg", "dreambooth"))
     bench.add_argument("--pairs", help="several subjects per picture: UNO's dreambench_multiip.json, or YAML of pairs")
-    bench.add_argument("--subjects", help="YAML of one's own subjects and prompts instead of DreamBench's")
+    bench.add_argument("--subjects", help="YAML of your own subjects and prompts instead of DreamBench's")
     bench.add_argument("--only-subjects", nargs="+", metavar="NAME", help="these subjects alone")
     bench.add_argument("--copy-threshold", type=float, help="default: 95th percentile among the real pictures")
     coco = commands.add_parser("coco", help="FID of captioned pictures, beside Stable Diffusion's own")
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in ("steps", "batch_size", "size", "captions", "threads"):
             if getattr(options, name, None) is not None and getattr(options, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(options, name)} must be at least 1")
-        with join_process_group(options.device, timeout=PATIENCE) as process_group:
+        with join_process_group(options.device, timeout=TIMEOUT) as process_group:
             _command(options.command)(options, process_group)
     except ValueError as error:  # a wrong option, file or folder; the message is the sentence to read
         print(f"error: {error}", file=sys.stderr)

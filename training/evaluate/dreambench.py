@@ -32,7 +32,9 @@ def run(options: Namespace, process_group: ProcessGroup) -> None:
     protocol = PROTOCOLS[options.protocol]
     subjects = read_subjects(options.subjects) if options.subjects else DREAMBENCH
     jobs = _jobs(options, subjects, protocol)
-    images = {name: _real(name, subjects, options.data) for name in sorted({x for job in jobs for x in job.subjects})}
+    images = {
+        name: _real_images(name, subjects, options.data) for name in sorted({x for job in jobs for x in job.subjects})
+    }
     check_images([path for paths in images.values() for path in paths])
     _check_conditions(jobs, images)
     folder, sampling = open_output(
@@ -80,14 +82,14 @@ def _jobs(options: Namespace, subjects: SubjectSet, protocol: Protocol) -> list[
 
 
 def _check_conditions(jobs: list[Job], images: dict[str, list[Path]]) -> None:
-    """A shown picture is one of its subject's real pictures, or scores would compare with another one."""
+    """Raise ConfigError where a shown picture is not one of its subject's real pictures, which scores compare with."""
     for job in jobs:
         for name, path in zip(job.subjects, job.conditions, strict=True):
             if path.name not in [known.name for known in images[name]]:
                 raise ConfigError(f"--pairs: {path} is not among the pictures of '{name}' in --data")
 
 
-def _real(name: str, subjects: SubjectSet, data: str | Path) -> list[Path]:
+def _real_images(name: str, subjects: SubjectSet, data: str | Path) -> list[Path]:
     subject = next((subject for subject in subjects.subjects if subject.name == name), None)
     if subject is None:
         raise ConfigError(f"'{name}' is no subject of {subjects.name}; describe it with --subjects")

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """Unit-length features of n pictures: `dino`, `clip` and `foreground`, DINO of the picture on white."""
+    """Unit-length features of n pictures, (n, width) each; `foreground` is DINO of the foreground on white."""
 
     dino: Tensor
     clip: Tensor
@@ -114,38 +114,39 @@ class FeatureNets:
 class ClassAttention:
     """What the class token of a vision transformer attends to in its last layer.
 
-    Fast attention never forms these weights, and asking transformers for them makes every layer slow. So the last
-    layer's queries and keys are noted as they pass, whatever that version of the library calls its modules.
+    Fast attention never forms these weights, and asking transformers for them makes every layer slow. So hooks keep the
+    last layer's queries and keys, under either of the names that versions of transformers give its modules.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.heads, self._seen = model.config.num_attention_heads, {}
+        self.heads, self._last = model.config.num_attention_heads, {}
         for kind, names in (("query", ("query", "q_proj")), ("key", ("key", "k_proj"))):
             last = [module for name, module in model.named_modules() if name.rpartition(".")[2] in names][-1]
-            last.register_forward_hook(partial(self._note, kind))
+            last.register_forward_hook(partial(self._keep, kind))
 
-    def _note(self, kind: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        self._seen[kind] = output
+    def _keep(self, kind: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self._last[kind] = output
 
     def weights(self) -> Tensor:
-        """Attention (n, heads, patches) of the batch that passed last, without the class token's to itself."""
-        query, key = (rearrange(self._seen[x], "n t (h d) -> n h t d", h=self.heads).float() for x in ("query", "key"))
+        """Attention (n, heads, patches) in the last batch, without the class token's to itself."""
+        query, key = (rearrange(self._last[x], "n t (h d) -> n h t d", h=self.heads).float() for x in ("query", "key"))
         scores = (query[:, :, :1] @ key.transpose(-1, -2)).squeeze(2) / query.shape[-1] ** 0.5
         return scores.softmax(-1)[..., 1:]
 
 
 def foreground_mask(attention: Tensor, side: int) -> Tensor:
-    """The class token's attention (n, heads, patches) -> mask (n, 1, side, side): 1 where it looks.
+    """The class token's attention (n, heads, patches) -> mask (n, 1, side, side) of the foreground.
 
-    The patches with the largest weights that together hold `FOREGROUND` of them (arXiv 2104.14294, section 4.2.2).
+    It is 1 on the patches with the largest weights, which together hold `FOREGROUND` of the whole weight (arXiv
+    2104.14294, section 4.2.2).
     """
     weights = attention.float().mean(1)
     weights = weights / weights.sum(1, keepdim=True)
     ordered, places = weights.sort(dim=1, descending=True)
     before = ordered.cumsum(1) - ordered
-    kept = torch.zeros_like(weights).scatter(1, places, (before < FOREGROUND).to(weights.dtype))
+    chosen = torch.zeros_like(weights).scatter(1, places, (before < FOREGROUND).to(weights.dtype))
     patches = round(weights.shape[1] ** 0.5)
-    return functional.interpolate(kept.view(-1, 1, patches, patches), size=(side, side), mode="nearest")
+    return functional.interpolate(chosen.view(-1, 1, patches, patches), size=(side, side), mode="nearest")
 
 
 def prefetched(work: Callable[[Any], T], items: Iterable[Any], threads: int, ahead: int = 64) -> Iterator[T]:

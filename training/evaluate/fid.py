@@ -29,8 +29,11 @@ SIDE = 256
 
 
 class ImageFiles(Dataset):
-    """Picture files as uint8 tensors (3, h, w) for torch-fidelity. `treatment`: "tensor" and "pillow" bring the centre
-    square to 256 pixels, None leaves a picture as it is."""
+    """Picture files as uint8 tensors (3, h, w) for torch-fidelity.
+
+    `treatment` says how the shorter side is brought to 256 pixels, of which the centre square stays: by "tensor" or by
+    "pillow"; None leaves a picture as it is.
+    """
 
     def __init__(self, paths: Sequence[Path], treatment: str | None) -> None:
         self.paths, self.treatment = list(paths), treatment
@@ -72,8 +75,7 @@ def frechet_distance(
     """FID of two sets of uint8 pictures; the reals' statistics are kept in `cache` under `reals_name`.
 
     `inception` is the file of torch-fidelity's Inception weights (weights-inception-2015-12-05-6726825d.pth); None
-    takes torch's hub cache. ConfigError where there is no such file
-    or there are fewer than two pictures on a side.
+    takes torch's hub cache. ConfigError where there is no such file, or fewer than two pictures on a side.
     """
     import torch_fidelity
 
@@ -116,7 +118,7 @@ def _check_weights(path: str | Path) -> None:
 
 
 def name_of_reals(paths: Sequence[Path], protocol: str, inception: str | Path | None) -> str:
-    """A name that changes with the pictures, their treatment or the network, so that stale statistics are not used."""
+    """A name for the reals' statistics that changes with the pictures, their treatment and the network."""
     digest = hashlib.sha256(f"{treatments(protocol)[1]} {inception}".encode())
     for path in paths:
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())

@@ -14,6 +14,7 @@ from kosmos_core import load_model
 from kosmos_core.diffusers.pipeline import KosmosGPipeline
 from kosmos_core.diffusers.sampler import named_scheduler
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
+from kosmos_core.safetensors_file import WeightsError
 
 from ..base.errors import ConfigError
 from ..base.precision import DTYPES, Precision
@@ -63,7 +64,11 @@ class ImageGenerator:
         self.diffusion.scheduler = named_scheduler(sampling.scheduler, self.diffusion.scheduler)
         self.pipe = None
         if weights != SD_ROW:
-            self.pipe = KosmosGPipeline(load_model(weights, dtype=DTYPES[dtype]), self.diffusion)
+            try:
+                encoder = load_model(weights, dtype=DTYPES[dtype])
+            except WeightsError as error:
+                raise WeightsError(f"--weights: {error}") from error
+            self.pipe = KosmosGPipeline(encoder, self.diffusion)
         (self.pipe or self.diffusion).to(device)
         self.diffusion.set_progress_bar_config(disable=True)
         if sampling.size % self.diffusion.vae_scale_factor:

@@ -19,8 +19,9 @@ from .subjects import SubjectSet, subject_images
 class Job:
     """One picture to make.
 
-    path: where it goes, relative to the output folder; also its name in records. prompt: as Kosmos-G reads it.
-    text: the same in plain words. conditions: the pictures of the prompt's marks. subjects: who is on them.
+    path: where it goes, relative to the output folder; also its name in records.
+    prompt: as Kosmos-G reads it. text: the same in plain words.
+    conditions: the pictures of the prompt's marks. subjects: the names of what they show.
     seed, row, rows: its noise is row `row` of a block of `rows` drawn from `seed`.
     """
 
@@ -35,7 +36,7 @@ class Job:
 
     @property
     def group(self) -> str:
-        """Whose contact sheet and average the picture belongs to."""
+        """The subjects as one name: of the contact sheet and of the average that the picture belongs to."""
         return "+".join(self.subjects)
 
     def record(self) -> dict[str, Any]:

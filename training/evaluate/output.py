@@ -4,7 +4,7 @@
     pictures/...png       each appears under its name only when complete
     generated-0.jsonl     a line per picture, one file for each process
     scores-0.jsonl        a line per scored picture
-A picture's file is the proof that it was made; a line that a kill swallowed is written again from the job.
+A picture is made when its file is there; a line that was lost in a kill is written again from the job.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ class OutputFolder:
         self._mended: set[str] = set()
 
     def start(self, settings: dict[str, Any], resume: bool, process_group: ProcessGroup) -> None:
-        """Begin, or go on with the same settings; ConfigError, in every process, where the folder holds another
-        evaluation. Process 0 looks, as the others would see what it has just written."""
+        """Begin, or go on with the same settings.
+
+        Process 0 alone looks at the folder, because the others would see what it has just written. ConfigError, in
+        every process, where the folder holds another evaluation.
+        """
         problem = None
         if self.rank == 0:
             try:
@@ -65,12 +68,12 @@ class OutputFolder:
                 )
 
     def settings(self) -> dict[str, Any]:
-        """What the pictures here were asked for with; empty where nobody recorded it (pictures of other programs)."""
+        """The settings that the pictures were made with; empty for pictures of other programs."""
         record = self.path / "run.json"
         return json.loads(record.read_text()) if record.exists() else {}
 
     def write(self, name: str, content: str | bytes | Image.Image) -> Path:
-        """Write a file so that it is complete or absent; TrainingStopped, in a sentence, where the disk refuses."""
+        """Write a file so that it is complete or absent; TrainingStopped where it cannot be written."""
         target = self.path / name
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +87,7 @@ class OutputFolder:
         return target
 
     def append(self, kind: str, records: Iterable[dict[str, Any]]) -> None:
-        """Add lines to this process's `kind` records, on the disk when the call returns."""
+        """Add lines to this process's `kind` records; they are on the disk when the call returns."""
         path = self.path / f"{kind}-{self.rank}.jsonl"
         lines = "".join(json.dumps(record) + "\n" for record in records).encode()
         try:
@@ -111,7 +114,7 @@ class OutputFolder:
         return found
 
     def clear_unfinished(self) -> None:
-        """Remove what writes that were killed left behind."""
+        """Remove the unfinished files of processes that were killed."""
         for pattern in (UNFINISHED, ".unfinished-*"):  # the second is the name of earlier versions
             for path in self.path.rglob(pattern):
                 path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The second step: subject and text fidelity of every picture, and of the rows that they are read against."""
+"""The second step: subject and text fidelity of every picture, and the rows that stand beside them in the table."""
 
 from __future__ import annotations
 
@@ -44,8 +44,11 @@ class References:
 def fidelity(
     result: ImageFeatures, row: int, job: Job, references: References, all_references: bool
 ) -> dict[str, float]:
-    """DINO and CLIP-I of one picture: cosines to the references, mean over them and then over the job's subjects;
-    `copy`: the largest cosine between the foregrounds of the picture and of any picture that the model was shown."""
+    """DINO, CLIP-I and `copy` of one picture, which is row `row` of `result`.
+
+    The first two are cosines to the references, averaged over them and then over the job's subjects; `copy` is the
+    largest cosine between the foregrounds of the picture and of any picture that the model was shown.
+    """
     per_subject = []
     for subject in job.subjects:
         real = references.of(subject, all_references)
@@ -101,7 +104,7 @@ def score(
 
 
 def oracle(references: References, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """Real pictures as results: for each subject, the mean over its pairs of different real pictures."""
+    """The row of real pictures: for each subject, the mean over all pairs of its different real pictures."""
     means = {}
     for name, features in references.features.items():
         count = len(features.dino)
@@ -117,8 +120,10 @@ def oracle(references: References, jobs: Sequence[Job]) -> list[dict[str, Any]]:
 
 
 def echo(references: References, jobs: Sequence[Job], nets: FeatureNets, all_references: bool) -> list[dict[str, Any]]:
-    """The shown picture handed back for every prompt (of several shown pictures, the mean): perfect subjects, deaf to
-    the text. A model has to stay clear of this row in CLIP-T."""
+    """The row of a model that returns the shown picture for every prompt (of several shown pictures, the mean).
+
+    Its subject is perfect and the text is ignored: a model has to be better than this row in CLIP-T.
+    """
     texts = list(dict.fromkeys(job.text for job in jobs))
     text_features = dict(zip(texts, nets.of_texts(texts), strict=True))
     records = {}
@@ -136,9 +141,10 @@ def echo(references: References, jobs: Sequence[Job], nets: FeatureNets, all_ref
 
 
 def copy_threshold(references: References) -> float:
-    """How alike two real pictures of one subject at most are, foreground to foreground: the 95th percentile.
+    """The 95th percentile of how similar the foregrounds of two real pictures of one subject are.
 
-    A result above it is nearer to the shown picture than real pictures are to each other: a likely copy.
+    A result above it is more similar to the shown picture than real pictures are to each other: a likely copy.
+    ConfigError where no subject has two real pictures.
     """
     alike = []
     for features in references.features.values():

@@ -1,4 +1,4 @@
-"""Whom DreamBench asks for: 30 subjects, the 25 prompts of each kind, and the one picture of each that Kosmos-G sees.
+"""DreamBench: 30 subjects, 25 prompts for each of their two kinds, and the one picture of each that Kosmos-G sees.
 
 Subjects, class nouns and prompts are those of the DreamBooth data set (arXiv 2208.12242, `google/dreambooth`); the
 picked pictures are those of Kosmos-G's own evaluation (arXiv 2310.02992, figure 8).
@@ -131,7 +131,7 @@ DREAMBENCH = SubjectSet(
 
 
 def read_subjects(path: str | Path) -> SubjectSet:
-    """Subjects of one's own from YAML:
+    """Read a user's own subjects from YAML:
 
         name: my set
         prompts: {object: ["a {} on the beach", "a red {}"]}
