@@ -65,10 +65,7 @@ def tiny_parts(seed: int = 0) -> dict[str, Any]:
 
 def save_stable_diffusion(folder: Path, seed: int = 0) -> Path:
     """Write everything that a whole pipeline needs as a diffusers folder, CLIP's tokenizer included."""
-    parts = tiny_parts(seed) | {
-        "scheduler": pndm_scheduler(),
-        "tokenizer": letter_tokenizer(folder / "letters"),
-    }
+    parts = tiny_parts(seed) | {"scheduler": pndm_scheduler(), "tokenizer": letter_tokenizer(folder / "letters")}
     none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     StableDiffusionPipeline(**parts, **none).save_pretrained(folder)
     return folder
