@@ -95,7 +95,7 @@ class Reference:
     @classmethod
     def of_crop(cls, crop: Crop, *, squash: bool = False, weight: float = 1.0, noun: str = "") -> Reference:
         """Reference from a cut-out picture."""
-        return cls(View(crop.pixels, squash), weight, noun.strip())
+        return cls(View(torch.from_numpy(crop.pixels), squash), weight, noun.strip())
 
     @property
     def views(self) -> tuple[View, ...]:
