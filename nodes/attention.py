@@ -46,8 +46,8 @@ def step_of(options: dict[str, Any]) -> int:
 def recorder(trace: Trace, modules: dict[BlockName, torch.nn.Module], first: int, last: int) -> Callable:
     """A patch of cross-attention that looks on and changes nothing.
 
-    Queries and keys are computed a second time from the same weights (LoRAs included), in the recorded blocks only, so
-    that other packs' replacements of the attention are left alone.
+    It computes queries and keys a second time from the same weights (LoRAs included), in the recorded blocks alone, and
+    so leaves any other node's replacement of the attention in place.
     """
 
     def look(n: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:

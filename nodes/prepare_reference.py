@@ -17,7 +17,7 @@ from .image_inputs import SLOTS, KosmosGImage, as_bytes
 from .schema import node_schema
 
 CATEGORY = "Kosmos-G/reference"
-VIEW = 224  # pixels of a side that the official model sees
+VIEW_SIZE = 224  # pixels of a side that the official model sees
 MEANS = ("mean", "norm-preserving mean")
 
 
@@ -75,8 +75,8 @@ def cut_out(
     inside = None if mask is None else (mask.cpu() > 0.5).numpy()
     found = crop_subject(np.array(to_rgb(pixels)), inside, crop, margin, background)
     reference = Reference.of_crop(found, squash=crop == "squash", weight=weight, noun=noun)
-    shown = View(torch.from_numpy(found.mask), crop == "squash").seen(VIEW)
-    return reference, reference.views[0].seen(VIEW).float() / 255, (shown[..., 0] > 127).float(), found.warning
+    shown = View(torch.from_numpy(found.mask), crop == "squash").seen(VIEW_SIZE)
+    return reference, reference.views[0].seen(VIEW_SIZE).float() / 255, (shown[..., 0] > 127).float(), found.warning
 
 
 class KosmosGReference(io.ComfyNode):
@@ -185,8 +185,8 @@ class KosmosGAverage(io.ComfyNode):
     def execute(cls, mode: str, **references: Reference | None) -> io.NodeOutput:
         """Average."""
         given = [references.get(f"reference_{number}") for number in range(1, SLOTS + 1)]
-        kept = [reference for reference in given if reference is not None]
-        return io.NodeOutput(average(kept, keep_norm=mode == MEANS[1]))
+        connected = [reference for reference in given if reference is not None]
+        return io.NodeOutput(average(connected, keep_norm=mode == MEANS[1]))
 
 
 class KosmosGEntities(io.ComfyNode):
