@@ -80,7 +80,7 @@ class SlotAttention:
 
 @contextlib.contextmanager
 def recorded(query_decoder: nn.Module) -> Iterator[SlotAttention]:
-    """Record the cross-attention of unpacked calls of a QueryDecoder; without this context nothing is computed."""
+    """Record the cross-attention of a QueryDecoder while the context is open; ValueError for several packed prompts."""
     attention = SlotAttention()
 
     def look(module: nn.Module, arguments: tuple) -> None:
@@ -169,8 +169,7 @@ class Trace:
         """
         if not self.conditions:
             raise ValueError(
-                "The trace is empty: sample with the model that records into it before it is read, and check that the "
-                "steps to record lie within the sampler's."
+                "The trace is empty: sample with the model that records into it, in the steps that are recorded."
             )
 
         def distance(known: Tensor) -> float:

@@ -172,6 +172,11 @@ class KosmosGAttentionMap(io.ComfyNode):
     @classmethod
     def execute(cls, trace: Trace, image: Tensor, clip: Any, text: str, **images: Any) -> io.NodeOutput:
         """Encode the prompt again for its own attention and multiply."""
+        if not trace.conditions:
+            raise ValueError(
+                "The trace is empty: connect the recorder's MODEL to the sampler, and the sampler's picture here, and "
+                "check that the recorded steps lie within the sampler's."
+            )
         _, groups, condition, slots_from_tokens = prompt_attention(clip, text, PromptImages.gather(images))
         index = trace.nearest(condition)
         if len(image) != trace.images:
