@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .prompt import ImageMark
 from .tokenizer import Layout, Tokenizer
 
-LARGEST_MAP = 64  # places of a side that a trace keeps
+LARGEST_MAP = 64  # places of a side in a trace
 TRACE_BYTES = 512 * 2**20
 WORD_START = "▁"
 
@@ -80,7 +80,7 @@ class SlotAttention:
 
 @contextlib.contextmanager
 def recorded(query_decoder: nn.Module) -> Iterator[SlotAttention]:
-    """Record the cross-attention of unpacked calls of a QueryDecoder; without this context nothing is computed."""
+    """Record the cross-attention of a QueryDecoder while the context is open; ValueError for several packed prompts."""
     attention = SlotAttention()
 
     def look(module: nn.Module, arguments: tuple) -> None:
@@ -114,24 +114,24 @@ class Trace:
     """Sums of a U-Net's cross-attention over blocks and steps, for each condition and picture of the batch.
 
     Maps larger than 64 x 64 are shrunk to it, so a picture takes at most 1.7 MB per condition whatever its size or the
-    number of steps; past 512 MB in all nothing new is kept, and `full` says so.
+    number of steps; past 512 MB in all nothing new is recorded, and `full` says so.
     """
 
     conditions: list[Tensor] = field(default_factory=list)  # (slots, width) each, distinct
     sums: dict[tuple[int, int, tuple[int, int]], Tensor] = field(default_factory=dict)
     counts: dict[tuple[int, int, tuple[int, int]], int] = field(default_factory=dict)
-    bytes_kept: int = 0
+    bytes_recorded: int = 0
     full: bool = False
 
     def clear(self) -> None:
         """Forget everything: a new sampling starts."""
         self.conditions, self.sums, self.counts = [], {}, {}
-        self.bytes_kept, self.full = 0, False
+        self.bytes_recorded, self.full = 0, False
 
     def add(self, query: Tensor, key: Tensor, heads: int, context: Tensor, size: tuple[int, int], image: int) -> None:
         """Add one call of one block for one picture: query (1, h w, d), key (1, slots, d), context (1, slots, width).
 
-        `size` is (h, w), `picture` the number of the picture in the batch that is sampled.
+        `size` is (h, w), `image` the number of the picture in the batch that is sampled.
         """
         condition = self._condition(context[0])
         attention = rearrange(_weights(query, key, heads).mean(1)[0], "(h w) s -> s h w", h=size[0])
@@ -141,10 +141,10 @@ class Trace:
             attention = F.adaptive_avg_pool2d(attention, smaller)
         place = (condition, image, (attention.shape[1], attention.shape[2]))
         if place not in self.sums:
-            if self.bytes_kept + attention.numel() * 4 > TRACE_BYTES:
+            if self.bytes_recorded + attention.numel() * 4 > TRACE_BYTES:
                 self.full = True
                 return
-            self.bytes_kept += attention.numel() * 4
+            self.bytes_recorded += attention.numel() * 4
             self.sums[place], self.counts[place] = torch.zeros_like(attention, device="cpu"), 0
         self.sums[place] += attention.cpu()
         self.counts[place] += 1
@@ -154,7 +154,7 @@ class Trace:
             if known.shape == context.shape and torch.equal(known, context.to(known.device)):
                 return index
         self.conditions.append(context.detach().cpu().clone())
-        self.bytes_kept += context.numel() * context.element_size()
+        self.bytes_recorded += context.numel() * context.element_size()
         return len(self.conditions) - 1
 
     @property
@@ -165,12 +165,11 @@ class Trace:
     def nearest(self, condition: Tensor) -> int:
         """Index of the recorded condition that is closest to `condition` (slots, width); ValueError for an empty trace.
 
-        Kinds of numbers differ (the U-Net may be in half precision), and after a blend only the nearest is known.
+        It is seldom equal: the U-Net may have read it in half precision, or blended with another condition.
         """
         if not self.conditions:
             raise ValueError(
-                "The trace is empty: connect the recorder's MODEL to the sampler, and the sampler's picture here, and "
-                "check that the recorded steps lie within the sampler's."
+                "The trace is empty: sample with the model that records into it, in the steps that are recorded."
             )
 
         def distance(known: Tensor) -> float:

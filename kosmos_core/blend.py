@@ -26,8 +26,9 @@ def blend(first: Tensor, second: Tensor, amount: float, mode: str) -> Tensor:
     """Mix two conditions with `amount` (0..1) of the second; ValueError where they do not fit or the mode is unknown.
 
     lerp: straight line. slerp per slot: along the arc between the slots' directions, norms on a straight line.
-    keep slot 0: lerp, slot 0 always the first's. concat: slots of both, the first's are all there up to 0.5 and
-    dwindle from the back after it, the second's grow to all at 0.5.
+    keep slot 0: lerp, slot 0 always the first's. concat: slots of both side by
+    side; up to 0.5 all of the first's and a growing number of the second's, after it all of the second's and ever fewer
+    of the first's. Slots are left out from the back.
     """
     if not 0 <= amount <= 1:
         raise ValueError(f"amount is {amount}; expected 0 to 1.")
@@ -85,6 +86,6 @@ def _same_length(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     if common > LARGEST_REPEAT * max(lengths):
         raise ValueError(
             f"The conditionings have {lengths[0]} and {lengths[1]} slots, which have no common multiple worth using: "
-            "choose the mode concat or hand-off at percent, or encode without other packs' padding."
+            "choose the mode concat or hand-off at percent, or encode both without padding."
         )
     return first.repeat(1, common // lengths[0], 1), second.repeat(1, common // lengths[1], 1)

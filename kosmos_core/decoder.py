@@ -1,4 +1,4 @@
-"""The causal Magneto language model that reads text tokens and picture tokens in one sequence."""
+"""The causal Magneto language model that reads text and image embeddings in one sequence."""
 
 from __future__ import annotations
 
@@ -54,28 +54,32 @@ class Decoder(nn.Module):
         self,
         token_ids: Tensor,
         image_mask: Tensor | None,
-        image_features: Tensor | None,
+        image_embeddings: Tensor | None,
         lengths: Sequence[int] | None = None,
     ) -> Tensor:
-        """Input of the first block, (b, s, width) float32: tokens and picture tokens scaled alike, plus positions."""
+        """Input of the first block, (b, s, width) float32: token and image embeddings, scaled alike, plus positions."""
         x = self.embedding(token_ids).float()
-        # Counting the places waits for an accelerator; in training, where the data laid both out, it is left alone.
+        # Counting the places makes the CPU wait for an accelerator. Training does not: its data has laid out both.
         countable = not self.training or token_ids.device.type == "cpu"
-        if image_features is not None:
-            given = image_features.shape[:-1].numel()
+        if image_embeddings is not None:
+            given = image_embeddings.shape[:-1].numel()
             wanted = 0 if image_mask is None else int(image_mask.sum()) if countable else given
             if wanted != given:
                 raise ValueError(
-                    f"image_mask marks {wanted} places for picture tokens, but image_features hold {given}; "
+                    f"image_mask marks {wanted} places for image embeddings, but image_features hold {given}; "
                     "give as many pictures as the prompt has marks"
                 )
-            x = x.masked_scatter(image_mask[..., None], image_features.to(x.dtype))
+            x = x.masked_scatter(image_mask[..., None], image_embeddings.to(x.dtype))
         elif image_mask is not None and countable and bool(image_mask.any()):
             raise ValueError(f"image_mask marks {int(image_mask.sum())} places for pictures, but no pictures came")
         return x * math.sqrt(self.config.width) + self._positions(token_ids, lengths)
 
     def _positions(self, token_ids: Tensor, lengths: Sequence[int] | None) -> Tensor:
-        """Pad tokens stand at row 1 and move nobody; the first real token of a sequence stands at row 2."""
+        """What is added to each token for its place, (b, s, width).
+
+        The tokens of a sequence take the table's rows from 2 on, in order. Padding takes row 1, which is 0, and is not
+        counted: the tokens after it have the rows they would have without it.
+        """
         pad = self.ids.pad
         real = token_ids != pad
         count = real.cumsum(1)
@@ -91,15 +95,11 @@ class Decoder(nn.Module):
         self,
         token_ids: Tensor,
         image_mask: Tensor | None = None,
-        image_features: Tensor | None = None,
+        image_embeddings: Tensor | None = None,
         lengths: Sequence[int] | None = None,
     ) -> Tensor:
-        """Token ids (b, s), places of picture tokens (b, s) bool and the picture tokens (n, latents, width) in order ->
-        (b, s, width) float32 after the last norm.
-
-        With `lengths` the one row (1, total) holds several sequences end to end, none of which sees another.
-        """
-        x = self.embed(token_ids, image_mask, image_features, lengths)
+        """See `KosmosG.hidden_states`."""
+        x = self.embed(token_ids, image_mask, image_embeddings, lengths)
         if self.training and self.config.dropout:
             x = nn.functional.dropout(x, self.config.dropout)
         pattern = AttentionPattern(causal=True, lengths=None if lengths is None else tuple(lengths))

@@ -11,24 +11,22 @@ import math
 import os
 import warnings
 from functools import lru_cache
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-if TYPE_CHECKING:
-    import numpy
-    from PIL import Image
-
-    AnyImage = Image.Image | numpy.ndarray | Tensor
+AnyImage = Image.Image | np.ndarray | Tensor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")  # of picture files in data sets
 
-# The original resizes the whole picture and then crops. We do so up to this many pixels, at 224 up to a ratio of
-# 334 : 1. A strip of 1 x 4000 would take 224 x 896,000 pixels (800 MB) on the way; beyond the limit only what the crop
-# keeps is resized, and rounding may move a value by 1 of 255.
+# The original resizes the whole picture and then crops. So do we as long as the resized picture has at most this many
+# pixels: at 224, up to a ratio of 334 : 1. A strip of 1 x 4000 would become 224 x 896,000 pixels (800 MB) on the way;
+# beyond the limit only the part that stays is resized, and rounding may move a value by 1 of 255.
 LARGEST_RESIZED = 2**24  # pixels, 64 MB
 MAX_PIXELS = 120_000_000  # of a file that `open_image` decodes: 360 MB as RGB
 _ORIENTATION = 0x0112  # EXIF tag
@@ -54,8 +52,6 @@ def open_image(source: str | os.PathLike | bytes | BinaryIO | Image.Image, max_p
     A PIL image that is upright 8-bit RGB already comes back as it is, without a copy.
     Raises ImageError: it cannot be read or decoded whole, or has more than `max_pixels`.
     """
-    from PIL import Image
-
     name = f"The picture {os.fspath(source)}" if isinstance(source, str | os.PathLike) else "The picture"
     try:
         with warnings.catch_warnings():
@@ -75,8 +71,6 @@ def open_image(source: str | os.PathLike | bytes | BinaryIO | Image.Image, max_p
 
 
 def _upright_rgb(image: Image.Image, max_pixels: float = math.inf, name: str = "The picture") -> Image.Image:
-    from PIL import Image, ImageOps
-
     size = f"{image.width} x {image.height} pixels"
     if 0 in image.size:
         raise ImageError(f"{name} is {size}: expected at least 1 x 1.", "no picture")
@@ -100,8 +94,6 @@ def _upright_rgb(image: Image.Image, max_pixels: float = math.inf, name: str = "
 
 
 def _unreadable(name: str, error: Exception) -> ImageError:
-    from PIL import UnidentifiedImageError
-
     why = getattr(error, "strerror", None) or str(error)
     if isinstance(error, UnidentifiedImageError):  # whose text tells an address in memory
         why = "it is no picture file of a known kind"
@@ -113,7 +105,7 @@ def preprocess_image(image: AnyImage, size: int = 224) -> Tensor:
 
     `image` is a PIL picture of any mode, or an array or tensor (h, w), (h, w, c) or (b, h, w, c) with 1 to 4 channels
     last: floats in 0..1 (clamped), or integers of 8 or 16 bits. Floats are rounded to 8 bits first, which gives back
-    exactly the 8-bit picture that ComfyUI made them from. See `to_rgb` for alpha, grey, palettes and orientation.
+    exactly the 8-bit picture that they were made from. See `to_rgb` for alpha, grey, palettes and orientation.
 
     Returns float32 (3, size, size), or (b, 3, size, size) for a batch; CLIP-normalised.
     Raises TypeError or ValueError, in one sentence, for what is no picture: no pixels, other shapes, NaN, infinity.
@@ -130,8 +122,6 @@ def to_rgb(image: AnyImage) -> Image.Image:
 
     A PIL image that needs none of this comes back as it is. Raises TypeError or ValueError as `preprocess_image` does.
     """
-    from PIL import Image
-
     if not isinstance(image, Image.Image):
         image = Image.fromarray(_to_bytes(_to_tensor(image)).numpy())
     return _upright_rgb(image)
@@ -142,22 +132,20 @@ def resize_and_crop(image: Image.Image, size: int = 224, resample: str = "bicubi
 
     `resample` is `bicubic` for the vision tower; the original makes diffusion targets with `bilinear`.
     """
-    from PIL import Image
-
     method = Image.Resampling[resample.upper()]
     short, long = sorted(image.size)
     longer = int(size * long / short)
     offset = round((longer - size) / 2)  # to even, as torchvision
-    lies = image.width > image.height
+    landscape = image.width > image.height
     if longer * size <= LARGEST_RESIZED:
-        resized = image.resize((longer, size) if lies else (size, longer), method)
-        return resized.crop((offset, 0, offset + size, size) if lies else (0, offset, size, offset + size))
+        resized = image.resize((longer, size) if landscape else (size, longer), method)
+        return resized.crop((offset, 0, offset + size, size) if landscape else (0, offset, size, offset + size))
     # Cut out the source pixels that the filter reaches from the crop, then resize exactly the crop's part of them.
     start, stop = offset * long / longer, (offset + size) * long / longer
     reach = math.ceil(2 * max(1.0, long / longer)) + 1  # bicubic spans 2 source pixels, or 2 target pixels in shrinking
     first, last = max(0, math.floor(start) - reach), min(long, math.ceil(stop) + reach)
-    image = image.crop((first, 0, last, short) if lies else (0, first, short, last))
-    box = (start - first, 0, stop - first, short) if lies else (0, start - first, short, stop - first)
+    image = image.crop((first, 0, last, short) if landscape else (0, first, short, last))
+    box = (start - first, 0, stop - first, short) if landscape else (0, start - first, short, stop - first)
     return image.resize((size, size), method, box=box)
 
 
@@ -183,13 +171,11 @@ def _levels() -> Tensor:
 
 def _to_tensor(image: object) -> Tensor:
     """An array or tensor as (h, w) or (h, w, c) with 2 to 4 channels, on the CPU."""
-    import numpy
-
-    if isinstance(image, numpy.ndarray):
+    if isinstance(image, np.ndarray):
         if image.dtype.name not in ARRAY_TYPES:
             raise TypeError(f"The picture is an array of {image.dtype}: {EXPECTED_TYPES}.")
         native = image.astype(image.dtype.newbyteorder("="), copy=not image.flags.writeable)
-        image = torch.from_numpy(numpy.ascontiguousarray(native))
+        image = torch.from_numpy(np.ascontiguousarray(native))
     if not isinstance(image, Tensor):
         way_out = "; open the file with kosmos_core.images.open_image" if isinstance(image, str | os.PathLike) else ""
         raise TypeError(f"A picture is a PIL image, an array or a tensor, not {type(image).__name__}{way_out}.")

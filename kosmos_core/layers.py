@@ -2,7 +2,7 @@
 
 Axes: b batch, n queries, m keys, h heads, d width. The residual stream stays float32 whatever the weights are, so that
 LayerNorm and the sums over dozens of layers lose nothing in bfloat16; only matrix products run in the weights' type.
-`operations` is a namespace with Linear, LayerNorm, Embedding and Conv2d: torch.nn, or ComfyUI's casting twins.
+`operations` is a namespace with Linear, LayerNorm, Embedding and Conv2d: torch.nn, or layers that cast their weights.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class AttentionPattern:
 
 
 def matmul_dtype(layer: nn.Module) -> torch.dtype:
-    """Type a linear layer computes in: its weights', unless an integration set `compute_dtype` on it."""
+    """Type a linear layer computes in: its weights', or `compute_dtype` where a host application has set it."""
     return getattr(layer, "compute_dtype", None) or layer.weight.dtype
 
 
 def normalise(norm: nn.Module, x: Tensor) -> Tensor:
     """LayerNorm in the type of `x`, whatever the type of the norm's weights."""
     if type(norm) is not nn.LayerNorm:
-        return norm(x)  # ComfyUI's operations cast (and, in low-memory mode, move) their weights themselves
+        return norm(x)  # layers that cast their weights, and may move them as well, do so themselves
     weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
     return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
@@ -199,6 +199,6 @@ class Block(nn.Module):
 def rows(table: nn.Module, start: int, stop: int, device: torch.device) -> Tensor:
     """Rows start..stop-1 of an embedding table, (stop - start, d) float32: learned queries and positions.
 
-    They live in Embedding modules, not in bare parameters, because ComfyUI's low-memory mode moves whole leaf modules.
+    They live in Embedding modules, not in bare parameters: what moves or casts weights layer by layer knows modules.
     """
     return table(torch.arange(start, stop, device=device)).float()

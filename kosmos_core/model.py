@@ -27,8 +27,9 @@ CACHED_IMAGES = 64  # 0.5 MB each at the official width
 class KosmosG(nn.Module):
     """The whole model (paper section 2): vision tower, resampler, language model and AlignerNet.
 
-    Every module takes `device`, `dtype` and `operations` (torch.nn, or ComfyUI's casting layers). Weights are as the
-    layers make them; call `initialize(seed)` to train from scratch, or use `load_model`.
+    Every module takes `device`, `dtype` and `operations`: torch.nn, or a namespace with layers of the same names that
+    cast their weights. Weights are as the layers make them; call `initialize(seed)` to train from scratch, or use
+    `load_model`.
     """
 
     def __init__(
@@ -49,15 +50,15 @@ class KosmosG(nn.Module):
         self.resampler = Resampler(config.resampler, config.vision.width, width, **factory)
         self.decoder = Decoder(config.decoder, **factory)
         self.aligner = AlignerNet(config.aligner, width, **factory) if config.aligner else None
-        self._features: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._cached_images: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def initialize(self, seed: int = 0, aligner_tables: float = 1.0) -> KosmosG:
-        """Magneto initialisation in place; returns the model. Remembered pictures are forgotten.
+        """Magneto initialisation in place; returns the model. Cached image embeddings are dropped.
 
         `aligner_tables` is the deviation of AlignerNet's first queries and positions; 1 is the original's.
         """
         initialize(self, seed, aligner_tables)
-        self._features.clear()
+        self._cached_images.clear()
         return self
 
     @property
@@ -66,7 +67,7 @@ class KosmosG(nn.Module):
         return self.decoder.norm.weight.device
 
     def embed_images(self, pixels: Tensor) -> Tensor:
-        """CLIP-normalised pixels (n, 3, 224, 224) -> picture tokens (n, latents, width) float32."""
+        """CLIP-normalised pixels (n, 3, 224, 224) -> image embeddings (n, latents, width) float32."""
         return self.resampler(self.vision(pixels))
 
     def hidden_states(
@@ -76,8 +77,11 @@ class KosmosG(nn.Module):
         image_features: Tensor | None = None,
         lengths: Sequence[int] | None = None,
     ) -> Tensor:
-        """Token ids (b, s), image_mask (b, s) bool, picture tokens (n, latents, width) in order of the marks ->
-        (b, s, width) float32 after the last norm; with `lengths` one packed row (1, total) of several sequences."""
+        """Token ids (b, s), image_mask (b, s) bool and image embeddings (n, latents, width), which take the places
+        that the mask marks, in order -> hidden states (b, s, width) float32 after the last norm.
+
+        With `lengths` the one row (1, total) holds several sequences end to end, none of which sees another.
+        """
         return self.decoder(token_ids, image_mask, image_features, lengths)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -91,8 +95,11 @@ class KosmosG(nn.Module):
         key_weights: Tensor | None = None,
         lengths: Sequence[int] | None = None,
     ) -> Tensor:
-        """Hidden states (b, s, width) -> condition (b, 77, 768) float32; padding_mask (b, s) is True at pad tokens,
-        key_weights (b, s) emphasise tokens (1 neutral, 0 hidden). ValueError for a model of the first stage."""
+        """Hidden states (b, s, width) -> condition (b, 77, 768) float32.
+
+        padding_mask (b, s) is True at pad tokens; key_weights (b, s) emphasise tokens (1 is neutral, 0 hides one);
+        `lengths` as in `hidden_states`. Raises ValueError for a model of the first stage.
+        """
         return self._aligner()(hidden, padding_mask, key_weights, lengths)
 
     def reconstruct(self, condition: Tensor, length: int) -> Tensor:
@@ -107,11 +114,13 @@ class KosmosG(nn.Module):
         key_weights: Tensor | None = None,
         image_features: Tensor | None = None,
     ) -> Tensor:
-        """Token ids (b, s) right-padded with 1, pixels (n, 3, 224, 224) or picture tokens, image_mask (b, s) bool,
-        key_weights (b, s) -> condition (b, 77, 768) float32.
+        """Token ids (b, s), padded at the right with 1 -> condition (b, 77, 768) float32.
+
+        Pictures come as pixels (n, 3, 224, 224) or as image embeddings (n, latents, width), with image_mask (b, s)
+        True at their places. key_weights (b, s) emphasise tokens: 1 is neutral, 0 hides one.
 
         Rows of different length are laid end to end before they are computed, so that no work is spent on padding.
-        Raises ValueError where a shape does not fit, or there are other picture tokens than the mask has places.
+        Raises ValueError where a shape does not fit, or image embeddings and places of the mask differ in number.
         """
         _check_rows(token_ids, image_mask=image_mask, key_weights=key_weights)
         if pixels is not None:
@@ -157,8 +166,8 @@ class KosmosG(nn.Module):
             raise ValueError(f"output is {output!r}, expected condition, hidden or logits")
         if output == "condition":
             return self.encode_tokens(token_ids, pixels, image_mask)
-        features = None if pixels is None else self.embed_images(pixels)
-        hidden = self.hidden_states(token_ids, image_mask, features)
+        embeddings = None if pixels is None else self.embed_images(pixels)
+        hidden = self.hidden_states(token_ids, image_mask, embeddings)
         return hidden if output == "hidden" else self.logits(hidden)
 
     @torch.no_grad()
@@ -176,7 +185,7 @@ class KosmosG(nn.Module):
         if not prompts:
             raise ValueError('there is no prompt to encode; give at least one ("" gives the null condition)')
         layouts = [self._layout(prompt) for prompt in prompts]
-        features = self._image_embeddings(layouts, _images_per_prompt(prompts, layouts, images))
+        embeddings = self._image_embeddings(layouts, _images_per_prompt(prompts, layouts, images))
         lengths = [len(layout.token_ids) for layout in layouts]
         same_length = len(set(lengths)) == 1
 
@@ -185,49 +194,47 @@ class KosmosG(nn.Module):
             return torch.tensor(rows, dtype=dtype, device=self.device)
 
         token_ids = tensor([layout.token_ids for layout in layouts], torch.long)
-        image_mask = None if features is None else tensor([layout.image_mask for layout in layouts], torch.bool)
+        image_mask = None if embeddings is None else tensor([layout.image_mask for layout in layouts], torch.bool)
         key_weights = None
         if any(layout.key_weights is not None for layout in layouts):
             key_weights = tensor([x.key_weights or [1.0] * len(x.token_ids) for x in layouts], torch.float32)
-        return self._condition(token_ids, image_mask, key_weights, features, None if same_length else lengths)
+        return self._condition(token_ids, image_mask, key_weights, embeddings, None if same_length else lengths)
 
     @torch.no_grad()
     def image_embeddings(self, pixels: Tensor, device: Any = None) -> Tensor:
-        """Picture tokens (latents, width) of one prepared picture (3, 224, 224), on the CPU, without gradient.
+        """Image embeddings (latents, width) of one prepared picture (3, 224, 224), on the CPU, without gradient.
 
-        In evaluation mode they are remembered by the picture's content.
-
-        Pictures go through the vision tower one by one: what a picture gives never depends on its neighbours, so a
-        remembered result is bit-identical to a fresh one. `device` is where to compute when it is not where the weights
-        are, as in ComfyUI's partial loading.
+        In evaluation mode they are cached by the picture's content. Pictures go through the vision tower one by one:
+        what a picture gives never depends on its neighbours, so a cached result is bit-identical to a fresh one.
+        `device` is where to compute when the weights lie elsewhere and are cast and moved layer by layer.
         """
         if self.training:  # dropout is on: no two results are alike
             return self.embed_images(pixels[None].to(device or self.device))[0].cpu()
         pixels = pixels.to(torch.float32).cpu().contiguous()
         key = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).digest()
-        if key in self._features:
-            self._features.move_to_end(key)
+        if key in self._cached_images:
+            self._cached_images.move_to_end(key)
         else:
-            self._features[key] = self.embed_images(pixels[None].to(device or self.device))[0].cpu()
-            if len(self._features) > CACHED_IMAGES:
-                self._features.popitem(last=False)
-        return self._features[key]
+            self._cached_images[key] = self.embed_images(pixels[None].to(device or self.device))[0].cpu()
+            if len(self._cached_images) > CACHED_IMAGES:
+                self._cached_images.popitem(last=False)
+        return self._cached_images[key]
 
     def train(self, mode: bool = True) -> KosmosG:
-        """Switch between training and evaluation; remembered pictures are forgotten, as weights may change."""
-        self._features.clear()
+        """Switch between training and evaluation; drops cached image embeddings, as weights may change."""
+        self._cached_images.clear()
         return super().train(mode)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As in torch; remembered pictures are forgotten."""
-        self._features.clear()
+        """As in torch; drops cached image embeddings."""
+        self._cached_images.clear()
         return super().load_state_dict(*args, **kwargs)
 
     def _apply(self, *args: Any, **kwargs: Any) -> KosmosG:
         before = self.decoder.norm.weight.dtype
         super()._apply(*args, **kwargs)
         if self.decoder.norm.weight.dtype != before:  # a mere move to another device keeps the weights' values
-            self._features.clear()
+            self._cached_images.clear()
         return self
 
     def _aligner(self) -> AlignerNet:
@@ -256,12 +263,12 @@ class KosmosG(nn.Module):
         return tokenizer.layout(prompt, self.config.resampler.latents)
 
     def _image_embeddings(self, layouts: list[Layout], images: list[Sequence[Any]]) -> Tensor | None:
-        tokens = []
+        embeddings = []
         size = self.config.vision.image_size
         for layout, own in zip(layouts, images, strict=True):
             prepared = {slot: _one_image(preprocess_image(own[slot], size)) for slot in set(layout.image_slots)}
-            tokens += [self.image_embeddings(prepared[slot]) for slot in layout.image_slots]
-        return torch.stack(tokens).to(self.device) if tokens else None
+            embeddings += [self.image_embeddings(prepared[slot]) for slot in layout.image_slots]
+        return torch.stack(embeddings).to(self.device) if embeddings else None
 
 
 def _check_rows(token_ids: Tensor, **others: Tensor | None) -> None:
@@ -276,7 +283,7 @@ def _check_rows(token_ids: Tensor, **others: Tensor | None) -> None:
 
 
 def _one_image(pixels: Tensor) -> Tensor:
-    """ComfyUI's pictures are batches; one picture in a batch is that picture."""
+    """The picture of a batch of one, as which many programs hand a picture over; ValueError for several."""
     if pixels.ndim == 4:
         if len(pixels) != 1:
             raise ValueError(f"a batch of {len(pixels)} pictures stands for one <i>; give them one by one")

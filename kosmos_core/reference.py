@@ -1,7 +1,7 @@
-"""A reference picture of a subject, before and after encoding: what ComfyUI's KOSMOSG_IMAGE carries.
+"""A reference picture of a subject, before and after encoding, and its files.
 
 A Reference is a source with a weight and a noun. Its source is a View (a cut-out picture, encoded when it is used), an
-Encoded (picture tokens from a file) or a Mean of such sources. Nothing here is changed in place.
+Encoded (image embeddings from a file) or a Mean of such sources. Nothing here is changed in place.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import safetensors
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .crops import Crop
@@ -25,10 +26,10 @@ from .safetensors_file import WeightsError, read_header, write
 
 FORMAT = "kosmos-g-reference"
 FORMAT_VERSION = "1"
-TOKENS = "picture_tokens"
+EMBEDDINGS = "picture_tokens"  # the tensor's name in a file
 MAX_WEIGHT = 2.0
 
-# What a view goes through before the vision tower: picture tokens made in another way are not comparable.
+# What a view goes through before the vision tower: image embeddings made in another way are not comparable.
 PREPARATION = hashlib.blake2b(
     json.dumps(["resize shorter side, bicubic, 8 bits", "centre crop", CLIP_MEAN, CLIP_STD]).encode(), digest_size=8
 ).hexdigest()
@@ -50,9 +51,7 @@ class View:
         """Input of the vision tower, (3, size, size) float32, CLIP-normalised."""
         return normalise(self._resized(size))
 
-    def _resized(self, size: int):
-        from PIL import Image
-
+    def _resized(self, size: int) -> Image.Image:
         image = to_rgb(self.pixels)
         if self.squash:
             return image.resize((size, size), Image.Resampling.BICUBIC)
@@ -61,16 +60,19 @@ class View:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Picture tokens (latents, width) float32, the fingerprint of the model that made them, and their file's name."""
+    """Image embeddings (latents, width) float32, the fingerprint of the model that made them, their file's name."""
 
-    tokens: Tensor
+    image_embeddings: Tensor
     model: str
     name: str
 
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of several pictures' tokens, `shares` (sum 1) each; `keep_norm` gives it the mean of their norms."""
+    """The mean of several pictures' embeddings, with `shares` that sum to 1.
+
+    `keep_norm` scales it to the mean of their norms, which a plain mean of unlike embeddings falls short of.
+    """
 
     sources: tuple[Source | Tensor, ...]
     shares: tuple[float, ...]
@@ -95,11 +97,11 @@ class Reference:
     @classmethod
     def of_crop(cls, crop: Crop, *, squash: bool = False, weight: float = 1.0, noun: str = "") -> Reference:
         """Reference from a cut-out picture."""
-        return cls(View(crop.pixels, squash), weight, noun.strip())
+        return cls(View(torch.from_numpy(crop.pixels), squash), weight, noun.strip())
 
     @property
     def views(self) -> tuple[View, ...]:
-        """The pictures in it, in order; pictures from files are not known any more."""
+        """The pictures in it, in order; of what comes from a file, the picture is no longer known."""
         return tuple(_views(self.source))
 
 
@@ -112,18 +114,18 @@ def average(references: Sequence[Reference], keep_norm: bool = False) -> Referen
     if not references or not total:
         what = "all references have the weight 0" if references else "there is no reference"
         raise ValueError(f"Nothing to average: {what}; give at least one with a weight above 0.")
-    kept = [reference for reference in references if reference.weight]
+    weighted = [reference for reference in references if reference.weight]
     noun = next((reference.noun for reference in references if reference.noun), "")
-    if len(kept) == 1:
-        return Reference(kept[0].source, noun=noun)
-    shares = tuple(reference.weight / total for reference in kept)
-    return Reference(Mean(tuple(reference.source for reference in kept), shares, keep_norm), noun=noun)
+    if len(weighted) == 1:
+        return Reference(weighted[0].source, noun=noun)
+    shares = tuple(reference.weight / total for reference in weighted)
+    return Reference(Mean(tuple(reference.source for reference in weighted), shares, keep_norm), noun=noun)
 
 
 def image_embeddings(
     source: Source | Tensor, size: int, embed: Callable[[Tensor], Tensor], model: Callable[[], str]
 ) -> Tensor:
-    """Picture tokens (latents, width) of a source, or of a picture (3, size, size) that is prepared already.
+    """Image embeddings (latents, width) of a source, or of a picture (3, size, size) that is prepared already.
 
     `embed` encodes a prepared picture, `model` gives the fingerprint of the model that does. Raises ValueError for a
     reference from a file that another model made.
@@ -136,10 +138,10 @@ def image_embeddings(
         if source.model != model():
             raise ValueError(
                 f"The reference {source.name} was encoded by another Kosmos-G file ({source.model[:8]}, loaded is "
-                f"{model()[:8]}), whose picture tokens mean nothing to this one: load that file, or encode the "
-                "picture again and save it."
+                f"{model()[:8]}), whose embeddings mean nothing to this one: load that file, or encode the picture "
+                "again and save it."
             )
-        return source.tokens
+        return source.image_embeddings
     parts = torch.stack([image_embeddings(part, size, embed, model) for part in source.sources])
     shares = torch.tensor(source.shares)[:, None, None]
     mean = (parts * shares).sum(0)
@@ -175,9 +177,9 @@ def with_references(prompt: Prompt, references: Sequence[Reference | None]) -> P
 
 
 def model_fingerprint(path: str | os.PathLike) -> str:
-    """Hash of the parts of a Kosmos-G file that turn a picture into tokens; equal files agree whatever their names.
+    """Hash of the parts of a Kosmos-G file that turn a picture into embeddings; equal files agree whatever their names.
 
-    It is taken from the file, so the type that the weights were loaded in does not matter. Remembered until the file
+    It is taken from the file, so the type that the weights were loaded in does not matter. Cached until the file
     changes.
     """
     status = os.stat(path)
@@ -196,8 +198,8 @@ def _fingerprint(path: str, modified: int, size: int) -> str:
     return digest.hexdigest()
 
 
-def save_reference(path: str | os.PathLike, tokens: Tensor, reference: Reference, model: str) -> None:
-    """Write picture tokens (latents, width) with weight, noun and the hashes of model and preparation, atomically."""
+def save_reference(path: str | os.PathLike, embeddings: Tensor, reference: Reference, model: str) -> None:
+    """Write image embeddings (latents, width) with weight, noun and the hashes of model and preparation, atomically."""
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -206,7 +208,7 @@ def save_reference(path: str | os.PathLike, tokens: Tensor, reference: Reference
         "weight": repr(float(reference.weight)),
         "noun": reference.noun,
     }
-    write(path, [(TOKENS, tokens.float(), torch.float32)], metadata)
+    write(path, [(EMBEDDINGS, embeddings.float(), torch.float32)], metadata)
 
 
 def load_reference(path: str | os.PathLike) -> Reference:
@@ -214,8 +216,8 @@ def load_reference(path: str | os.PathLike) -> Reference:
     name = os.path.basename(path)
     header = read_header(path)
     metadata: Mapping[str, str] = header.metadata
-    if metadata.get("format") != FORMAT or TOKENS not in header.shapes:
-        raise WeightsError(f"{name} is not a saved Kosmos-G reference; choose a file of Save Kosmos-G Reference")
+    if metadata.get("format") != FORMAT or EMBEDDINGS not in header.shapes:
+        raise WeightsError(f"{name} is not a saved Kosmos-G reference; choose a file that was saved as one")
     for key, expected in (("format_version", FORMAT_VERSION), ("preparation", PREPARATION)):
         if metadata.get(key) != expected:
             raise WeightsError(
@@ -223,14 +225,14 @@ def load_reference(path: str | os.PathLike) -> Reference:
                 f"expected {expected}); encode the picture again and save it"
             )
     with safetensors.safe_open(path, framework="pt") as file:
-        tokens = file.get_tensor(TOKENS)
+        embeddings = file.get_tensor(EMBEDDINGS)
     try:
-        return Reference(Encoded(tokens, metadata["model"], name), float(metadata["weight"]), metadata["noun"])
+        return Reference(Encoded(embeddings, metadata["model"], name), float(metadata["weight"]), metadata["noun"])
     except (KeyError, ValueError) as error:
         raise WeightsError(f"{name} is damaged ({error}); encode the picture again and save it") from error
 
 
-def _views(source: Source):
+def _views(source: Source) -> Iterator[View]:
     if isinstance(source, View):
         yield source
     elif isinstance(source, Mean):

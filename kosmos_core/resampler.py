@@ -1,4 +1,4 @@
-"""Attentive resampler: patch features become the language model's picture tokens."""
+"""Attentive resampler: patch features become the image embeddings that the language model reads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Resampler(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Patch features (n, tokens, vision width) -> picture tokens (n, latents, width) float32."""
+        """Patch features (n, tokens, vision width) -> image embeddings (n, latents, width) float32."""
         latents = rows(self.latents, 0, self.config.latents, features.device).expand(len(features), -1, -1)
         dense = self.dense(features.to(matmul_dtype(self.dense)))
         return self.attention(latents, torch.cat([dense, latents.to(dense.dtype)], dim=1), AttentionPattern()).float()

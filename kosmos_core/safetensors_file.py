@@ -6,6 +6,7 @@ must not hold it in memory, hence the writer here.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable
@@ -106,6 +107,7 @@ def write(
                 plain = tensor.detach().to("cpu", dtype).contiguous().flatten()
                 if plain.numel():
                     file.write(memoryview(plain.view(torch.uint8).numpy()))
-    except PermissionError as error:
-        reason = f"{path} cannot be written ({error.strerror}); give a folder in which you may write"
-        raise OSError(error.errno, reason) from error
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        way_out = "make room, or give a folder on another disk" if full else "give a folder in which you may write"
+        raise OSError(error.errno, f"{path} cannot be written ({error.strerror}); {way_out}") from error

@@ -33,10 +33,13 @@ OTHER_KINDS = (
     ("a LoRA", ("lora_up",)),
     ("a LoRA", ("lora_A",)),
     ("a LoRA", ("hada_w1_a",)),
-    ("a Kosmos-2 model; training can start from it, ComfyUI cannot use it", ("image_to_text_projection.",)),
+    (
+        "a Kosmos-2 model; training can start from it, but it encodes no prompts for Stable Diffusion",
+        ("image_to_text_projection.",),
+    ),
     ("a ControlNet", ("control_model.",)),
     ("a ControlNet", ("controlnet_cond_embedding.",)),
-    ("a Stable Diffusion checkpoint; load it with Load Checkpoint", ("model.diffusion_model.",)),
+    ("a Stable Diffusion checkpoint; load it as one, beside the Kosmos-G file", ("model.diffusion_model.",)),
     ("a Stable Diffusion U-Net", ("down_blocks.", "mid_block.")),
     ("an IP-Adapter", ("image_proj.", "ip_adapter.")),
     ("a T5 text encoder", ("encoder.block.", "SelfAttention")),
@@ -105,14 +108,14 @@ def load_model(
     header = read_header(path)
     config, _ = _describe(path, header)
     with torch.device("meta"):
-        # The layers of `operations` may have no weights before they are loaded (ComfyUI's on GPUs), torch's always do.
+        # Layers of `operations` may get their weights only when they are loaded; torch's have them from the beginning.
         expected = {name: tuple(tensor.shape) for name, tensor in KosmosG(config).state_dict().items()}
         model = KosmosG(config if training_half else _without_training_half(config), operations=operations)
     _compare(path, expected, {k: v for k, v in header.shapes.items() if k not in TOKENIZER_KEYS})
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            kept = (name for name in expected if training_half or not name.startswith(TRAINING_HALF))
-            weights = {name: file.get_tensor(name) for name in kept}
+            wanted = (name for name in expected if training_half or not name.startswith(TRAINING_HALF))
+            weights = {name: file.get_tensor(name) for name in wanted}
             files = [file.get_tensor(name) for name in TOKENIZER_KEYS if name in header.shapes]
     except safetensors.SafetensorError as error:
         raise WeightsError(f"{path} is damaged ({error}); copy it again") from error
@@ -122,7 +125,7 @@ def load_model(
     model.requires_grad_(False)
     if files:
         model.tokenizer = _tokenizer(path, files, config.resampler.latents)
-    return model.train(False)  # not .eval(): scanners of node packs take the word for Python's own
+    return model.train(False)  # not .eval(): security scanners take the word for Python's own
 
 
 def _tokenizer(path: Any, files: list[Tensor], latents: int) -> Tokenizer:

@@ -1,12 +1,13 @@
 """Kosmos-G as a ComfyUI CLIP: the one place where the two meet.
 
-`load_clip` returns a genuine comfy.sd.CLIP whose tokenizer and text encoder are the classes here, so offloading,
-partial loading, hooks, cloning and every core node that takes a CLIP are ComfyUI's own. Run on ComfyUI 0.3.75; only
-read against 0.8 and later, where CLIP also announces the execution device and asks for a memory estimate.
+`load_clip` returns a genuine comfy.sd.CLIP whose tokenizer and text encoder are the classes here. Offloading, partial
+loading, hooks, cloning and every node that takes a CLIP are therefore ComfyUI's own. The tests run it on ComfyUI
+0.3.75; for 0.8 and later, where CLIP also announces the execution device and asks for a memory estimate, it was written
+after their source code.
 
-A prompt's tokens are {"kosmos_g": [section, ...]}, a section being a list of (entry, weight): an entry is a token id
-or, in place of a picture's tokens, {"type": "image", "data": source}, as in core's multimodal encoders; the source is a
-prepared picture (3, S, S) or the source of a reference.
+A prompt's tokens are {"kosmos_g": [section, ...]}, a section being a list of (entry, weight). An entry is a token id
+or, where a picture's embeddings go, {"type": "image", "data": source}, as in ComfyUI's own encoders that read pictures.
+The source is a prepared picture (3, S, S) or the source of a reference.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from ..kosmos_core.weights import WeightsError, read_config, read_header
 from .operations import Operations
 
 KEY = "kosmos_g"
-SEEING = ("model.vision.", "model.resampler.")  # names of the weights that turn pictures into tokens
-REMEMBERED_TEXTS = 64  # a quarter of a megabyte each
+VISION_WEIGHTS = ("model.vision.", "model.resampler.")  # beginnings of the names of what turns pictures into embeddings
+CACHED_TEXTS = 64  # a quarter of a megabyte each
 Section = list[tuple[Any, ...]]
 
 
@@ -61,7 +62,7 @@ class PromptTokenizer:
         word = 0
         inside_image = False
         for token, is_image, weight in zip(layout.token_ids, layout.image_mask, weights, strict=True):
-            if is_image and inside_image:  # one entry stands for all tokens of a picture
+            if is_image and inside_image:  # one entry stands for all embeddings of a picture
                 continue
             inside_image = is_image
             if not is_image and (token == tokenizer.ids.image_start or tokenizer.piece(token).startswith("▁")):
@@ -90,19 +91,19 @@ class TextEncoder(torch.nn.Module):
         self.model = load_model(path, device, dtype, operations, training_half=False)
         self.path = path
         self.dtypes = {dtype}
-        self.device = device  # ComfyUI's model patcher keeps this at the device that the layers compute on
+        self.device = device  # where the layers compute; ComfyUI's model patcher changes it
         self.execution_device: torch.device | None = None
         self.clean_patches: Any = None
         self.replaced: Sequence[dict[str, Any]] = ()
         self.on_block: Callable[[], None] | None = None
-        self._texts: OrderedDict[tuple, Tensor] = OrderedDict()
+        self._cached_texts: OrderedDict[tuple, Tensor] = OrderedDict()
         # ComfyUI stores text encoders in a small type and computes in float32: so here, unless a type was chosen.
         compute_dtype = model_options.get("kosmos_g_compute_dtype", torch.float32)
         self.casting = [module for module in self.model.modules() if hasattr(module, "comfy_cast_weights")]
         for module in self.casting:
             module.compute_dtype = compute_dtype
-        seeing = set(self.model.vision.modules()) | set(self.model.resampler.modules())
-        self._seeing = [module for module in self.casting if module in seeing]
+        vision = {*self.model.vision.modules(), *self.model.resampler.modules()}
+        self._casting_vision = [module for module in self.casting if module in vision]
         for block in self.blocks():
             block.register_forward_hook(self._count_block)
 
@@ -130,12 +131,12 @@ class TextEncoder(torch.nn.Module):
         if KEY not in tokens:
             raise ValueError(f"These tokens are for {', '.join(tokens)}, not for Kosmos-G: tokenize with its own CLIP.")
         self._explain_patches()
-        condition = torch.cat([self._remembered(section) for section in tokens[KEY]], dim=1)
+        condition = torch.cat([self._cached(section) for section in tokens[KEY]], dim=1)
         condition = condition.to(comfy.model_management.intermediate_device())
         return condition, condition.new_zeros(len(condition), condition.shape[-1])
 
     def image_embeddings(self, source: Tensor | Source, device: torch.device | None = None) -> Tensor:
-        """Picture tokens (latents, width) on the CPU, of a prepared picture (3, S, S) or of a reference's source."""
+        """Image embeddings (latents, width) on the CPU, of a prepared picture (3, S, S) or of a reference's source."""
         device = device or self.execution_device or self.device
         size = self.model.config.vision.image_size
 
@@ -147,16 +148,18 @@ class TextEncoder(torch.nn.Module):
         return image_embeddings(source, size, embed, self.fingerprint)
 
     def patched(self) -> bool:
-        """Whether other weights than the file's are in place, from a merge or a hook: nothing is remembered then."""
+        """Whether other weights than the file's are in place, from a merge or a hook: nothing is cached then."""
         return any(self.replaced) or any(module.weight_function for module in self.casting)
 
     def fingerprint(self) -> str:
-        """Hash of the parts of the loaded file that turn pictures into tokens.
+        """Hash of the parts of the loaded file that turn pictures into embeddings.
 
         Raises ValueError where other weights than the file's are in place there: they have no file to be known by.
         """
         names = (name for replaced in self.replaced for name in replaced)
-        if any(name.startswith(SEEING) for name in names) or any(module.weight_function for module in self._seeing):
+        if any(name.startswith(VISION_WEIGHTS) for name in names) or any(
+            module.weight_function for module in self._casting_vision
+        ):
             raise ValueError(
                 "This CLIP's picture part is not that of a Kosmos-G file any more: a merge or a hook changed it, and "
                 "saved references belong to one file. Save and load references with the CLIP of Load Kosmos-G itself; "
@@ -170,26 +173,26 @@ class TextEncoder(torch.nn.Module):
             condition = self._encode(section)
         return condition[0].cpu(), attention.mean()[0]
 
-    def _remembered(self, section: Section) -> Tensor:
-        """`_encode`, which for text alone (the negative, the text-only twin) is computed once."""
+    def _cached(self, section: Section) -> Tensor:
+        """`_encode`, whose result is cached where the section is text alone, such as the negative prompt."""
         if self.patched() or any(isinstance(entry, dict) for entry, *_ in section):
             return self._encode(section)
         key = tuple((entry, weight) for entry, weight, *_ in section)
-        if key not in self._texts:
-            self._texts[key] = self._encode(section).cpu()
-            if len(self._texts) > REMEMBERED_TEXTS:
-                self._texts.popitem(last=False)
-        self._texts.move_to_end(key)
-        return self._texts[key]
+        if key not in self._cached_texts:
+            self._cached_texts[key] = self._encode(section).cpu()
+            if len(self._cached_texts) > CACHED_TEXTS:
+                self._cached_texts.popitem(last=False)
+        self._cached_texts.move_to_end(key)
+        return self._cached_texts[key]
 
     def _encode(self, section: Section) -> Tensor:
         model, device = self.model, self.execution_device or self.device
         # An image's start and end are entries of their own: only the places between them are written here.
         latent_ids, latent_places = (part[1:-1] for part in model.config.ids.image(model.config.resampler.latents))
-        token_ids, image_mask, weights, features = [], [], [], []
+        token_ids, image_mask, weights, embeddings = [], [], [], []
         for entry, weight, *_ in section:
             if isinstance(entry, dict):
-                features.append(self.image_embeddings(entry["data"], device).to(device))
+                embeddings.append(self.image_embeddings(entry["data"], device).to(device))
                 token_ids += latent_ids
                 image_mask += latent_places
                 weights += [weight] * len(latent_ids)
@@ -200,9 +203,9 @@ class TextEncoder(torch.nn.Module):
         weighted = any(weight != 1 for weight in weights)
         return model.encode_tokens(
             torch.tensor([token_ids], device=device),
-            image_mask=torch.tensor([image_mask], device=device) if features else None,
+            image_mask=torch.tensor([image_mask], device=device) if embeddings else None,
             key_weights=torch.tensor([weights], device=device) if weighted else None,
-            image_features=torch.stack(features) if features else None,
+            image_features=torch.stack(embeddings) if embeddings else None,
         )
 
     def _explain_patches(self) -> None:
@@ -222,7 +225,7 @@ class TextEncoder(torch.nn.Module):
 
     def load_sd(self, sd: dict[str, Tensor]) -> Any:
         """Load a state dict of the model, as ComfyUI's own encoders do."""
-        self._texts.clear()
+        self._cached_texts.clear()
         return self.model.load_state_dict(sd, strict=False)
 
 
@@ -275,7 +278,7 @@ def encoder_of(clip: Any) -> TextEncoder:
 
 @contextlib.contextmanager
 def progress(encoder: TextEncoder, prompts: int, images: int) -> Iterator[None]:
-    """Show the progress of encoding `prompts` prompts and `pictures` pictures on the running node, block by block.
+    """Show the progress of encoding `prompts` prompts and `images` pictures on the running node, block by block.
 
     ComfyUI's progress bar also raises when the user has pressed interrupt.
     """
@@ -284,6 +287,6 @@ def progress(encoder: TextEncoder, prompts: int, images: int) -> Iterator[None]:
     encoder.on_block = lambda: bar.update(1)
     try:
         yield
-        bar.update_absolute(bar.total)  # remembered pictures take no steps
+        bar.update_absolute(bar.total)  # cached pictures take no steps
     finally:
         encoder.on_block = None

@@ -61,7 +61,7 @@ class KosmosGInspect(io.ComfyNode):
 
 
 def table(lines: list[str]) -> str:
-    """Lines whose columns and <i> marks survive ComfyUI's Preview Any, which reads Markdown: indented, it is code."""
+    """The lines indented, which makes them code in Markdown: ComfyUI's Preview Any then shows columns and <i> marks."""
     return "\n".join(f"    {line}" for line in lines)
 
 

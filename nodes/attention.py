@@ -46,8 +46,8 @@ def step_of(options: dict[str, Any]) -> int:
 def recorder(trace: Trace, modules: dict[BlockName, torch.nn.Module], first: int, last: int) -> Callable:
     """A patch of cross-attention that looks on and changes nothing.
 
-    Queries and keys are computed a second time from the same weights (LoRAs included), in the recorded blocks only, so
-    that other packs' replacements of the attention are left alone.
+    It computes queries and keys a second time from the same weights (LoRAs included), in the recorded blocks alone, and
+    so leaves any other node's replacement of the attention in place.
     """
 
     def look(n: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
@@ -172,6 +172,11 @@ class KosmosGAttentionMap(io.ComfyNode):
     @classmethod
     def execute(cls, trace: Trace, image: Tensor, clip: Any, text: str, **images: Any) -> io.NodeOutput:
         """Encode the prompt again for its own attention and multiply."""
+        if not trace.conditions:
+            raise ValueError(
+                "The trace is empty: connect the recorder's MODEL to the sampler, and the sampler's picture here, and "
+                "check that the recorded steps lie within the sampler's."
+            )
         _, groups, condition, slots_from_tokens = prompt_attention(clip, text, PromptImages.gather(images))
         index = trace.nearest(condition)
         if len(image) != trace.images:

@@ -1,4 +1,4 @@
-"""Small pictures of numbers: bars, labelled grids and heat over an image, as (h, w, 3) uint8 tensors. Needs Pillow."""
+"""Small pictures of numbers: bars, labelled grids and heat over an image, as (h, w, 3) uint8 tensors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 BACKGROUND = (24, 26, 30)
@@ -37,8 +38,6 @@ def overlay(image: Tensor, amounts: Tensor, label: str) -> Tensor:
 
 def with_caption(image: Tensor, label: str) -> Tensor:
     """The picture (h, w, 3) uint8 with a line of text under it."""
-    from PIL import ImageDraw
-
     height, width, _ = image.shape
     band = max(14, min(height, width) // 20)
     canvas = _canvas(width, height + band + 6)
@@ -49,8 +48,6 @@ def with_caption(image: Tensor, label: str) -> Tensor:
 
 def bars(rows: Sequence[tuple[str, Tensor]], title: str) -> Tensor:
     """One or two series of numbers as bars side by side, with the scale at the left."""
-    from PIL import ImageDraw
-
     left, top, step, height = 64, 40, 12, 240
     count = max(len(values) for _, values in rows)
     canvas = _canvas(left + step * count + 20, top + height + 40)
@@ -79,8 +76,6 @@ def bars(rows: Sequence[tuple[str, Tensor]], title: str) -> Tensor:
 
 def grid(values: Tensor, labels: Sequence[str], title: str) -> Tensor:
     """values (columns, rows) as a heat grid, each row with its label; brightness is relative to the grid's highest."""
-    from PIL import ImageDraw
-
     cell, high, top, bottom = 9, 18, 40, 34
     font = _font(13)
     labels = [label if len(label) <= 24 else label[:23] + "…" for label in labels]
@@ -107,24 +102,18 @@ def tiles(images: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(images)).float() / 255
 
 
-def _font(size: int):
-    from PIL import ImageFont
-
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 
 
-def _canvas(width: int, height: int):
-    from PIL import Image
-
+def _canvas(width: int, height: int) -> Image.Image:
     return Image.new("RGB", (max(1, int(width)), max(1, int(height))), BACKGROUND)
 
 
-def _to_pillow(image: Tensor):
-    from PIL import Image
-
+def _to_pillow(image: Tensor) -> Image.Image:
     return Image.fromarray(image.numpy())
 
 
-def _from_pillow(image) -> Tensor:
+def _from_pillow(image: Image.Image) -> Tensor:
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return pixels.view(image.height, image.width, 3)

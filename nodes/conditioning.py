@@ -61,14 +61,14 @@ class KosmosGBlend(io.ComfyNode):
         if mode == HAND_OFF:
             first = [limited(entry, 0.0, 1 - amount) for entry in kosmos]
             second = [limited(entry, 1 - amount, 1.0) for entry in clip_conditioning]
-            kept = [entry for entry in (*first, *second) if entry is not None]
-            if not kept:
+            remaining = [entry for entry in (*first, *second) if entry is not None]
+            if not remaining:
                 raise ValueError(
                     f"amount is {amount:g}, so kosmos holds the first {1 - amount:.0%} of the steps and "
                     "clip_conditioning the rest, but their own time ranges leave nothing of either there: choose "
                     "another amount or wider ranges."
                 )
-            return io.NodeOutput(kept)
+            return io.NodeOutput(remaining)
         counts = len(kosmos), len(clip_conditioning)
         if counts[0] != counts[1] and 1 not in counts:
             raise ValueError(

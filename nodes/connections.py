@@ -1,8 +1,8 @@
-"""Which outputs of the running node anything reads: what nobody reads need not be computed.
+"""Whether an output of the running node is connected to anything: what nobody reads need not be computed.
 
 ComfyUI tells a node nothing about its outputs, but it does say which node of which prompt is running, in `execute` and
-in `fingerprint_inputs` alike. A node that leaves an output out has to put `is_read` of it into its fingerprint:
-otherwise a result remembered without that output would be handed to a graph that connects it later.
+in `fingerprint_inputs` alike. A node that leaves out an output has to put `is_read` of it into its fingerprint:
+otherwise ComfyUI would hand its cached result, which lacks the output, to a graph that connects it later.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def image_inputs() -> list[io.Input]:
 
 @dataclass(frozen=True)
 class PromptImages:
-    """The connected pictures: one tuple of references for each conditioning to make, and how many slots they fill."""
+    """The connected pictures: the slots that they fill, and for each conditioning to make one reference per slot."""
 
     slots: tuple[int, ...]
     batches: tuple[tuple[Reference, ...], ...]

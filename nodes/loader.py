@@ -37,7 +37,7 @@ def register_model_folder() -> None:
 
 @functools.lru_cache(maxsize=1024)
 def _rejection(path: str, modified: int, size: int) -> str | None:
-    """Why a file is not Kosmos-G's, or None where it is; remembered until the file changes."""
+    """Why a file is not Kosmos-G's, or None where it is; cached until the file changes."""
     try:
         return identify(path)
     except WeightsError as error:
@@ -48,7 +48,10 @@ def _rejection(path: str, modified: int, size: int) -> str | None:
 
 @functools.lru_cache(maxsize=1024)
 def _sampled_hash(path: str, modified: int, size: int) -> str:
-    """Hash of a file's size and of blocks spread over it: other weights differ everywhere, and gigabytes take long."""
+    """Hash of a file's size and of blocks spread over it, because reading gigabytes takes long.
+
+    Other weights differ in all their blocks.
+    """
     digest = hashlib.blake2b(str(size).encode(), digest_size=16)
     with open(path, "rb") as file:
         for number in range(SAMPLED_BLOCKS):

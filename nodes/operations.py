@@ -1,9 +1,9 @@
-"""ComfyUI's casting layers, without their cost where nothing has to be cast.
+"""ComfyUI's layers that cast their weights, without the cost of casting where nothing has to be cast.
 
-A casting layer asks, at every call, for streams, devices and the state of an interruption: together a few per cent of a
-small encoder's time. Where a layer's weights already have the type and the device of its input and no patch waits to be
-applied, the plain computation is the same one, bit for bit. In partial loading, with another compute type and under
-LoRA hooks ComfyUI's own path is taken.
+Such a layer asks at every call for streams, devices and whether the user has interrupted: together a few per cent of a
+small encoder's time. Where its weights already have the type and device of its input and no patch waits to be applied,
+plain computation gives the same, bit for bit. In partial loading, with another compute type and under LoRA hooks
+ComfyUI's own way is taken.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
 import torch
 from comfy_api.latest import io
 from torch import Tensor
@@ -16,7 +17,7 @@ from .image_inputs import SLOTS, KosmosGImage, as_bytes
 from .schema import node_schema
 
 CATEGORY = "Kosmos-G/reference"
-VIEW = 224  # pixels of a side that the official model sees
+VIEW_SIZE = 224  # pixels of a side that the official model sees
 MEANS = ("mean", "norm-preserving mean")
 
 
@@ -71,12 +72,11 @@ def cut_out(
         mask = image[..., 3]
         if background == "keep":
             pixels = pixels[..., :3]
-    colours = to_rgb(pixels)
-    flat = torch.frombuffer(bytearray(colours.tobytes()), dtype=torch.uint8).view(colours.height, colours.width, 3)
-    found = crop_subject(flat, None if mask is None else mask.cpu() > 0.5, crop, margin, background)
+    inside = None if mask is None else (mask.cpu() > 0.5).numpy()
+    found = crop_subject(np.array(to_rgb(pixels)), inside, crop, margin, background)
     reference = Reference.of_crop(found, squash=crop == "squash", weight=weight, noun=noun)
-    shown = View(found.mask[..., None].expand(-1, -1, 3).to(torch.uint8) * 255, crop == "squash").seen(VIEW)
-    return reference, reference.views[0].seen(VIEW).float() / 255, (shown[..., 0] > 127).float(), found.warning
+    shown = View(torch.from_numpy(found.mask), crop == "squash").seen(VIEW_SIZE)
+    return reference, reference.views[0].seen(VIEW_SIZE).float() / 255, (shown[..., 0] > 127).float(), found.warning
 
 
 class KosmosGReference(io.ComfyNode):
@@ -185,8 +185,8 @@ class KosmosGAverage(io.ComfyNode):
     def execute(cls, mode: str, **references: Reference | None) -> io.NodeOutput:
         """Average."""
         given = [references.get(f"reference_{number}") for number in range(1, SLOTS + 1)]
-        kept = [reference for reference in given if reference is not None]
-        return io.NodeOutput(average(kept, keep_norm=mode == MEANS[1]))
+        connected = [reference for reference in given if reference is not None]
+        return io.NodeOutput(average(connected, keep_norm=mode == MEANS[1]))
 
 
 class KosmosGEntities(io.ComfyNode):

@@ -25,7 +25,7 @@ FORBIDDEN = re.compile(r'[\x00-\x1f<>:"|?*]')
 
 
 def register_reference_folder() -> None:
-    """Make `output/kosmos_g_references`, where references are saved, and the model folder of that name readable."""
+    """Let ComfyUI list references in `output/kosmos_g_references`, where they are saved, and in the model folder."""
     saved = os.path.join(folder_paths.get_output_directory(), FOLDER)
     folder_paths.add_model_folder_path(FOLDER, saved)
     folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
@@ -95,9 +95,9 @@ class KosmosGSaveReference(io.ComfyNode):
         encoder.reset_clip_options()
         model = encoder.fingerprint()
         with progress(encoder, 0, len(reference.views)):
-            tokens = encoder.image_embeddings(reference.source)
-        save_reference(path, tokens, reference, model)
-        encoded = Reference(Encoded(tokens, model, path.name), reference.weight, reference.noun)
+            embeddings = encoder.image_embeddings(reference.source)
+        save_reference(path, embeddings, reference, model)
+        encoded = Reference(Encoded(embeddings, model, path.name), reference.weight, reference.noun)
         shown = str(path.relative_to(folder_paths.get_output_directory()))
         return io.NodeOutput(encoded, ui={"text": [f"Saved as {shown}"]})
 
@@ -149,7 +149,6 @@ class KosmosGLoadReference(io.ComfyNode):
     def execute(cls, file: str) -> io.NodeOutput:
         """Load."""
         reference = load_reference(folder_paths.get_full_path_or_raise(FOLDER, file))
-        tokens = reference.source.tokens
-        if not torch.isfinite(tokens).all():
+        if not torch.isfinite(reference.source.image_embeddings).all():
             raise ValueError(f"{file} is damaged: it holds NaN or infinite values; save the reference again.")
         return io.NodeOutput(reference)

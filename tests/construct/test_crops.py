@@ -1,19 +1,12 @@
-"""Threshold, dilation, component, square: against masks drawn by hand and SciPy's own operators."""
+"""From a segmenter's answer to the crop: against masks drawn by hand, and the rules written out with SciPy."""
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
-from training.construct.masks import (
-    Region,
-    _component_boxes,
-    binary_mask,
-    dilate,
-    find_crop,
-    largest_box,
-    square_around,
-)
+from kosmos_core.mask_boxes import largest_box
+from training.construct.masks import Region, binary_mask, dilate, find_crop
 
 
 def drawn(size: tuple[int, int], *boxes: tuple[int, int, int, int]) -> np.ndarray:
@@ -43,40 +36,8 @@ def test_dilation_reaches_the_picture_border_and_not_beyond():
     assert crop.box == (0, 0, 21, 300)
 
 
-def test_component_is_chosen_by_what_its_box_holds_not_by_its_own_size():
-    # A thin frame (396 pixels) encloses a solid block that does not touch it; a larger solid block (1600) lies outside.
-    mask = drawn((200, 200), (10, 10, 110, 110)) & ~drawn((200, 200), (11, 11, 109, 109))
-    mask |= drawn((200, 200), (30, 30, 70, 70)) | drawn((200, 200), (130, 130, 170, 170))
-    own = ndimage.label(mask)[0]
-    assert np.bincount(own.ravel())[1:].tolist() == [396, 1600, 1600]
-    assert largest_box(mask) == (10, 10, 110, 110)
-
-
-def test_diagonal_neighbours_are_two_components():
-    mask = drawn((40, 40), (0, 0, 10, 10), (10, 10, 21, 21))
-    assert largest_box(mask) == (10, 10, 21, 21)
-
-
 def test_empty_mask_has_no_crop():
-    assert largest_box(np.zeros((8, 8), dtype=bool)) is None
     assert find_crop(Region(np.full((4, 4), -9.0, dtype=np.float32), 0.1), (50, 50)) is None
-
-
-@pytest.mark.parametrize(
-    ("box", "square"),
-    [
-        ((40, 40, 60, 60), (40, 40, 20)),
-        ((40, 45, 60, 55), (40, 40, 20)),  # wide: grows up and down
-        ((45, 40, 50, 61), (37, 40, 21)),  # odd remainder: rounded down to the left
-        ((0, 30, 4, 70), (0, 30, 40)),  # shifted in from the left
-        ((96, 30, 100, 70), (60, 30, 40)),  # from the right
-        ((30, 0, 70, 4), (30, 0, 40)),  # from the top
-        ((30, 97, 70, 100), (30, 60, 40)),  # from the bottom
-        ((0, 0, 100, 10), (0, 0, 100)),  # the whole picture
-    ],
-)
-def test_square_has_the_longer_side_and_is_shifted_inside(box, square):
-    assert square_around(box, (100, 100)) == square
 
 
 def test_logits_are_resized_first_and_then_cut_at_the_probability():
@@ -98,15 +59,6 @@ def test_small_regions_anywhere_are_resized_as_torch_does(size):
         expected = (torch.sigmoid(resized) > 0.3)[0, 0].numpy()
         assert expected.any()
         assert np.array_equal(binary_mask(Region(logits, 0.5), size, 0.3), expected)
-
-
-def test_components_are_those_of_scipys_labels_in_the_same_order():
-    rng = np.random.default_rng(0)
-    for density in (0.05, 0.3, 0.5, 0.6, 0.95):
-        mask = rng.random((50, 70)) < density
-        labels, _ = ndimage.label(mask)
-        boxes = [[x.start, y.start, x.stop, y.stop] for y, x in ndimage.find_objects(labels)]
-        assert _component_boxes(mask).tolist() == boxes
 
 
 @pytest.mark.parametrize("size", [352, 384, 431, 480, 768])

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from training.construct.masks import dilate, square_around
+from kosmos_core.mask_boxes import square_around
+from training.construct.masks import dilate
 
 from .conftest import settings
 from .scenes import SIDE, scene, write_folder

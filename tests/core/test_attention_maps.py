@@ -77,9 +77,9 @@ def recorded_trace(size: int, calls: int = 1, images: int = 1) -> Trace:
 
 
 def test_a_trace_takes_the_same_memory_however_many_steps_and_however_large_the_picture():
-    small = recorded_trace(64).bytes_kept
-    assert recorded_trace(64, calls=4).bytes_kept == small
-    assert recorded_trace(96).bytes_kept == small
+    small = recorded_trace(64).bytes_recorded
+    assert recorded_trace(64, calls=4).bytes_recorded == small
+    assert recorded_trace(96).bytes_recorded == small
     assert small < 1.7e6
 
 
@@ -87,7 +87,7 @@ def test_a_full_trace_says_so_and_keeps_what_it_has(monkeypatch):
     monkeypatch.setattr("kosmos_core.attention_maps.TRACE_BYTES", 150_000)
     trace = recorded_trace(16, images=3)
     assert trace.full
-    assert trace.bytes_kept <= 150_000
+    assert trace.bytes_recorded <= 150_000
     assert trace.map(0, 0, (16, 16)).shape == (77, 16, 16)
     with pytest.raises(ValueError, match="nothing of picture 3"):
         trace.map(0, 2, (16, 16))

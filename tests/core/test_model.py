@@ -150,9 +150,9 @@ def test_the_memory_of_pictures_is_bounded_and_forgotten_with_the_weights(model)
     model.train(False)
     for shade in range(CACHED_IMAGES + 5):
         model.encode("<i>", [np.full((8, 8, 3), shade, np.uint8)])
-    assert len(model._features) == CACHED_IMAGES
+    assert len(model._cached_images) == CACHED_IMAGES
     model.load_state_dict(model.state_dict())
-    assert len(model._features) == 0
+    assert len(model._cached_images) == 0
 
 
 def test_bfloat16_stays_close_to_float32_in_every_slot(model, tiny_tokenizer):

@@ -174,6 +174,7 @@ def test_a_failed_save_keeps_the_old_file_and_leaves_nothing_behind(model, path,
     assert len(before) > 200_000
     result = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=False)
     assert "OSError" in result.stderr
+    assert f"{path} cannot be written (File too large); make room, or give a folder on another disk" in result.stderr
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -228,4 +229,14 @@ def test_a_place_that_cannot_be_written_is_named_as_it_was_given(model, tmp_path
         save_model(model, tmp_path / "missing" / "k.safetensors")
     with pytest.raises(OSError, match="is a folder; give the name of the file"):
         save_model(model, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    tmp_path.chmod(0o555)
+    folder = "/sys" if os.access(tmp_path, os.W_OK) else tmp_path  # root may write anywhere but there
+    try:
+        with pytest.raises(
+            OSError, match=r"k\.safetensors cannot be written \(.*\); give a folder in which you may write"
+        ):
+            save_model(model, f"{folder}/k.safetensors")
+    finally:
+        tmp_path.chmod(0o755)
     assert list(tmp_path.iterdir()) == []

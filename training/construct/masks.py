@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from kosmos_core.mask_boxes import Box, at_size, largest_box, square_around
+
 Window = tuple[slice, slice]
 
 # Pictures are spread over processes of one core each: OpenCV's own threads would take time from the others, most of it
@@ -46,7 +48,7 @@ class EntityCrop:
     """
 
     mask: np.ndarray
-    box: tuple[int, int, int, int]
+    box: Box
     square: tuple[int, int, int]
     share: float
 
@@ -60,10 +62,7 @@ class EntityCrop:
 def binary_mask(region: Region, size: tuple[int, int], threshold: float) -> np.ndarray:
     """The region as an (h, w) bool mask of `size`; logits are compared after bilinear resizing, as probabilities."""
     if region.map.dtype == bool:
-        if region.map.shape == size:
-            return region.map
-        rows, columns = (np.arange(new) * old // new for new, old in zip(size, region.map.shape, strict=True))
-        return region.map[np.ix_(rows, columns)]
+        return at_size(region.map, size)
     logits = cv2.resize(region.map.astype(np.float32, copy=False), size[::-1], interpolation=cv2.INTER_LINEAR)
     return logits > _level(threshold)
 
@@ -74,80 +73,11 @@ def _level(threshold: float) -> float:
 
 
 def dilate(mask: np.ndarray, window: int) -> np.ndarray:
-    """Grey dilation of an (h, w) bool mask with a flat square window; below 2 pixels the mask itself.
-
-    Equal to `scipy.ndimage.grey_dilation`, which spreads an even window one pixel further to the upper left.
-    """
+    """`kosmos_core.mask_boxes.dilate` by OpenCV, in a quarter of its time."""
     if window < 2:
         return mask
     square, anchor = np.ones((window, window), dtype=np.uint8), ((window - 1) // 2,) * 2
     return cv2.dilate(mask.view(np.uint8), square, anchor=anchor).view(bool)
-
-
-def largest_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Box (left, top, right, bottom) of the component whose bounding box holds most mask pixels; None without any.
-
-    Components are 4-connected. All mask pixels in the box count, those of other components too; the first wins a tie.
-    """
-    boxes = _component_boxes(mask)
-    if len(boxes) > 1:
-        held = [np.count_nonzero(mask[top:bottom, left:right]) for left, top, right, bottom in boxes]
-        boxes = boxes[int(np.argmax(held)) :]
-    return tuple(boxes[0].tolist()) if len(boxes) else None
-
-
-def _component_boxes(mask: np.ndarray) -> np.ndarray:
-    """Boxes (n, 4) of the 4-connected components in the order of their first pixels.
-
-    Works on the runs of each row, of which there are hundreds where there are hundred thousands of pixels.
-    """
-    height, width = mask.shape
-    stride = width + 2
-    padded = np.zeros((height, stride), dtype=bool)
-    padded[:, 1:-1] = mask
-    flat = padded.ravel()
-    borders = np.flatnonzero(flat[1:] != flat[:-1])
-    starts, ends = borders[::2], borders[1::2]  # ends are exclusive
-    # A run touches those of the next row that begin before its end and end after its begin: neighbours in the list.
-    low = np.searchsorted(ends, starts + stride, side="right")
-    high = np.searchsorted(starts, ends + stride, side="left")
-    touching = np.maximum(high - low, 0)
-    upper = np.repeat(np.arange(len(starts)), touching)
-    lower = np.arange(len(upper)) - np.repeat(np.cumsum(touching) - touching, touching) + np.repeat(low, touching)
-    component = _joined(len(starts), upper, lower)
-    count = component.max(initial=-1) + 1
-    top, left = np.divmod(starts, stride)
-    right = ends - top * stride
-    boxes = np.empty((count, 4), dtype=np.int64)
-    boxes[:, :2], boxes[:, 2:] = mask.size, 0
-    np.minimum.at(boxes[:, 0], component, left)
-    np.minimum.at(boxes[:, 1], component, top)
-    np.maximum.at(boxes[:, 2], component, right)
-    np.maximum.at(boxes[:, 3], component, top + 1)
-    return boxes
-
-
-def _joined(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Component numbers (count,) of nodes linked in pairs, in the order of each component's first node.
-
-    Every node points to a node not behind it; links pull the pointers together, pointers to pointers are followed, and
-    a chain of n links is settled after about log2(n) rounds. Then all nodes of a component point to its first one.
-    """
-    pointer = np.arange(count)
-    # Most nodes are in chains: these are followed first, each node pointing to the first before it that it touches.
-    pointer[second[::-1]] = first[::-1]
-    for _ in range(count.bit_length()):
-        pointer = pointer[pointer]
-    while True:
-        a, b = pointer[first], pointer[second]
-        if (a == b).all():
-            break
-        low = np.minimum(a, b)
-        np.minimum.at(pointer, a, low)
-        np.minimum.at(pointer, b, low)
-        for _ in range(2):
-            pointer = pointer[pointer]
-    return (np.cumsum(pointer == np.arange(count)) - 1)[pointer]
 
 
 def _reach(hot: np.ndarray, size: tuple[int, int]) -> tuple[Window, Window] | None:
@@ -176,18 +106,6 @@ def _extent(mask: np.ndarray) -> Window | None:
         return None
     columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(axis=0))
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-
-
-def square_around(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, int, int]:
-    """(left, top, side) of the square of the box's longer side, centred on it and shifted to lie inside (h, w).
-
-    The side is cut to the picture's shorter one where it would not fit.
-    """
-    left, top, right, bottom = box
-    height, width = size
-    side = min(max(right - left, bottom - top), height, width)
-    centred = ((left + right - side) // 2, (top + bottom - side) // 2)
-    return min(max(centred[0], 0), width - side), min(max(centred[1], 0), height - side), side
 
 
 def find_crop(region: Region, size: tuple[int, int], threshold: float = 0.3, dilation: int = 100) -> EntityCrop | None:
