@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from kosmos_core.tokenizer import Tokenizer
-from training.data.convert import conversion
+from training.data.convert import conversion, image_store
 from training.data.convert.__main__ import main
 from training.data.convert.omnigen2_uno import mentions
 from training.data.cookers import COOKERS
@@ -229,6 +229,27 @@ def test_obelics_takes_pictures_from_img2dataset_tars_by_their_url(tmp_path, out
     assert (first, text) == (image(1), "between")
     assert Image.open(io.BytesIO(second)).format == "JPEG"  # a GIF is kept as its first frame
     assert stats(out)["skipped"] == {"no picture of the document at hand": 1, "no text": 1}
+
+
+def test_a_list_of_tars_that_was_cut_short_is_made_anew(tmp_path, monkeypatch):
+    described = [json.dumps({"url": f"u/{number}"}).encode() for number in range(9)]
+    shard = [(str(number), {"jpg": image(number), "json": described[number]}) for number in range(9)]
+    write_shard(tmp_path / "tars" / "0.tar", shard)
+    names, table = image_store._names, tmp_path / "work" / "table.sqlite"
+
+    def cut(crude, number):
+        if number == 5:
+            raise KeyboardInterrupt
+        return names(crude, number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(image_store, "_names", cut)
+        with pytest.raises(KeyboardInterrupt):
+            image_store.ImageStore(tmp_path / "tars", table)
+    for _ in range(2):  # made anew, then used as it is
+        store = image_store.ImageStore(tmp_path / "tars", table)
+        assert [store.get(f"u/{number}") for number in range(9)] == [image(number) for number in range(9)]
+        monkeypatch.setattr(image_store, "_names", cut)
 
 
 def test_omnigen2_rows_become_captions_edits_and_compositions(tmp_path, out):

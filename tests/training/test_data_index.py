@@ -226,6 +226,7 @@ def test_several_processes_index_one_folder_without_harm(pairs):
         (lambda path: path.write_text("x"), "not a data file"),
         (lambda path: (path.mkdir(), (path / "a.tar.gz").write_text("x")), "Unpack the compressed files first"),
         (lambda path: (path.mkdir(), (path / "a.tar").write_text("x")), "a.tar: truncated tar"),
+        (lambda path: (path.mkdir(), (path / "a.JPG").write_text("x")), "Pack loose files into a tar: tar --sort=name"),
     ],
 )
 def test_a_path_without_data_is_a_sentence(tmp_path, make, said):

@@ -71,6 +71,17 @@ def test_oddities_are_shown_but_no_fault(tmp_path):
     assert len(json.loads(found.read_text())["odd"]["mask and crop differ in size"]) == 3
 
 
+def test_a_corrupt_picture_on_white_makes_its_sample_unusable(tmp_path):
+    samples = list(LAYOUTS["compositional"](random.Random(0), 10, 48))
+    image = next(pair_samples(random.Random(1), 1, 30))["jpg"]
+    for sample, white in ((samples[2], image[:100]), (samples[3], image)):
+        sample["0.white.jpg"] = white
+    write_tars(tmp_path / "set", samples, 10)
+    found = tmp_path / "found.json"
+    main([str(tmp_path / "set"), "--sheet", str(tmp_path / "s.png"), "--json", str(found), "--workers", "1"])
+    assert json.loads(found.read_text())["unusable"] == {"corrupt picture": ["00000.tar/000000002"]}
+
+
 @pytest.mark.parametrize("option", ["--sheet", "--json"])
 def test_a_file_that_cannot_be_written_is_a_sentence(tmp_path, option, capsys):
     write_tars(tmp_path / "web", pair_samples(random.Random(0), 20, 48), per_shard=10)

@@ -21,6 +21,7 @@ from filelock import FileLock
 from megatron.energon.flavors.webdataset.config import MAIN_FOLDER_NAME, skip_meta_re, split_name_re
 
 from kosmos_core.atomic import write_file
+from kosmos_core.images import IMAGE_ENDINGS
 
 from ..base.errors import TrainingStopped
 from .process_map import process_map
@@ -108,7 +109,11 @@ def _find(path: Path) -> tuple[Path, list[str], str]:
         if names:
             return path, names, ending
     packed = [file.name for file in files if file.name.endswith((".tar.gz", ".tgz", ".jsonl.gz", ".tar.zst"))]
-    hint = f" Unpack the compressed files first, e.g. {packed[0]}." if packed else ""
+    hint = ""
+    if packed:
+        hint = f" Unpack the compressed files first, e.g. {packed[0]}."
+    elif any(file.suffix[1:].lower() in (*IMAGE_ENDINGS, "txt", "json") for file in files):
+        hint = f" Pack loose files into a tar: tar --sort=name -cf SET/00000.tar -C {path} ."
     raise DataError(f"{path} holds no data file: expected {', '.join(ENDINGS)}.{hint}")
 
 

@@ -201,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not len(dataset):
             raise DataError(f"No sample can be read in {given.path}.")
     except (DataError, BadSample) as error:
-        unknown = f"{given.path}: none of the known layouts; name it with --kind. See training.data.cookers for them."
+        unknown = f"{given.path}: none of the known layouts; name it with --kind. See docs/data-layouts.md."
         print(error if isinstance(error, DataError) else unknown, file=sys.stderr)
         return 2
     found = check_all(dataset, kind, given.limit, given.workers, console)

@@ -22,24 +22,7 @@ from megatron.energon.task_encoder.cooking import cooker
 
 from .sample_types import BadSample, CaptionSample, CompositionalSample, EditSample, Entity, Filtered
 
-COLOURS = [
-    "black",
-    "blue",
-    "brown",
-    "cyan",
-    "gold",
-    "golden",
-    "gray",
-    "green",
-    "grey",
-    "orange",
-    "pink",
-    "purple",
-    "red",
-    "silver",
-    "white",
-    "yellow",
-]
+COLOURS = "black blue brown cyan gold golden gray green grey orange pink purple red silver white yellow"
 WORD_ENDS = " ,.!?;:)]}"
 
 
@@ -116,7 +99,7 @@ def placed_entities(caption: str, names: list[str]) -> list[tuple[int, int, int]
             alone = sum(bool(re.search(rf"\b{name}\b", other)) for other in names) <= 1
         except re.error as error:
             raise BadSample("bad entity name") from error
-        if name and name not in COLOURS and found and alone:
+        if name and name not in COLOURS.split() and found and alone:
             kept.append((found.end(), number, name))
     placed, position = [], 0
     for _, number, name in sorted(kept, key=lambda entry: entry[0]):
