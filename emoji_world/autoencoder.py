@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
-from PIL import Image
 from torch import nn
 
 from training.base.precision import autocast, faster_on_cpu
 
 from .scenes import WORLDS, EmojiScene, EmojiWorld, Placed
+from .sheets import pixel_grid
 
 # Output channels by the number of TAESD's layer; residual blocks that are not named are a ReLU.
 ENCODER = {0: 16, 2: 32, 4: 32, 6: 64, 8: 64, 10: 64, 12: 64, 13: 64, 14: 4}
@@ -109,17 +109,17 @@ def loss_of(
 
 @torch.no_grad()
 def report(vae: AutoencoderTiny, world: EmojiWorld, folder: Path) -> str:
-    """Peak signal-to-noise ratio over all pixels and over the objects', on fixed scenes; writes a sheet of pairs."""
+    """Peak signal-to-noise ratio over all pixels and over the objects', on fixed scenes; writes a sheet of them,
+    a row of scenes above the row of what becomes of them."""
     pixels, masks = batch_of_scenes(world, 64, np.random.default_rng(7))
     latents = vae.encoder(pixels)
     made = vae.decoder(latents).clamp(-1, 1)
     square = (made - pixels).square() / 4
     everywhere = -10 * square.mean().log10()
     objects = -10 * ((square * masks).sum() / (3 * masks.sum())).log10()
-    size = world.size
-    rows = torch.cat([x[:32].reshape(4, 8, 3, size, size) for x in (pixels, made)], 1).reshape(8, 8, 3, size, size)
-    sheet = ((rows.permute(0, 3, 1, 4, 2).reshape(8 * size, 8 * size, 3) + 1) * 127.5).round().byte().numpy()
-    Image.fromarray(sheet).save(folder / "pairs.png")
+    rows = torch.cat([x[:32].unflatten(0, (4, 8)) for x in (pixels, made)], 1).flatten(0, 1)
+    images = ((rows.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
+    pixel_grid(images, world.size).save(folder / "pairs.png")
     return f"PSNR {everywhere:.2f} dB, objects {objects:.2f} dB, latent std {latents.std():.3f}"
 
 

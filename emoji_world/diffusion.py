@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.base.precision import Precision, autocast, faster_on_cpu
@@ -26,6 +25,7 @@ from training.stages.frozen_parts import snr_weights
 from .autoencoder import narrow_autoencoder
 from .sampling import sample
 from .scenes import SHARES, WORLDS, EmojiScene, EmojiWorld
+from .sheets import pixel_grid
 
 EMPTY_CAPTIONS = 0.1
 CAPTIONS = (0.3, 0.1, 0.6)  # how many captions have each of SHARES: prompts name nouns alone, or all
@@ -227,9 +227,7 @@ def main() -> None:
 def show(unet: UNet2DConditionModel, vae: AutoencoderTiny, states: torch.Tensor, size: int, path: Path) -> None:
     """A sheet of samples, enlarged; row by row in the order of the captions."""
     images = sample(unet, vae, states[1:], states[:1], size, seed=0, guidance=4.0, precision=faster_on_cpu())
-    rows = [np.concatenate(list(images[i : i + 8]), 1) for i in range(0, len(images) // 8 * 8, 8)]
-    sheet = Image.fromarray(np.concatenate(rows))
-    sheet.resize((sheet.width * 96 // size, sheet.height * 96 // size), Image.Resampling.NEAREST).save(path)
+    pixel_grid(images, 96).save(path)
 
 
 def save_pipeline(

@@ -36,6 +36,7 @@ from .scenes import (
     Placed,
     WorldSettings,
 )
+from .sheets import pixel_grid
 
 Pixels = np.ndarray
 
@@ -273,13 +274,7 @@ class Evaluation:
         }
         (folder / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
         for number, row in enumerate(self.rows):
-            cells = row.images[:24]
-            lines = [np.concatenate(list(cells[i : i + 8]), 1) for i in range(0, len(cells) // 8 * 8, 8)]
-            if lines:
-                sheet = Image.fromarray(np.concatenate(lines))
-                sheet.resize((768, 768 * sheet.height // sheet.width), Image.Resampling.NEAREST).save(
-                    folder / f"{number:02d} {row.name.replace(':', ',')}.png"
-                )
+            pixel_grid(row.images[:24], 96).save(folder / f"{number:02d} {row.name.replace(':', ',')}.png")
         table = markdown(report)
         (folder / "evaluation.md").write_text(table)
         return table

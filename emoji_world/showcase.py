@@ -8,31 +8,19 @@ Nothing is chosen by its result: the identities are drawn with a fixed seed, the
 import argparse
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from kosmos_core import load_model
+from training.base import contact_sheet as sheet
 from training.stages.frozen_parts import StableDiffusion
 
 from .atlas import ASSETS
 from .evaluate import EmojiGenerator, draw_prompts
 from .scenes import EmojiWorld, Identity
+from .sheets import enlarged
 
 COLUMNS, SCALE, GAP = 8, 2, 8
 BACKGROUNDS = ("blue", "yellow")
-
-
-def sheet(rows: list[list[np.ndarray]], size: int) -> Image.Image:
-    """Rows of pictures, enlarged pixel by pixel, on white; the first row is set apart."""
-    cell = size * SCALE
-    width = COLUMNS * cell + (COLUMNS + 1) * GAP
-    made = Image.new("RGB", (width, len(rows) * (cell + GAP) + 3 * GAP), "white")
-    for number, row in enumerate(rows):
-        top = GAP + number * (cell + GAP) + (2 * GAP if number else 0)
-        for column, image in enumerate(row):
-            tile = Image.fromarray(image).resize((cell, cell), Image.Resampling.NEAREST)
-            made.paste(tile, (GAP + column * (cell + GAP), top))
-    return made
 
 
 def singles(world: EmojiWorld, painter: EmojiGenerator) -> Image.Image:
@@ -45,7 +33,8 @@ def singles(world: EmojiWorld, painter: EmojiGenerator) -> Image.Image:
     rows = [[one[0] for one in references]]
     for colour in BACKGROUNDS:
         rows.append(list(painter.paint([f"<i> on a {colour} background"] * COLUMNS, references)))
-    return sheet(rows, world.size)
+    first, *painted = [sheet.row([enlarged(image, SCALE * world.size) for image in row], GAP) for row in rows]
+    return sheet.page(sheet.column([first, sheet.column(painted, GAP)], 3 * GAP), GAP, "white")
 
 
 def main() -> None:
