@@ -12,7 +12,7 @@ from PIL import Image
 
 from training.base.errors import ConfigError
 from training.construct.__main__ import main
-from training.construct.inputs import clean_key, find_shards, read_shard
+from training.construct.input_shards import clean_key, find_shards, read_shard
 from training.construct.preview_sheet import write_preview
 
 from ..tiny import construct_models as tiny_models

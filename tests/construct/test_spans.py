@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from training.construct.spans import parse_list, place
+from training.construct.caption_spans import parse_list, place
 
 
 @pytest.mark.parametrize(

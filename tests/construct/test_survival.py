@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from training.base.errors import ConfigError
-from training.construct.output_shards import Output
+from training.construct.output_shards import ConstructionOutput
 
 from . import in_process
 from .conftest import ROOT, SMALL, settings
@@ -168,10 +168,12 @@ def small_disk(tmp_path):
 
 def test_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(images, expected, small_disk, run):
     """Whatever fits is finished and sound; what does not fit leaves nothing behind."""
-    from training.construct.driver import Stopped
+    from training.construct.driver import ConstructionStopped
 
     config = settings(images, small_disk)
-    with pytest.raises(Stopped, match=r"writing to .* failed \(No space left on device\); finished shards are kept"):
+    with pytest.raises(
+        ConstructionStopped, match=r"writing to .* failed \(No space left on device\); finished shards are kept"
+    ):
         run(config)
     for name, content in files(small_disk).items():
         if name != "construct.json":
@@ -184,9 +186,9 @@ def test_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(images
 
 def test_second_run_on_the_same_folder_is_refused(images, tmp_path):
     config = settings(images, tmp_path)
-    output, lock = Output.open(config)
+    output, lock = ConstructionOutput.open(config)
     with pytest.raises(ConfigError, match="another run is writing to"):
-        Output.open(config)
+        ConstructionOutput.open(config)
     lock.release()
     output.close()
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .caption_spans import CaptionSpan
 from .masks import Region
-from .spans import CaptionSpan
 
 
 @dataclass
@@ -66,5 +66,5 @@ class Chunk:
         return pickle.loads(row["data"])
 
 
-class Unusable(Exception):
+class UnusableImage(Exception):
     """A picture or caption that cannot be used; the message is the reason that is counted."""

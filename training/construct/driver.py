@@ -22,17 +22,17 @@ from rich.console import Console
 
 from ..base.errors import ConfigError
 from . import operators as stages
-from .bars import StageBars, Tally, summary
-from .captions import build_captioner
+from .captioners import build_captioner
 from .chunks import Chunk
-from .construct_config import ConstructConfig, Pool
+from .construct_config import ConstructConfig, WorkerPool
 from .duplicates import near_duplicates
-from .entities import build_extractor
-from .inputs import InputShard, find_shards
-from .models import check_models
-from .open_images_csv import build_table
-from .output_shards import Output, Part, Pending, total, write_whole
-from .segments import build_segmenter
+from .entity_extractors import build_extractor
+from .input_shards import InputShard, find_shards
+from .model_files import check_models
+from .open_images_table import build_table
+from .output_shards import ConstructionOutput, PendingShard, ShardPart, total, write_whole
+from .segmenters import build_segmenter
+from .stage_progress import StageBars, StageTally, summary
 
 # Ray reports usage to its makers, draws bars of its own and logs inner warnings unless told before it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -50,7 +50,7 @@ NO_START = "Ray did not start on this machine"
 LOADING_DEATHS = 3  # processes of a stage that may die in a row while they load their model
 
 
-class Stopped(RuntimeError):
+class ConstructionStopped(RuntimeError):
     """The run cannot go on; the message says why and what to do. Finished shards stay."""
 
 
@@ -59,12 +59,12 @@ def construct(config: ConstructConfig, console: Console) -> dict[str, Any]:
 
     Raises:
         ConfigError: something in the configuration cannot be.
-        Stopped: the disk is full or a stage failed; starting again goes on.
+        ConstructionStopped: the disk is full or a stage failed; starting again goes on.
     """
     shards = find_shards(config)
     if not config.ray_address:  # on a cluster the models are where the stages run
         check_models(config)
-    output, lock = Output.open(config)
+    output, lock = ConstructionOutput.open(config)
     try:
         if config.open_images:
             build_table(config)
@@ -77,7 +77,7 @@ def construct(config: ConstructConfig, console: Console) -> dict[str, Any]:
         stats = total(output, shards, failed)
         write_whole(output.folder / "stats.json", json.dumps(stats, indent=1).encode(), output.parts)
     except OSError as error:
-        raise Stopped(_disk_message(config, error)) from error
+        raise ConstructionStopped(_disk_message(config, error)) from error
     finally:
         output.close()
         lock.release()
@@ -93,12 +93,12 @@ def _disk_message(config: ConstructConfig, error: OSError) -> str:
 
 
 def _run(
-    config: ConstructConfig, shards: list[InputShard], missing: list[int], output: Output, console: Console
+    config: ConstructConfig, shards: list[InputShard], missing: list[int], output: ConstructionOutput, console: Console
 ) -> dict[str, str]:
     """Make the missing shards; returns what is wrong with those that could not be read."""
     with _ray(config):
         pools = _place(config)
-        tally = ray.remote(Tally).options(num_cpus=0, max_restarts=-1).remote()
+        tally = ray.remote(StageTally).options(num_cpus=0, max_restarts=-1).remote()
         duplicates = _duplicates(config, shards, output, console)
         rows = _pipeline(config, shards, missing, duplicates, output, pools, tally)
         bars = StageBars(lambda: ray.get(tally.read.remote(), timeout=5), console)
@@ -131,7 +131,7 @@ def _ray(config: ConstructConfig) -> Iterator[None]:
         try:
             ray.init(num_cpus=int(np.ceil(for_models)) + cores + 1, include_dashboard=False, **store, **quiet)
         except Exception as error:  # Ray raises a bare one when its processes need more than its half a minute
-            raise Stopped(
+            raise ConstructionStopped(
                 f"{NO_START} ({error}); the machine may be too busy or short of memory. Start the same command again."
             ) from error
     try:
@@ -147,11 +147,11 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def _pools(config: ConstructConfig) -> dict[str, Pool]:
+def _pools(config: ConstructConfig) -> dict[str, WorkerPool]:
     return {name: getattr(config, name) for name in MODEL_STAGES}
 
 
-def _place(config: ConstructConfig) -> dict[str, Pool]:
+def _place(config: ConstructConfig) -> dict[str, WorkerPool]:
     """The pools with their GPUs settled.
 
     Raises:
@@ -180,7 +180,7 @@ def _place(config: ConstructConfig) -> dict[str, Pool]:
 
 
 def _duplicates(
-    config: ConstructConfig, shards: list[InputShard], output: Output, console: Console
+    config: ConstructConfig, shards: list[InputShard], output: ConstructionOutput, console: Console
 ) -> dict[int, frozenset[int]]:
     """Positions of pictures that repeat an earlier one, by shard number. Hashes are kept from run to run."""
     if config.filters.duplicates == "off":
@@ -250,8 +250,8 @@ def _pipeline(
     shards: list[InputShard],
     missing: list[int],
     duplicates: dict[int, frozenset[int]],
-    output: Output,
-    pools: dict[str, Pool],
+    output: ConstructionOutput,
+    pools: dict[str, WorkerPool],
     tally: Any,
 ) -> ray.data.Dataset:
     """The data set whose rows are finished parts."""
@@ -302,19 +302,19 @@ def _pipeline(
 def _collect(
     rows: ray.data.Dataset,
     shards: list[InputShard],
-    output: Output,
+    output: ConstructionOutput,
     bars: StageBars,
     tally: Any,
     config: ConstructConfig,
 ) -> dict[str, str]:
     """Join the parts of every shard as soon as all are there."""
-    pending: dict[int, Pending] = {}
+    pending: dict[int, PendingShard] = {}
     failed: dict[str, str] = {}
     for row in rows.iter_rows():
-        part: Part = row["part"]
+        part: ShardPart = row["part"]
         if row["error"] is not None:
-            raise Stopped(_disk_message(config, row["error"]))
-        arrived = pending.setdefault(part.shard, Pending())
+            raise ConstructionStopped(_disk_message(config, row["error"]))
+        arrived = pending.setdefault(part.shard, PendingShard())
         if not arrived.add(part):
             continue
         parts = list(pending.pop(part.shard).parts.values())
@@ -334,7 +334,7 @@ def _plain_errors() -> Iterator[None]:
     """What a stage raised, without Ray's wrapping: our own errors as they are, others as one sentence and the cause."""
     try:
         yield
-    except (ConfigError, Stopped, OSError, KeyboardInterrupt):
+    except (ConfigError, ConstructionStopped, OSError, KeyboardInterrupt):
         raise
     except Exception as error:
         cause: BaseException | None = error
@@ -348,7 +348,7 @@ def _plain_errors() -> Iterator[None]:
         if "ConfigError:" in message:  # an error in a constructor arrives as text alone
             raise ConfigError(message.rpartition("ConfigError:")[2].strip().splitlines()[0]) from None
         last = [line for line in message.strip().splitlines() if line.strip()][-1:]
-        raise Stopped(
+        raise ConstructionStopped(
             f"A stage failed: {last[0].strip() if last else type(error).__name__}. Finished shards are kept; start the "
             "same command again to go on."
         ) from error

@@ -10,16 +10,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .captions import Captioner
-from .chunks import Chunk, SourceImage, Unusable
+from .caption_spans import place
+from .captioners import Captioner
+from .chunks import Chunk, SourceImage, UnusableImage
 from .construct_config import ConstructConfig, FilterConfig
-from .entities import Extractor
-from .inputs import DamagedShard, InputShard, read_shard
+from .entity_extractors import Extractor
+from .input_shards import DamagedShard, InputShard, read_shard
 from .masks import EntityCrop, find_crop
-from .preparation import decode_square, perceptual_hash, resize, square_side
-from .sample_parts import Cut, Sample, encode
-from .segments import Segmenter
-from .spans import place
+from .sample_encoding import EncodedSample, FoundEntity, encode
+from .segmenters import Segmenter
+from .square_images import decode_square, perceptual_hash, resize, square_side
 
 HASH_DECODE_SIDE = 64
 
@@ -61,7 +61,7 @@ def hash_shard(shard: InputShard, config: ConstructConfig) -> tuple[np.ndarray, 
                 continue
             try:
                 pixels = decode_square(image.content, config.filters, image.rotation, HASH_DECODE_SIDE)
-            except Unusable:
+            except UnusableImage:
                 continue
             positions.append(position)
             hashes.append(perceptual_hash(pixels))
@@ -76,7 +76,7 @@ def prepare(chunk: Chunk, config: ConstructConfig) -> None:
     for image in chunk.images:
         try:
             pixels = decode_square(image.content, config.filters, image.rotation, config.model_side)
-        except Unusable as reason:
+        except UnusableImage as reason:
             chunk.skip(image.key, str(reason))
             continue
         image.view = resize(pixels, config.model_side)
@@ -132,7 +132,7 @@ def segment(chunk: Chunk, segmenter: Segmenter) -> None:
         image.view = None
 
 
-def finish(chunk: Chunk, config: ConstructConfig) -> list[Sample]:
+def finish(chunk: Chunk, config: ConstructConfig) -> list[EncodedSample]:
     """Find each entity's place, then decode the pictures that have some in full, cut out, and encode the samples."""
     samples = []
     for image in chunk.images:
@@ -143,7 +143,7 @@ def finish(chunk: Chunk, config: ConstructConfig) -> list[Sample]:
             continue
         try:
             pixels = decode_square(image.content, config.filters, image.rotation)
-        except Unusable as reason:
+        except UnusableImage as reason:
             chunk.skip(image.key, str(reason))
         else:
             samples.append(encode(image, pixels, cuts, config.crops))
@@ -151,7 +151,7 @@ def finish(chunk: Chunk, config: ConstructConfig) -> list[Sample]:
     return samples
 
 
-def _cuts(chunk: Chunk, image: SourceImage, size: tuple[int, int], config: ConstructConfig) -> list[Cut]:
+def _cuts(chunk: Chunk, image: SourceImage, size: tuple[int, int], config: ConstructConfig) -> list[FoundEntity]:
     cuts = []
     for span, region in zip(image.spans, image.regions, strict=True):
         crop = region and find_crop(region, size, config.segment.threshold, config.crops.dilation)
@@ -161,7 +161,7 @@ def _cuts(chunk: Chunk, image: SourceImage, size: tuple[int, int], config: Const
             small = 100 * crop.share < config.filters.min_share
             chunk.note(f"entity: mask too {'small' if small else 'large'}")
         else:
-            cuts.append(Cut(span, crop, region.score))
+            cuts.append(FoundEntity(span, crop, region.score))
     return cuts
 
 

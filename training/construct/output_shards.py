@@ -28,12 +28,12 @@ from filelock import FileLock, Timeout
 from ..base.errors import ConfigError
 from .chunks import Chunk
 from .construct_config import ConstructConfig
-from .inputs import InputShard
-from .sample_parts import Sample, tar_members
+from .input_shards import InputShard
+from .sample_encoding import EncodedSample, tar_members
 
 
 @dataclass(frozen=True)
-class Part:
+class ShardPart:
     """A finished chunk: its stretch of the shard's tar in a file of its own, and what happened to its pictures."""
 
     shard: int
@@ -48,13 +48,13 @@ class Part:
 
 
 @dataclass
-class Pending:
+class PendingShard:
     """The parts of one shard so far."""
 
-    parts: dict[int, Part] = field(default_factory=dict)
+    parts: dict[int, ShardPart] = field(default_factory=dict)
     end: int | None = None
 
-    def add(self, part: Part) -> bool:
+    def add(self, part: ShardPart) -> bool:
         """Whether all parts are there; a part that arrives twice counts once."""
         self.parts[part.number] = part
         if part.last:
@@ -62,7 +62,7 @@ class Pending:
         return self.end is not None and len(self.parts) == self.end + 1
 
 
-class Output:
+class ConstructionOutput:
     """The output folder of one run. Other processes than its owner may call `write_part` and `join`."""
 
     def __init__(self, folder: str | Path, run: str):
@@ -71,13 +71,13 @@ class Output:
         self.parts = self.work / f"parts-{run}"
 
     @staticmethod
-    def open(config: ConstructConfig) -> tuple[Output, FileLock]:
+    def open(config: ConstructConfig) -> tuple[ConstructionOutput, FileLock]:
         """The folder, ready to be written, and the lock to keep while this run lasts.
 
         Raises:
             ConfigError: it cannot be written, another run is at it, or its shards were made with other settings.
         """
-        output = Output(config.output, uuid.uuid4().hex[:12])
+        output = ConstructionOutput(config.output, uuid.uuid4().hex[:12])
         lock = FileLock(output.work / "lock")
         try:
             output.work.mkdir(parents=True, exist_ok=True)
@@ -126,13 +126,13 @@ class Output:
     def part_path(self, shard: int, number: int) -> Path:
         return self.parts / f"{shard}-{number}.tar"
 
-    def write_part(self, chunk: Chunk, samples: list[Sample]) -> Part:
+    def write_part(self, chunk: Chunk, samples: list[EncodedSample]) -> ShardPart:
         """Write a chunk's samples as one part. Raises OSError where they cannot be written; nothing is left then."""
         content, offsets = tar_members(samples)
         if samples:
             write_whole(self.part_path(chunk.shard, chunk.number), content, self.parts, durable=False)
         entities = sum(name.endswith(".mask.png") for sample in samples for name in sample.members)
-        return Part(
+        return ShardPart(
             chunk.shard,
             chunk.number,
             chunk.last,
@@ -144,7 +144,7 @@ class Output:
             chunk.notes,
         )
 
-    def join(self, shard: InputShard, parts: list[Part]) -> dict[str, Any]:
+    def join(self, shard: InputShard, parts: list[ShardPart]) -> dict[str, Any]:
         """Make the output shard from all its parts, in order, and return its statistics."""
         target = self.folder / f"{shard.name}.tar"
         index, stats_path = target.with_name(target.name + ".idx"), self.stats_path(shard)
@@ -176,7 +176,7 @@ class Output:
         self.discard(parts)
         return stats
 
-    def discard(self, parts: list[Part]) -> None:
+    def discard(self, parts: list[ShardPart]) -> None:
         """Delete parts that are no longer needed."""
         for part in parts:
             self.part_path(part.shard, part.number).unlink(missing_ok=True)
@@ -185,7 +185,7 @@ class Output:
         shutil.rmtree(self.parts, ignore_errors=True)
 
 
-def statistics(shard: InputShard, parts: list[Part]) -> dict[str, Any]:
+def statistics(shard: InputShard, parts: list[ShardPart]) -> dict[str, Any]:
     """Counts of one shard, and the keys that were left out by reason."""
     skipped: dict[str, list[str]] = {}
     notes: Counter[str] = Counter()
@@ -204,7 +204,7 @@ def statistics(shard: InputShard, parts: list[Part]) -> dict[str, Any]:
     }
 
 
-def total(output: Output, shards: list[InputShard], failed: dict[str, str]) -> dict[str, Any]:
+def total(output: ConstructionOutput, shards: list[InputShard], failed: dict[str, str]) -> dict[str, Any]:
     """The sum over all finished shards; keys that were left out are counted, not listed."""
     summed: dict[str, Any] = {
         "shards": 0,

@@ -15,7 +15,7 @@ from kosmos_core.atomic import atomic_write
 
 from ..base import contact_sheet as sheet
 from .construct_config import ConstructConfig
-from .preparation import resize
+from .square_images import resize
 
 CELL, GAP, MARGIN = 192, 12, 24
 TITLE, LINE = 18, 24  # heights of a sample's key and of a line of its caption

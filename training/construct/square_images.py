@@ -13,7 +13,7 @@ from scipy.fft import dctn
 
 from kosmos_core.images import open_image
 
-from .chunks import Unusable
+from .chunks import UnusableImage
 from .construct_config import FilterConfig
 
 HASH_SIDE = 32
@@ -33,7 +33,7 @@ def decode_square(
             is faster.
 
     Raises:
-        Unusable: not a picture, damaged, animated, CMYK, or of a size that the filters leave out.
+        UnusableImage: not a picture, damaged, animated, CMYK, or of a size that the filters leave out.
     """
     try:
         with warnings.catch_warnings():
@@ -49,13 +49,13 @@ def decode_square(
             if rotation is not None:
                 image.getexif().clear()
             image = open_image(image, int(filters.max_megapixels * 1e6))
-    except Unusable:
+    except UnusableImage:
         raise
     except Image.DecompressionBombError:
-        raise Unusable("picture: too many pixels") from None
+        raise UnusableImage("picture: too many pixels") from None
     except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged data, SyntaxError among them
         truncated = "truncated" in str(error).lower()
-        raise Unusable("picture: truncated" if truncated else "picture: corrupt") from error
+        raise UnusableImage("picture: truncated" if truncated else "picture: corrupt") from error
     if rotation:
         image = image.rotate(rotation, expand=True)  # Pillow transposes at multiples of 90 degrees
     return _centre_square(np.asarray(image))
@@ -92,15 +92,15 @@ def _centre_square(pixels: np.ndarray) -> np.ndarray:
 def _check(image: Image.Image, filters: FilterConfig) -> None:
     """Judge a picture by its header."""
     if image.width * image.height > filters.max_megapixels * 1e6:
-        raise Unusable("picture: too many pixels")
+        raise UnusableImage("picture: too many pixels")
     if min(image.size) < filters.min_side:
-        raise Unusable("picture: too small")
+        raise UnusableImage("picture: too small")
     if max(image.size) > filters.max_aspect * min(image.size):
-        raise Unusable("picture: too long and narrow")
+        raise UnusableImage("picture: too long and narrow")
     if getattr(image, "n_frames", 1) > 1:
-        raise Unusable("picture: animated")
+        raise UnusableImage("picture: animated")
     if image.mode == "CMYK":
-        raise Unusable("picture: CMYK")
+        raise UnusableImage("picture: CMYK")
 
 
 def resize(pixels: np.ndarray, side: int) -> np.ndarray:

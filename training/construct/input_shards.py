@@ -21,7 +21,7 @@ from kosmos_core.images import IMAGE_ENDINGS
 from ..base.errors import ConfigError
 from .chunks import SourceImage
 from .construct_config import ConstructConfig
-from .open_images_csv import OpenImagesTable
+from .open_images_table import OpenImagesTable
 
 IMAGES = (*IMAGE_ENDINGS, "bmp", "gif", "tif", "tiff")
 TARS = (".tar", ".tar.gz", ".tgz")
