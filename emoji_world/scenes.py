@@ -33,41 +33,13 @@ class WorldSettings:
 
 
 FIRST = (
-    "apple",
-    "banana",
-    "strawberry",
-    "carrot",
-    "pizza",
-    "cat",
-    "frog",
-    "fish",
-    "octopus",
-    "car",
-    "rocket",
-    "house",
-    "tree",
-    "mushroom",
-    "heart",
-    "star",
-)
+    "apple", "banana", "strawberry", "carrot", "pizza", "cat", "frog", "fish", "octopus", "car", "rocket",
+    "house", "tree", "mushroom", "heart", "star",
+)  # fmt: skip
 MORE = (
-    "hamburger",
-    "watermelon",
-    "dog",
-    "fox",
-    "pig",
-    "lion",
-    "butterfly",
-    "bee",
-    "bus",
-    "sailboat",
-    "cactus",
-    "balloon",
-    "guitar",
-    "crown",
-    "gift",
-    "lemon",
-)
+    "hamburger", "watermelon", "dog", "fox", "pig", "lion", "butterfly", "bee", "bus", "sailboat", "cactus",
+    "balloon", "guitar", "crown", "gift", "lemon",
+)  # fmt: skip
 WORLDS = {
     "full": WorldSettings(64, FIRST + MORE, ("donut", "turtle")),
     "half": WorldSettings(64, FIRST, ("donut", "turtle")),

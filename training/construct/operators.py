@@ -14,12 +14,13 @@ from .caption_spans import place
 from .captioners import Captioner
 from .chunks import Chunk, SourceImage, UnusableImage
 from .construct_config import ConstructConfig, FilterConfig
+from .duplicates import perceptual_hash
 from .entity_extractors import Extractor
 from .input_shards import DamagedShard, InputShard, read_shard
 from .masks import EntityCrop, find_crop
 from .sample_encoding import EncodedSample, FoundEntity, encode
 from .segmenters import Segmenter
-from .square_images import decode_square, perceptual_hash, resize, square_side
+from .square_images import decode_square, resize, square_side
 
 HASH_DECODE_SIDE = 64
 
@@ -137,8 +138,8 @@ def finish(chunk: Chunk, config: ConstructConfig) -> list[EncodedSample]:
     samples = []
     for image in chunk.images:
         side = square_side(image.content)
-        cuts = _cuts(chunk, image, (side, side), config)
-        if len(cuts) < config.filters.min_entities:
+        found = _found_entities(chunk, image, (side, side), config)
+        if len(found) < config.filters.min_entities:
             chunk.skip(image.key, "entities: too few found in the picture")
             continue
         try:
@@ -146,13 +147,15 @@ def finish(chunk: Chunk, config: ConstructConfig) -> list[EncodedSample]:
         except UnusableImage as reason:
             chunk.skip(image.key, str(reason))
         else:
-            samples.append(encode(image, pixels, cuts, config.crops))
+            samples.append(encode(image, pixels, found, config.crops))
     chunk.images = []
     return samples
 
 
-def _cuts(chunk: Chunk, image: SourceImage, size: tuple[int, int], config: ConstructConfig) -> list[FoundEntity]:
-    cuts = []
+def _found_entities(
+    chunk: Chunk, image: SourceImage, size: tuple[int, int], config: ConstructConfig
+) -> list[FoundEntity]:
+    found = []
     for span, region in zip(image.spans, image.regions, strict=True):
         crop = region and find_crop(region, size, config.segment.threshold, config.crops.dilation)
         if not crop:
@@ -161,8 +164,8 @@ def _cuts(chunk: Chunk, image: SourceImage, size: tuple[int, int], config: Const
             small = 100 * crop.share < config.filters.min_share
             chunk.note(f"entity: mask too {'small' if small else 'large'}")
         else:
-            cuts.append(FoundEntity(span, crop, region.score))
-    return cuts
+            found.append(FoundEntity(span, crop, region.score))
+    return found
 
 
 def _fits(crop: EntityCrop, filters: FilterConfig) -> bool:

@@ -47,21 +47,21 @@ class EncodedSample:
     members: dict[str, bytes]
 
 
-def encode(image: SourceImage, pixels: np.ndarray, cuts: list[FoundEntity], crops: CropConfig) -> EncodedSample:
+def encode(image: SourceImage, pixels: np.ndarray, found: list[FoundEntity], crops: CropConfig) -> EncodedSample:
     """Encode a picture (s, s, 3) and its entities."""
     members = {"jpg": _jpeg(_sized(pixels, crops), crops)}
     entities = []
-    for number, cut in enumerate(cuts):
-        entity = _sized(pixels[cut.crop.window], crops)
-        members[f"{number}.jpg"] = _jpeg(entity, crops)
-        members[f"{number}.mask.png"] = _mask(cut.crop.mask[cut.crop.window], len(entity))
+    for number, entity in enumerate(found):
+        crop = _sized(pixels[entity.crop.window], crops)
+        members[f"{number}.jpg"] = _jpeg(crop, crops)
+        members[f"{number}.mask.png"] = _mask(entity.crop.mask[entity.crop.window], len(crop))
         entities.append(
             {
-                "text": cut.span.of(image.caption),
-                "span": [cut.span.start, cut.span.end],
-                "box": list(cut.crop.box),
-                "crop": list(cut.crop.square),
-                "score": cut.score,
+                "text": entity.span.of(image.caption),
+                "span": [entity.span.start, entity.span.end],
+                "box": list(entity.crop.box),
+                "crop": list(entity.crop.square),
+                "score": entity.score,
             }
         )
     described = {

@@ -1,4 +1,4 @@
-"""Decode a picture of any kind to its upright centre square, or say why not; resize; perceptual hash."""
+"""Decode a picture of any kind to its upright centre square, or say why that is not possible; resize squares."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ import numpy as np
 import simplejpeg
 import torch
 from PIL import Image
-from scipy.fft import dctn
 
 from kosmos_core.images import open_image
 
 from .chunks import UnusableImage
 from .construct_config import FilterConfig
 
-HASH_SIDE = 32
 ORIENTATION = 0x0112  # the EXIF tag
 # `resize` only reads what torch calls not writable.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -115,15 +113,3 @@ def resize(pixels: np.ndarray, side: int) -> np.ndarray:
     planes = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(planes, size=(side, side), mode="bicubic", antialias=True)
     return np.ascontiguousarray(resized.permute(0, 2, 3, 1)[0].numpy())
-
-
-def perceptual_hash(pixels: np.ndarray) -> int:
-    """64 bits of a picture's coarse brightness: signs of its 8 x 8 lowest cosine coefficients against their median.
-
-    Pictures that differ by scale, compression or a slight change of colour differ in a few bits.
-    """
-    grey = resize(pixels, HASH_SIDE).astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    low = dctn(grey, norm="ortho")[:8, :8].ravel()
-    low[0] = 0.0  # the mean brightness says nothing of the content
-    bits = np.round(low, 3) > np.round(np.median(low), 3)
-    return int(np.packbits(bits).view(">u8")[0])
