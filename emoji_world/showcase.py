@@ -15,7 +15,7 @@ from training.base import contact_sheet as sheet
 from training.stages.frozen_parts import StableDiffusion
 
 from .atlas import ASSETS
-from .evaluate import EmojiGenerator, draw_prompts
+from .evaluate import EmojiPainter, draw_prompts
 from .scenes import EmojiWorld, Identity
 from .sheets import enlarged
 
@@ -23,7 +23,7 @@ COLUMNS, SCALE, GAP = 8, 2, 8
 BACKGROUNDS = ("blue", "yellow")
 
 
-def singles(world: EmojiWorld, painter: EmojiGenerator) -> Image.Image:
+def singles(world: EmojiWorld, painter: EmojiPainter) -> Image.Image:
     """References above what they give; the left half was seen in stage 3, the right half was held out from it."""
     half = COLUMNS // 2
     seen = [x for x in world.identities if not world.held_out_of_instruct(x)]
@@ -49,7 +49,7 @@ def main() -> None:
         image = Image.fromarray(world.reference(Identity(noun, look, hue)))
         image.resize((world.size, world.size), Image.Resampling.NEAREST).save(arguments.output / f"{noun}.png")
     diffusion = StableDiffusion(str(arguments.stable_diffusion))
-    painter = EmojiGenerator(diffusion, load_model(arguments.kosmos_g).eval(), world.size, guidance=4.0)
+    painter = EmojiPainter(diffusion, load_model(arguments.kosmos_g).eval(), world.size, guidance=4.0)
     singles(world, painter).save(arguments.output / "results.png")
 
 
