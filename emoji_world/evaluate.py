@@ -82,7 +82,7 @@ def interval(values: np.ndarray, draws: int = 2000) -> list[float]:
 
 
 class Judge:
-    """Features of all identities of a world, and of those that another judge knows: what an answer is compared with."""
+    """Names what a picture shows: the identity of the nearest features among all of a world, and those of `known`."""
 
     def __init__(self, features: ObjectFeatures, world: EmojiWorld, known: "Judge | None" = None):
         self.features, self.identities = features, world.identities

@@ -1,4 +1,4 @@
-"""Teach the vision tower and the resampler to say pictures in the words that a language model of text alone knows.
+"""Teach the vision tower and the resampler to put pictures into the words that a language model of text alone knows.
 
     python -m emoji_world.image_words --weights RUNS/lm-words.safetensors --vision RUNS/lm-pictures.safetensors \\
         --output RUNS/lm.safetensors --minutes 16
@@ -37,13 +37,13 @@ class PhraseTokens:
     def __init__(self, world: EmojiWorld, model: KosmosG):
         self.world, self.latents = world, model.config.resampler.latents
         self.tokenizer, self.table = model.required_tokenizer(), model.decoder.embedding.weight.detach().float()
-        self.known: dict[str, Tensor] = {}
+        self.cached: dict[str, Tensor] = {}
 
     def __call__(self, identity: Identity) -> Tensor:
         phrase = self.world.phrase(identity, np.random.default_rng(0), share=1.0)
-        if phrase not in self.known:
-            self.known[phrase] = self.tokens(phrase)
-        return self.known[phrase]
+        if phrase not in self.cached:
+            self.cached[phrase] = self.tokens(phrase)
+        return self.cached[phrase]
 
     def tokens(self, phrase: str) -> Tensor:
         """Its pieces in order; places that are left hold their sum at one piece's length, which tells all at once."""

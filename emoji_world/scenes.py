@@ -20,11 +20,11 @@ HELD_OUT_NOUNS = ("crab", "sunflower")  # nothing is ever trained on them
 
 @dataclass(frozen=True)
 class WorldSettings:
-    """Side of the pictures in pixels, and the nouns: all of which the frozen U-Net knows, stage 3 only the first."""
+    """How large a world's pictures are and what they show."""
 
-    size: int
+    size: int  # side of the pictures in pixels
     nouns: tuple[str, ...]
-    instruct_held_out: tuple[str, ...]
+    instruct_held_out: tuple[str, ...]  # more nouns, which the U-Net and stages 1 and 2 see but stage 3 does not
     pairs: float = 0.4  # share of the pictures with two objects
 
     @property

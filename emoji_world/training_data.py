@@ -51,7 +51,7 @@ def glosses(count: int, folder: Path = WORDNET) -> list[str]:
 
 
 class SampleMaker:
-    """Samples of every kind. Stage 3's use identities that are not held out from it; a half of them are natural."""
+    """Makes samples of every kind; those of stage 3 show no identity that is held out from it."""
 
     def __init__(self, world: EmojiWorld, seed: int | list[int]):
         self.world, self.rng = world, np.random.default_rng(seed)

@@ -18,7 +18,7 @@ class SourceImage:
 
     content: encoded, as read. rotation: degrees counter-clockwise that the source prescribes, None for "as its EXIF
     tag says". problem: why it is left out already. view: (s, s, 3) uint8, the small centre square that models see.
-    spans and regions belong together.
+    regions[i]: where spans[i] was found, None for "nowhere".
     """
 
     key: str
@@ -67,4 +67,4 @@ class Chunk:
 
 
 class UnusableImage(Exception):
-    """A picture or caption that cannot be used; the message is the reason that is counted."""
+    """A picture that cannot be used; the message is the reason that is counted."""

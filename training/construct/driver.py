@@ -144,10 +144,11 @@ class _ModelStage:
             stages.name_entities(chunk, self.model, self.config.filters)
         else:
             stages.segment(chunk, self.model)
-        return _passed(chunk, self.stage, self.tally)
+        return _counted(chunk, self.stage, self.tally)
 
 
-def _passed(chunk: Chunk, stage: str, tally: Any) -> dict[str, Any]:
+def _counted(chunk: Chunk, stage: str, tally: Any) -> dict[str, Any]:
+    """The chunk as a row for the next stage; its pictures are counted as having left this one."""
     tally.add.remote(stage, chunk.shard, chunk.number, len(chunk.images) + len(chunk.skipped))
     return chunk.to_row()
 
@@ -172,12 +173,12 @@ def _pipeline(
         known, repeated = ray.get(shared)
         for number in batch["shard"].tolist():
             for chunk in stages.read_chunks(known[number], number, config, repeated.get(number, frozenset())):
-                yield {name: [value] for name, value in _passed(chunk, "read", tally).items()}
+                yield {name: [value] for name, value in _counted(chunk, "read", tally).items()}
 
     def prepare(row: dict[str, Any]) -> dict[str, Any]:
         chunk = Chunk.from_row(row)
         stages.prepare(chunk, config)
-        return _passed(chunk, "prepare", tally)
+        return _counted(chunk, "prepare", tally)
 
     def finish(row: dict[str, Any]) -> dict[str, Any]:
         chunk = Chunk.from_row(row)
