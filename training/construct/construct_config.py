@@ -174,21 +174,12 @@ class ConstructConfig:
     def result_settings(self) -> dict[str, Any]:
         """The settings that decide what is written, as `section.key: value`; not processes and places."""
         placement = {pool_field.name for pool_field in fields(WorkerPool)}
-        without_effect = {
-            "input",
-            "output",
-            "open_images",
-            "salvage",
-            "preview",
-            "ray_address",
-            "cpus",
-            "object_store_gb",
-        }
+        no_effect = {"input", "output", "open_images", "salvage", "preview", "ray_address", "cpus", "object_store_gb"}
         flat = {}
         for name, value in plain(self).items():
             if isinstance(value, dict):
                 flat.update({f"{name}.{key}": item for key, item in value.items() if key not in placement})
-            elif name not in without_effect:
+            elif name not in no_effect:
                 flat[name] = value
         return flat
 

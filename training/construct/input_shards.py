@@ -97,7 +97,7 @@ def _digest(text: str) -> str:
 
 
 def clean_key(name: str) -> str:
-    """A sample's key from a file's name: letters, digits, - and _ only, and still another one for every name."""
+    """A sample's key from a file's name: letters, digits, - and _ only, and a different key for every name."""
     if CLEAN_KEY.fullmatch(name):
         return name
     return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', name)[-60:].strip('_')}-{_digest(name)}"
