@@ -24,6 +24,7 @@ from PIL import Image
 from kosmos_core.weights import identify
 from tests.tiny.comfyui_files import save_tiny_checkpoint
 from tests.tiny.kosmos_file import save_tiny_kosmos
+from training.base import contact_sheet as sheet
 
 from .client import Client
 from .install import ROOT
@@ -123,11 +124,9 @@ def prepare(folder: Path) -> tuple[Weights, dict[str, Any]]:
 
 def save_overview(weights: Weights, drawn: Path, path: Path) -> None:
     """The two reference pictures and the drawn one in a row, enlarged."""
-    row = Image.new("RGB", (3 * SHOWN, SHOWN), "white")
-    for column, image in enumerate((*weights.images, drawn)):
-        shown = Image.open(image).convert("RGB").resize((SHOWN, SHOWN), Image.Resampling.BICUBIC)
-        row.paste(shown, (column * SHOWN, 0))
-    row.save(path)
+    images = (*weights.images, drawn)
+    row = sheet.row([sheet.thumbnail(Image.open(image), SHOWN, Image.Resampling.BICUBIC) for image in images])
+    sheet.page(row, margin=0).save(path)
 
 
 def usual_or_free_port() -> int:

@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw
 
 from tests.tiny.comfyui_files import save_tiny_checkpoint, save_tiny_controlnet, save_tiny_lora
 from tests.tiny.kosmos_file import save_tiny_kosmos
+from training.base import contact_sheet as sheet
 
 from .browser import browse, missing
 from .client import Client
@@ -42,24 +43,23 @@ def compose(graph: Image.Image, references: list[Path], results: list[Path]) -> 
     graph = graph.resize((WIDTH, round(graph.height * WIDTH / graph.width)), Image.Resampling.LANCZOS)
     if not results:
         return graph
-    image = Image.new("RGB", (WIDTH, TILE + 2 * GAP + graph.height), "#1b1b1f")
-    image.paste(graph, (0, TILE + 2 * GAP))
-    parts: list[Path | None] = [*references, None, *results]
-    sizes = [TILE if part else TILE // 4 for part in parts]
-    left = (WIDTH - sum(sizes) - GAP * (len(parts) - 1)) // 2
-    for part, size in zip(parts, sizes, strict=True):
-        if part:
-            shown = Image.open(part).convert("RGB")
-            enlarged = TILE % shown.width == 0 and TILE % shown.height == 0
-            way = Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS
-            image.paste(shown.resize((TILE, TILE), way), (left, GAP))
-        else:
-            middle, half = GAP + TILE // 2, size // 2
-            draw = ImageDraw.Draw(image)
-            draw.polygon([(left + size, middle), (left + half, middle - half), (left + half, middle + half)], GREY)
-            draw.rectangle((left, middle - size // 8, left + half, middle + size // 8), GREY)
-        left += size + GAP
-    return image
+    parts = [*map(_enlarged, references), sheet.Block(TILE // 4, TILE // 4, _draw_arrow), *map(_enlarged, results)]
+    above = sheet.padded(sheet.row(parts, GAP, centred=True), 0, GAP)
+    below = sheet.Block(*graph.size, lambda canvas, x, y: canvas.paste(graph, (x, y)))
+    return sheet.page(sheet.column([above, below], centred=True), margin=0, paper="#1b1b1f")
+
+
+def _enlarged(path: Path) -> sheet.Block:
+    image = Image.open(path).convert("RGB")
+    whole_steps = TILE % image.width == 0 and TILE % image.height == 0
+    return sheet.thumbnail(image, TILE, Image.Resampling.NEAREST if whole_steps else Image.Resampling.LANCZOS)
+
+
+def _draw_arrow(canvas: Image.Image, left: int, top: int) -> None:
+    side, half = TILE // 4, TILE // 8
+    pen, middle = ImageDraw.Draw(canvas), top + half
+    pen.polygon([(left + side, middle), (left + half, top), (left + half, top + side)], GREY)
+    pen.rectangle((left, middle - side // 8, left + half, middle + side // 8), GREY)
 
 
 def images_of(workflow: dict[str, Any], folder: Path) -> tuple[list[Path], list[Path]]:

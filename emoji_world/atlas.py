@@ -23,43 +23,14 @@ SPRITE = 64
 
 # Code point -> noun as captions say it. The noun must occur in emojibase's label or tags (checked when building).
 NOUNS = {
-    "1f34e": "apple",
-    "1f34c": "banana",
-    "1f353": "strawberry",
-    "1f955": "carrot",
-    "1f355": "pizza",
-    "1f354": "hamburger",
-    "1f369": "donut",
-    "1f349": "watermelon",
-    "1f431": "cat",
-    "1f436": "dog",
-    "1f438": "frog",
-    "1f98a": "fox",
-    "1f437": "pig",
-    "1f981": "lion",
-    "1f420": "fish",
-    "1f98b": "butterfly",
-    "1f419": "octopus",
-    "1f422": "turtle",
-    "1f41d": "bee",
-    "1f697": "car",
-    "1f68c": "bus",
-    "1f680": "rocket",
-    "26f5": "sailboat",
-    "1f3e0": "house",
-    "1f333": "tree",
-    "1f335": "cactus",
-    "1f344": "mushroom",
-    "1f33b": "sunflower",
-    "1f388": "balloon",
-    "1f3b8": "guitar",
-    "2764": "heart",
-    "2b50": "star",
-    "1f451": "crown",
-    "1f381": "gift",
-    "1f34b": "lemon",
-    "1f980": "crab",
-}
+    "1f34e": "apple", "1f34c": "banana", "1f353": "strawberry", "1f955": "carrot", "1f355": "pizza", "1f354":
+    "hamburger", "1f369": "donut", "1f349": "watermelon", "1f431": "cat", "1f436": "dog", "1f438": "frog",
+    "1f98a": "fox", "1f437": "pig", "1f981": "lion", "1f420": "fish", "1f98b": "butterfly", "1f419": "octopus",
+    "1f422": "turtle", "1f41d": "bee", "1f697": "car", "1f68c": "bus", "1f680": "rocket", "26f5": "sailboat",
+    "1f3e0": "house", "1f333": "tree", "1f335": "cactus", "1f344": "mushroom", "1f33b": "sunflower", "1f388":
+    "balloon", "1f3b8": "guitar", "2764": "heart", "2b50": "star", "1f451": "crown", "1f381": "gift", "1f34b":
+    "lemon", "1f980": "crab",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ blocks. The saved file has the full layout, filled with zeros, and computes the 
 """
 
 import argparse
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
-from PIL import Image
 from torch import nn
 
+from kosmos_core.atomic import atomic_write
 from training.base.precision import autocast, faster_on_cpu
 
 from .scenes import WORLDS, EmojiScene, EmojiWorld, Placed
+from .sheets import pixel_grid
 
 # Output channels by the number of TAESD's layer; residual blocks that are not named are a ReLU.
 ENCODER = {0: 16, 2: 32, 4: 32, 6: 64, 8: 64, 10: 64, 12: 64, 13: 64, 14: 4}
@@ -67,28 +67,28 @@ def narrow_autoencoder(full: AutoencoderTiny) -> AutoencoderTiny:
     return vae
 
 
-def batch_of_scenes(world: EmojiWorld, count: int, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def batch_of_scenes(world: EmojiWorld, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixels -1..1 (count, 3, size, size) and object masks (count, 1, size, size), float32."""
     pixels, masks = [], []
     for number in range(count):
-        image, parts = world.render(crowd(world, random) if number % 4 else world.draw(random))
+        image, parts = world.render(crowd(world, rng) if number % 4 else world.draw(rng))
         pixels.append(image)
         masks.append(np.any(parts, axis=0))
     pixels = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return pixels, torch.from_numpy(np.stack(masks)).unsqueeze(1).float()
 
 
-def crowd(world: EmojiWorld, random: np.random.Generator) -> EmojiScene:
+def crowd(world: EmojiWorld, rng: np.random.Generator) -> EmojiScene:
     """As many objects as fit, also in grey: the autoencoder learns from each, wherever it stands."""
     size = world.object_size
     objects = []
     for top in range(0, world.size - size + 1, size):
         for left in range(0, world.size - size + 1, size):
-            identity = world.draw_identity(str(random.choice(world.nouns)), random)
-            if random.random() < 0.1:
+            identity = world.draw_identity(str(rng.choice(world.nouns)), rng)
+            if rng.random() < 0.1:
                 identity = replace(identity, hue=None)
             objects.append(Placed(identity, left, top, size))
-    return EmojiScene(tuple(objects), world.draw_background(random))
+    return EmojiScene(tuple(objects), world.draw_background(rng))
 
 
 def loss_of(
@@ -109,17 +109,17 @@ def loss_of(
 
 @torch.no_grad()
 def report(vae: AutoencoderTiny, world: EmojiWorld, folder: Path) -> str:
-    """Peak signal-to-noise ratio over all pixels and over the objects', on fixed scenes; writes a sheet of pairs."""
+    """Peak signal-to-noise ratio over all pixels and over the objects', on fixed scenes; writes a sheet of them,
+    a row of scenes above the row of what becomes of them."""
     pixels, masks = batch_of_scenes(world, 64, np.random.default_rng(7))
     latents = vae.encoder(pixels)
     made = vae.decoder(latents).clamp(-1, 1)
     square = (made - pixels).square() / 4
     everywhere = -10 * square.mean().log10()
     objects = -10 * ((square * masks).sum() / (3 * masks.sum())).log10()
-    size = world.size
-    rows = torch.cat([x[:32].reshape(4, 8, 3, size, size) for x in (pixels, made)], 1).reshape(8, 8, 3, size, size)
-    sheet = ((rows.permute(0, 3, 1, 4, 2).reshape(8 * size, 8 * size, 3) + 1) * 127.5).round().byte().numpy()
-    Image.fromarray(sheet).save(folder / "pairs.png")
+    rows = torch.cat([x[:32].unflatten(0, (4, 8)) for x in (pixels, made)], 1).flatten(0, 1)
+    images = ((rows.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
+    pixel_grid(images, world.size).save(folder / "pairs.png")
     return f"PSNR {everywhere:.2f} dB, objects {objects:.2f} dB, latent std {latents.std():.3f}"
 
 
@@ -163,8 +163,8 @@ def main() -> None:
         if time.monotonic() - saved > 90:
             saved = time.monotonic()
             state = {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": spent}
-            torch.save(state, f"{state_path}.part")
-            os.replace(f"{state_path}.part", state_path)
+            with atomic_write(state_path) as file:
+                torch.save(state, file)
             full_autoencoder(vae).save_pretrained(arguments.output / "vae")
             print(f"after {spent:.0f} s: {report(vae, world, arguments.output)}", flush=True)
     full_autoencoder(vae).save_pretrained(arguments.output / "vae")

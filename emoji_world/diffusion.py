@@ -8,7 +8,6 @@ read; `emoji_world.single_file` makes a ComfyUI checkpoint of it.
 
 import argparse
 import copy
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +16,9 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from kosmos_core.atomic import atomic_write
 from kosmos_core.diffusers.stable_diffusion import ddpm_scheduler
 from training.base.precision import Precision, autocast, faster_on_cpu
 from training.stages.diffusion_loss import snr_weights
@@ -27,6 +26,7 @@ from training.stages.diffusion_loss import snr_weights
 from .autoencoder import narrow_autoencoder
 from .sampling import sample
 from .scenes import SHARES, WORLDS, EmojiScene, EmojiWorld
+from .sheets import pixel_grid
 
 EMPTY_CAPTIONS = 0.1
 CAPTIONS = (0.3, 0.1, 0.6)  # how many captions have each of SHARES: prompts name nouns alone, or all
@@ -64,19 +64,20 @@ def text_states(clip: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[st
     return torch.cat(states)
 
 
-def kept(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def cached(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """What `make` returns, from the file where it was made before."""
     if not path.exists():
-        torch.save(make(), f"{path}.part")
-        os.replace(f"{path}.part", path)
+        made = make()
+        with atomic_write(path) as file:
+            torch.save(made, file)
     return torch.load(path)
 
 
 def draw_scenes(world: EmojiWorld, count: int) -> tuple[list[EmojiScene], list[str]]:
     """The scenes that the U-Net trains on, always the same, and their captions."""
-    random = np.random.default_rng(11)
-    scenes = [world.draw(random) for _ in range(count)]
-    return scenes, [world.caption(scene, random, random.choice(SHARES, p=CAPTIONS)) for scene in scenes]
+    rng = np.random.default_rng(11)
+    scenes = [world.draw(rng) for _ in range(count)]
+    return scenes, [world.caption(scene, rng, rng.choice(SHARES, p=CAPTIONS)) for scene in scenes]
 
 
 def caption_states(clip: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[str]) -> dict[str, torch.Tensor]:
@@ -103,7 +104,7 @@ def blurred(states: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return states.lerp(states.roll(1, 0), LEAN * lean) + NOISE * deviation * noise
 
 
-class Training:
+class UNetTraining:
     """U-Net, its running mean, optimiser and position; saved whole so that a stopped run loses little."""
 
     def __init__(self, world: EmojiWorld, folder: Path, start: Path | None = None, precision: Precision = "fp32"):
@@ -127,8 +128,8 @@ class Training:
     def save(self) -> None:
         state = {name: getattr(self, name).state_dict() for name in ("unet", "mean", "optimizer")}
         state |= {"step": self.step, "samples": self.samples, "seconds": self.seconds}
-        torch.save(state, self.folder / "state.pt.part")
-        os.replace(self.folder / "state.pt.part", self.folder / "state.pt")
+        with atomic_write(self.folder / "state.pt") as file:
+            torch.save(state, file)
 
     def train_step(self, latents: torch.Tensor, states: torch.Tensor, rate: float) -> float:
         """Predict the noise (arXiv 2006.11239), weighted by SNR: see `snr_weights`."""
@@ -179,12 +180,12 @@ def main() -> None:
     clip = CLIPTextModel.from_pretrained(arguments.clip / "text_encoder").eval()
     tokenizer = CLIPTokenizer.from_pretrained(arguments.clip / "tokenizer")
     scenes, captions = draw_scenes(world, arguments.scenes)
-    text = kept(arguments.output / "captions.pt", lambda: caption_states(clip, tokenizer, captions))
-    latents = kept(arguments.output / "latents.pt", lambda: scene_latents(world, vae, scenes))["latents"]
+    text = cached(arguments.output / "captions.pt", lambda: caption_states(clip, tokenizer, captions))
+    latents = cached(arguments.output / "latents.pt", lambda: scene_latents(world, vae, scenes))["latents"]
     numbers, states = text["numbers"], text["states"]
     print(f"{len(latents)} scenes, {len(states) - 1} captions, latent std {latents.std():.3f}", flush=True)
-    training = Training(world, arguments.output, arguments.start, arguments.precision)
-    random = np.random.default_rng(5)
+    training = UNetTraining(world, arguments.output, arguments.start, arguments.precision)
+    rng = np.random.default_rng(5)
     pair = np.array([len(scene.objects) == 2 for scene in scenes])
     chances = np.where(pair, arguments.pairs / pair.sum(), (1 - arguments.pairs) / (~pair).sum())
     shown = [f"a {noun} on a {colour} background" for noun in world.nouns for colour in ("blue", "white")][:20]
@@ -199,8 +200,8 @@ def main() -> None:
     limit, began = 60 * arguments.minutes, training.samples
     beginning = time.monotonic()
     while (spent := time.monotonic() - started) < limit:
-        rows = torch.from_numpy(random.choice(len(latents), arguments.batch, p=chances))
-        chosen = numbers[rows] * torch.from_numpy(random.random(arguments.batch) >= EMPTY_CAPTIONS)
+        rows = torch.from_numpy(rng.choice(len(latents), arguments.batch, p=chances))
+        chosen = numbers[rows] * torch.from_numpy(rng.random(arguments.batch) >= EMPTY_CAPTIONS)
         rate = arguments.rate * min(1, (training.step + 1) / 50, max(0.03, (1 - spent / limit) / 0.3))
         loss = training.train_step(latents[rows], states[chosen], rate)
         if training.step % 50 == 0:
@@ -221,9 +222,7 @@ def main() -> None:
 def show(unet: UNet2DConditionModel, vae: AutoencoderTiny, states: torch.Tensor, size: int, path: Path) -> None:
     """A sheet of samples, enlarged; row by row in the order of the captions."""
     images = sample(unet, vae, states[1:], states[:1], size, seed=0, guidance=4.0, precision=faster_on_cpu())
-    rows = [np.concatenate(list(images[i : i + 8]), 1) for i in range(0, len(images) // 8 * 8, 8)]
-    sheet = Image.fromarray(np.concatenate(rows))
-    sheet.resize((sheet.width * 96 // size, sheet.height * 96 // size), Image.Resampling.NEAREST).save(path)
+    pixel_grid(images, 96).save(path)
 
 
 def save_pipeline(

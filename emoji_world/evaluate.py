@@ -24,7 +24,7 @@ from training.evaluate.statistics import bootstrap_interval
 
 from .atlas import Atlas
 from .diffusion import text_states
-from .features import EmojiFeatures
+from .features import ObjectFeatures
 from .sampling import sample
 from .scenes import (
     BACKGROUNDS,
@@ -37,6 +37,7 @@ from .scenes import (
     Placed,
     WorldSettings,
 )
+from .sheets import pixel_grid
 
 Pixels = np.ndarray
 
@@ -80,9 +81,9 @@ def interval(values: np.ndarray, draws: int = 2000) -> list[float]:
 
 
 class Judge:
-    """Features of all identities of a world, and of those that another judge knows: what an answer is compared with."""
+    """Names what a picture shows: the identity of the nearest features among all of a world, and those of `known`."""
 
-    def __init__(self, features: EmojiFeatures, world: EmojiWorld, known: "Judge | None" = None):
+    def __init__(self, features: ObjectFeatures, world: EmojiWorld, known: "Judge | None" = None):
         self.features, self.identities = features, world.identities
         self.gallery = features([portrait(world, identity, "grey") for identity in self.identities])
         if known:
@@ -128,23 +129,23 @@ def draw_prompts(
     world: EmojiWorld, identities: list[Identity], count: int, entities: int, seed: int
 ) -> list[PromptCase]:
     """Prompts over the identities in turn; references stand on white, shuffled ones show another noun."""
-    random = np.random.default_rng(seed)
-    order = [identities[i] for i in random.permutation(len(identities))]
+    rng = np.random.default_rng(seed)
+    order = [identities[i] for i in rng.permutation(len(identities))]
     prompts = []
     for number in range(count):
         chosen = [order[number % len(order)]]
         others = [x for x in identities if x.noun != chosen[0].noun]
         while len(chosen) < entities:
-            chosen.append(others[random.integers(len(others))])
+            chosen.append(others[rng.integers(len(others))])
         references = tuple(world.reference(x) for x in chosen)
-        other = world.reference(others[random.integers(len(others))])
-        colour = str(random.choice([name for name in BACKGROUNDS if name != "white"]))
+        other = world.reference(others[rng.integers(len(others))])
+        colour = str(rng.choice([name for name in BACKGROUNDS if name != "white"]))
         prompts.append(PromptCase(tuple(chosen), Background(colour), references, other))
     return prompts
 
 
 @dataclass
-class EmojiGenerator:
+class EmojiPainter:
     """A frozen U-Net with an encoder in front: Kosmos-G, or its own CLIP where `encoder` is None.
 
     Guidance leads away from the encoder's null condition. Only stage 3 trains it: earlier, `clip_null` takes CLIP's.
@@ -186,7 +187,7 @@ class Evaluation:
 
     def __init__(self, world: EmojiWorld, count: int, guidance: float, diffusion: StableDiffusion):
         self.world, self.count, self.guidance, self.diffusion = world, count, guidance, diffusion
-        self.judge = Judge(EmojiFeatures(), world)
+        self.judge = Judge(ObjectFeatures(), world)
         self.rows: list[BenchmarkRow] = []
         self.differences: list[dict] = []
         seen = [x for x in world.identities if not world.held_out_of_instruct(x)]
@@ -206,12 +207,9 @@ class Evaluation:
 
     def oracle(self) -> None:
         """Real pictures of the same identity in other scenes, plain and through the autoencoder."""
-        prompts, random = self.prompts["seen"], np.random.default_rng(4)
+        prompts, rng = self.prompts["seen"], np.random.default_rng(4)
         real = np.stack(
-            [
-                self.world.render(EmojiScene(self.world.place(list(p.identities), random), p.background))[0]
-                for p in prompts
-            ]
+            [self.world.render(EmojiScene(self.world.place(list(p.identities), rng), p.background))[0] for p in prompts]
         )
         self.add(self.judge.singles("oracle: real pictures", real, prompts))
         vae = self.diffusion.vae()
@@ -221,11 +219,11 @@ class Evaluation:
         again = ((made + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         self.add(self.judge.singles("oracle through the autoencoder", again, prompts))
 
-    def by_text(self, name: str, painter: EmojiGenerator, prompts: list[PromptCase]) -> BenchmarkRow:
+    def by_text(self, name: str, painter: EmojiPainter, prompts: list[PromptCase]) -> BenchmarkRow:
         images = painter.paint([self.caption(p) for p in prompts])
         return self.add(self.judge.singles(name, images, prompts))
 
-    def text(self, name: str, painter: EmojiGenerator) -> BenchmarkRow:
+    def text(self, name: str, painter: EmojiPainter) -> BenchmarkRow:
         """Rows of one and two seen nouns; the first is returned."""
         row = self.by_text(f"{name}, text", painter, self.prompts["seen"])
         images = painter.paint([self.caption(p) for p in self.pairs])
@@ -233,13 +231,13 @@ class Evaluation:
         return row
 
     def by_image(
-        self, name: str, painter: EmojiGenerator, prompts: list[PromptCase], shuffled: bool = False
+        self, name: str, painter: EmojiPainter, prompts: list[PromptCase], shuffled: bool = False
     ) -> BenchmarkRow:
         references = [[p.shuffled] if shuffled else list(p.references) for p in prompts]
         images = painter.paint([p.marks for p in prompts], references)
         return self.add(self.judge.singles(name, images, prompts))
 
-    def instruct(self, painter: EmojiGenerator, before: BenchmarkRow | None) -> None:
+    def instruct(self, painter: EmojiPainter, before: BenchmarkRow | None) -> None:
         """Stage 3's rows, and the differences that the claims rest on."""
         seen = self.text("stage 3", painter)
         for name, prompts in self.prompts.items():
@@ -252,7 +250,7 @@ class Evaluation:
         images = painter.paint([p.marks for p in self.pairs], [list(p.references) for p in self.pairs])
         self.add(self.judge.pairs("stage 3, two by picture", images, self.pairs))
 
-    def unknown(self, painter: EmojiGenerator, world: EmojiWorld, name: str) -> None:
+    def unknown(self, painter: EmojiPainter, world: EmojiWorld, name: str) -> None:
         """Identities that nothing was trained on; the gallery holds them beside the known ones."""
         prompts = draw_prompts(world, world.identities, self.count, 1, 23)
         known, self.judge = self.judge, Judge(self.judge.features, world, self.judge)
@@ -272,13 +270,7 @@ class Evaluation:
         }
         (folder / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
         for number, row in enumerate(self.rows):
-            cells = row.images[:24]
-            lines = [np.concatenate(list(cells[i : i + 8]), 1) for i in range(0, len(cells) // 8 * 8, 8)]
-            if lines:
-                sheet = Image.fromarray(np.concatenate(lines))
-                sheet.resize((768, 768 * sheet.height // sheet.width), Image.Resampling.NEAREST).save(
-                    folder / f"{number:02d} {row.name.replace(':', ',')}.png"
-                )
+            pixel_grid(row.images[:24], 96).save(folder / f"{number:02d} {row.name.replace(':', ',')}.png")
         table = markdown(report)
         (folder / "evaluation.md").write_text(table)
         return table
@@ -315,10 +307,10 @@ def main() -> None:
     evaluation = Evaluation(world, arguments.count, arguments.guidance, diffusion)
     evaluation.oracle()
 
-    def painter_of(weights: str | None, clip_null: bool = False) -> EmojiGenerator:
+    def painter_of(weights: str | None, clip_null: bool = False) -> EmojiPainter:
         encoder = load_model(weights).eval() if weights else None
         settings = {"steps": arguments.steps, "clip_null": clip_null, "precision": arguments.precision}
-        return EmojiGenerator(diffusion, encoder, world.size, arguments.guidance, **settings)
+        return EmojiPainter(diffusion, encoder, world.size, arguments.guidance, **settings)
 
     evaluation.text("frozen U-Net with its own CLIP", painter_of(None))
     before = None

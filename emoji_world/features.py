@@ -52,7 +52,7 @@ def lite0() -> torch.nn.Module:
     return network.eval().requires_grad_(False)
 
 
-class EmojiFeatures:
+class ObjectFeatures:
     """Unit vectors (n, 1280) of the objects in pictures."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Teach the vision tower and the resampler to say pictures in the words that a language model of text alone knows.
+"""Teach the vision tower and the resampler to put pictures into the words that a language model of text alone knows.
 
     python -m emoji_world.image_words --weights RUNS/lm-words.safetensors --vision RUNS/lm-pictures.safetensors \\
         --output RUNS/lm.safetensors --minutes 16
@@ -23,27 +23,27 @@ from kosmos_core import KosmosG, load_model
 from kosmos_core.weights import save_model
 from training.base.precision import autocast, faster_on_cpu
 
-from .samples import Samples
 from .scenes import WORLDS, Background, EmojiWorld, Identity
 from .text_encoder import normalise
+from .training_data import SampleMaker
 
 RATE = 1e-3
 Pixels = np.ndarray
 
 
-class Phrases:
+class PhraseTokens:
     """The picture tokens (latents, width) that say an identity's phrase in a model's word embeddings."""
 
     def __init__(self, world: EmojiWorld, model: KosmosG):
         self.world, self.latents = world, model.config.resampler.latents
         self.tokenizer, self.table = model.required_tokenizer(), model.decoder.embedding.weight.detach().float()
-        self.known: dict[str, Tensor] = {}
+        self.cached: dict[str, Tensor] = {}
 
     def __call__(self, identity: Identity) -> Tensor:
         phrase = self.world.phrase(identity, np.random.default_rng(0), share=1.0)
-        if phrase not in self.known:
-            self.known[phrase] = self.tokens(phrase)
-        return self.known[phrase]
+        if phrase not in self.cached:
+            self.cached[phrase] = self.tokens(phrase)
+        return self.cached[phrase]
 
     def tokens(self, phrase: str) -> Tensor:
         """Its pieces in order; places that are left hold their sum at one piece's length, which tells all at once."""
@@ -52,20 +52,20 @@ class Phrases:
         return torch.cat([pieces, rest])
 
 
-def draw(make: Samples) -> tuple[Pixels, Identity]:
+def draw(make: SampleMaker) -> tuple[Pixels, Identity]:
     """A picture as prompts have them: a close-up, on white or not, or one of four times a scene of one object."""
-    scene, random = make.turned_scene(pairs=0.0), make.random
+    scene, rng = make.turned_scene(pairs=0.0), make.rng
     identity = scene.objects[0].identity
-    if random.random() < 0.25:
+    if rng.random() < 0.25:
         return make.world.render(scene)[0], identity
-    if random.random() < 0.5:
+    if rng.random() < 0.5:
         scene = scene.edited(background=Background("white"))
     return make.world.close_up(scene)[0], identity
 
 
-def batch(world: EmojiWorld, phrases: Phrases, count: int, seed: list[int]) -> tuple[Tensor, Tensor]:
+def batch(world: EmojiWorld, phrases: PhraseTokens, count: int, seed: list[int]) -> tuple[Tensor, Tensor]:
     """Normalised pixels (count, 3, s, s) and the tokens to learn (count, latents, width)."""
-    make = Samples(world, seed)
+    make = SampleMaker(world, seed)
     drawn = [draw(make) for _ in range(count)]
     size = (world.size, world.size)
     pixels = np.stack([np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BICUBIC)) for x, _ in drawn])
@@ -73,7 +73,7 @@ def batch(world: EmojiWorld, phrases: Phrases, count: int, seed: list[int]) -> t
 
 
 @torch.no_grad()
-def right(found: Tensor, wanted: Tensor) -> float:
+def share_right(found: Tensor, wanted: Tensor) -> float:
     """Share of pictures all of whose tokens are nearest to what they should be among the batch's."""
     hits = torch.ones(len(found), dtype=torch.bool)
     for place in range(found.shape[1]):
@@ -88,7 +88,7 @@ def train(model: KosmosG, world: EmojiWorld, minutes: float, size: int) -> None:
     model.requires_grad_(False).eval()
     parts = nn.ModuleList([model.vision, model.resampler]).requires_grad_(True)
     optimizer = torch.optim.AdamW(parts.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    phrases, precision = Phrases(world, model), faster_on_cpu()
+    phrases, precision = PhraseTokens(world, model), faster_on_cpu()
     held = batch(world, phrases, 256, [3, 0])
     started, step, limit = time.monotonic(), 0, 60 * minutes
     while (spent := time.monotonic() - started) < limit:
@@ -108,7 +108,7 @@ def train(model: KosmosG, world: EmojiWorld, minutes: float, size: int) -> None:
             print(f"step {step} ({rate:.0f}/s) error {loss.item():.3f}", flush=True)
     with torch.no_grad():
         found = model.embed_images(held[0])
-    print(f"{step * size} pictures; all words right for {right(found, held[1]):.0%} of 256 others")
+    print(f"{step * size} pictures; all words right for {share_right(found, held[1]):.0%} of 256 others")
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ WHERE = Background("red")
 
 
 @dataclass(frozen=True)
-class Words:
+class IdentityWords:
     """All that a caption says of an identity."""
 
     noun: str
@@ -37,8 +37,8 @@ class Words:
     colour: str
 
 
-def words_of(world: EmojiWorld, identity: Identity) -> Words:
-    return Words(identity.noun, world.atlas.words[identity.look], world.colour(identity))
+def words_of(world: EmojiWorld, identity: Identity) -> IdentityWords:
+    return IdentityWords(identity.noun, world.atlas.words[identity.look], world.colour(identity))
 
 
 def caption_of(world: EmojiWorld, identity: Identity) -> str:
@@ -99,15 +99,15 @@ class Probe:
             "nouns held out from stage 3": np.array(whole),
         }
 
-    def named(self, model: KosmosG) -> list[Words]:
+    def named(self, model: KosmosG) -> list[IdentityWords]:
         """By the language model: the likeliest noun, look and colour, each by itself."""
         answers = [
             likeliest(model, self.references, sorted({getattr(words, part) for words in self.words}))
-            for part in Words.__dataclass_fields__
+            for part in IdentityWords.__dataclass_fields__
         ]
-        return [Words(*answer) for answer in zip(*answers, strict=True)]
+        return [IdentityWords(*answer) for answer in zip(*answers, strict=True)]
 
-    def aligned(self, model: KosmosG) -> tuple[list[Words], Tensor]:
+    def aligned(self, model: KosmosG) -> tuple[list[IdentityWords], Tensor]:
         """By AlignerNet: the words of the nearest caption, and the squared error to the reference's own, (n,)."""
         prompt, parts = f"<i> {WHERE.phrase}", []
         for start in range(0, len(self.references), 16):
@@ -117,7 +117,7 @@ class Probe:
         own = torch.tensor([self.captions.index(words) for words in self.words])
         return [self.captions[i] for i in chosen], errors.gather(1, own[:, None])[:, 0]
 
-    def lines(self, answers: Sequence[Words], errors: Tensor | None = None) -> list[str]:
+    def lines(self, answers: Sequence[IdentityWords], errors: Tensor | None = None) -> list[str]:
         """A line of each group: shares of right answers and the mean squared error."""
         lines = []
         for name, members in self.groups.items():

@@ -20,11 +20,11 @@ HELD_OUT_NOUNS = ("crab", "sunflower")  # nothing is ever trained on them
 
 @dataclass(frozen=True)
 class WorldSettings:
-    """Side of the pictures in pixels, and the nouns: all of which the frozen U-Net knows, stage 3 only the first."""
+    """How large a world's pictures are and what they show."""
 
-    size: int
+    size: int  # side of the pictures in pixels
     nouns: tuple[str, ...]
-    instruct_held_out: tuple[str, ...]
+    instruct_held_out: tuple[str, ...]  # more nouns, which the U-Net and stages 1 and 2 see but stage 3 does not
     pairs: float = 0.4  # share of the pictures with two objects
 
     @property
@@ -33,41 +33,13 @@ class WorldSettings:
 
 
 FIRST = (
-    "apple",
-    "banana",
-    "strawberry",
-    "carrot",
-    "pizza",
-    "cat",
-    "frog",
-    "fish",
-    "octopus",
-    "car",
-    "rocket",
-    "house",
-    "tree",
-    "mushroom",
-    "heart",
-    "star",
-)
+    "apple", "banana", "strawberry", "carrot", "pizza", "cat", "frog", "fish", "octopus", "car", "rocket",
+    "house", "tree", "mushroom", "heart", "star",
+)  # fmt: skip
 MORE = (
-    "hamburger",
-    "watermelon",
-    "dog",
-    "fox",
-    "pig",
-    "lion",
-    "butterfly",
-    "bee",
-    "bus",
-    "sailboat",
-    "cactus",
-    "balloon",
-    "guitar",
-    "crown",
-    "gift",
-    "lemon",
-)
+    "hamburger", "watermelon", "dog", "fox", "pig", "lion", "butterfly", "bee", "bus", "sailboat", "cactus",
+    "balloon", "guitar", "crown", "gift", "lemon",
+)  # fmt: skip
 WORLDS = {
     "full": WorldSettings(64, FIRST + MORE, ("donut", "turtle")),
     "half": WorldSettings(64, FIRST, ("donut", "turtle")),
@@ -193,39 +165,39 @@ class EmojiWorld:
         angle = math.degrees(math.atan2(math.sqrt(3) * (green - blue), 2 * red - green - blue)) % 360
         return next(name for limit, name in COLOURS if angle < limit)
 
-    def draw_background(self, random: np.random.Generator) -> Background:
-        return Background(str(random.choice(list(BACKGROUNDS))), bool(random.random() < 0.3))
+    def draw_background(self, rng: np.random.Generator) -> Background:
+        return Background(str(rng.choice(list(BACKGROUNDS))), bool(rng.random() < 0.3))
 
     @property
     def object_size(self) -> int:
         """Side of every object in pixels: half of the picture's, so that one and two objects look alike."""
         return self.size // 2
 
-    def place(self, identities: list[Identity], random: np.random.Generator) -> tuple[Placed, ...]:
+    def place(self, identities: list[Identity], rng: np.random.Generator) -> tuple[Placed, ...]:
         """One object about the middle, or two side by side, all on the grid."""
         half, steps = self.object_size, self.size // GRID
-        tops = [int(x) * GRID for x in random.integers(steps // 8, steps // 2 - steps // 8 + 1, 2)]
+        tops = [int(x) * GRID for x in rng.integers(steps // 8, steps // 2 - steps // 8 + 1, 2)]
         if len(identities) == 1:
-            left = int(random.integers(steps // 8, steps // 2 - steps // 8 + 1)) * GRID
+            left = int(rng.integers(steps // 8, steps // 2 - steps // 8 + 1)) * GRID
             return (Placed(identities[0], left, tops[0], half),)
         return tuple(Placed(x, half * i, tops[i], half) for i, x in enumerate(identities))
 
     def draw(
-        self, random: np.random.Generator, identities: list[Identity] | None = None, pairs: float | None = None
+        self, rng: np.random.Generator, identities: list[Identity] | None = None, pairs: float | None = None
     ) -> EmojiScene:
         """A scene of the given identities, or of one or two drawn ones (natural hue six times in ten).
 
         pairs: how often two are drawn, where it is not the world's own share.
         """
         if identities is None:
-            count = 2 if random.random() < (self.settings.pairs if pairs is None else pairs) else 1
-            nouns = random.choice(self.nouns, count, replace=False)
-            identities = [self.draw_identity(str(noun), random) for noun in nouns]
-        return EmojiScene(self.place(identities, random), self.draw_background(random))
+            count = 2 if rng.random() < (self.settings.pairs if pairs is None else pairs) else 1
+            nouns = rng.choice(self.nouns, count, replace=False)
+            identities = [self.draw_identity(str(noun), rng) for noun in nouns]
+        return EmojiScene(self.place(identities, rng), self.draw_background(rng))
 
-    def draw_identity(self, noun: str, random: np.random.Generator) -> Identity:
-        hue = 0 if random.random() < 0.6 else int(random.choice(HUES[1:]))
-        return Identity(noun, str(random.choice(self.atlas.looks)), hue)
+    def draw_identity(self, noun: str, rng: np.random.Generator) -> Identity:
+        hue = 0 if rng.random() < 0.6 else int(rng.choice(HUES[1:]))
+        return Identity(noun, str(rng.choice(self.atlas.looks)), hue)
 
     def render(self, scene: EmojiScene) -> tuple[np.ndarray, list[np.ndarray]]:
         """uint8 pixels (size, size, 3), and per object the mask (size, size) bool of what is visible of it."""
@@ -251,19 +223,19 @@ class EmojiWorld:
         alone = Placed(identity, 0, 0, self.object_size)
         return self.close_up(EmojiScene((alone,), Background("white")))[0]
 
-    def phrase(self, identity: Identity, random: np.random.Generator | None = None, share: float = 0.5) -> str:
+    def phrase(self, identity: Identity, rng: np.random.Generator | None = None, share: float = 0.5) -> str:
         """ "a cat", and with a generator its look and its colour in `share` of the cases: "a glossy purple cat"."""
         words = []
-        if random is not None:
-            if random.random() < share:
+        if rng is not None:
+            if rng.random() < share:
                 words.append(self.atlas.words[identity.look])
-            if random.random() < share:
+            if rng.random() < share:
                 words.append(self.colour(identity))
         words.append(identity.noun)
         return f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}"
 
-    def caption(self, scene: EmojiScene, random: np.random.Generator | None = None, share: float = 0.5) -> str:
-        phrases = (self.phrase(placed.identity, random, share) for placed in scene.objects)
+    def caption(self, scene: EmojiScene, rng: np.random.Generator | None = None, share: float = 0.5) -> str:
+        phrases = (self.phrase(placed.identity, rng, share) for placed in scene.objects)
         return " and ".join(phrases) + " " + scene.background.phrase
 
 

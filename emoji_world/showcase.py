@@ -8,34 +8,22 @@ Nothing is chosen by its result: the identities are drawn with a fixed seed, the
 import argparse
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from kosmos_core import load_model
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
+from training.base import contact_sheet as sheet
 
 from .atlas import ASSETS
-from .evaluate import EmojiGenerator, draw_prompts
+from .evaluate import EmojiPainter, draw_prompts
 from .scenes import EmojiWorld, Identity
+from .sheets import enlarged
 
 COLUMNS, SCALE, GAP = 8, 2, 8
 BACKGROUNDS = ("blue", "yellow")
 
 
-def sheet(rows: list[list[np.ndarray]], size: int) -> Image.Image:
-    """Rows of pictures, enlarged pixel by pixel, on white; the first row is set apart."""
-    cell = size * SCALE
-    width = COLUMNS * cell + (COLUMNS + 1) * GAP
-    made = Image.new("RGB", (width, len(rows) * (cell + GAP) + 3 * GAP), "white")
-    for number, row in enumerate(rows):
-        top = GAP + number * (cell + GAP) + (2 * GAP if number else 0)
-        for column, image in enumerate(row):
-            tile = Image.fromarray(image).resize((cell, cell), Image.Resampling.NEAREST)
-            made.paste(tile, (GAP + column * (cell + GAP), top))
-    return made
-
-
-def singles(world: EmojiWorld, painter: EmojiGenerator) -> Image.Image:
+def singles(world: EmojiWorld, painter: EmojiPainter) -> Image.Image:
     """References above what they give; the left half was seen in stage 3, the right half was held out from it."""
     half = COLUMNS // 2
     seen = [x for x in world.identities if not world.held_out_of_instruct(x)]
@@ -45,7 +33,8 @@ def singles(world: EmojiWorld, painter: EmojiGenerator) -> Image.Image:
     rows = [[one[0] for one in references]]
     for colour in BACKGROUNDS:
         rows.append(list(painter.paint([f"<i> on a {colour} background"] * COLUMNS, references)))
-    return sheet(rows, world.size)
+    first, *painted = [sheet.row([enlarged(image, SCALE * world.size) for image in row], GAP) for row in rows]
+    return sheet.page(sheet.column([first, sheet.column(painted, GAP)], 3 * GAP), GAP, "white")
 
 
 def main() -> None:
@@ -60,7 +49,7 @@ def main() -> None:
         image = Image.fromarray(world.reference(Identity(noun, look, hue)))
         image.resize((world.size, world.size), Image.Resampling.NEAREST).save(arguments.output / f"{noun}.png")
     diffusion = StableDiffusion(arguments.stable_diffusion, option="--stable_diffusion")
-    painter = EmojiGenerator(diffusion, load_model(arguments.kosmos_g).eval(), world.size, guidance=4.0)
+    painter = EmojiPainter(diffusion, load_model(arguments.kosmos_g).eval(), world.size, guidance=4.0)
     singles(world, painter).save(arguments.output / "results.png")
 
 

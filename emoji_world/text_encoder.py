@@ -29,8 +29,8 @@ POSITIONS = 77
 
 def world_words(world: EmojiWorld) -> list[str]:
     """Captions that hold every word of the world, and the words of the edits that stage 3 trains on."""
-    random = np.random.default_rng(0)
-    captions = [world.caption(world.draw(random), random) for _ in range(3000)]
+    rng = np.random.default_rng(0)
+    captions = [world.caption(world.draw(rng), rng) for _ in range(3000)]
     return captions + ["a picture of it in grey, turned on a plain background, with and without an object"] * 20
 
 
@@ -82,7 +82,7 @@ def build_text_model(tokenizer: CLIPTokenizer, layers: int) -> CLIPTextModel:
     )
 
 
-class Contrast(nn.Module):
+class ContrastiveModel(nn.Module):
     """Both halves with their projections and the learned temperature."""
 
     def __init__(self, text: CLIPTextModel, size: int):
@@ -138,23 +138,23 @@ def main() -> None:
     world = EmojiWorld.named(arguments.world)
     if arguments.freeze_text:
         tokenizer = CLIPTokenizer.from_pretrained(arguments.output / "tokenizer")
-        model = Contrast(CLIPTextModel.from_pretrained(arguments.output / "text_encoder"), world.size)
+        model = ContrastiveModel(CLIPTextModel.from_pretrained(arguments.output / "text_encoder"), world.size)
         model.text.requires_grad_(False)
         model.image = CLIPVisionModel.from_pretrained(arguments.output / "vision")
     else:
         tokenizer = save_tokenizer(world, arguments.output / "tokenizer")
-        model = Contrast(build_text_model(tokenizer, arguments.layers), world.size)
+        model = ContrastiveModel(build_text_model(tokenizer, arguments.layers), world.size)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=5e-4, weight_decay=0.01)
 
     def batch(count: int, seed: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        random = np.random.default_rng(seed)
-        shown = [(world.render(scene)[0], scene) for scene in (world.draw(random) for _ in range(count // 2))]
-        shown += [world.close_up(world.draw(random)) for _ in range(count - count // 2)]
+        rng = np.random.default_rng(seed)
+        shown = [(world.render(scene)[0], scene) for scene in (world.draw(rng) for _ in range(count // 2))]
+        shown += [world.close_up(world.draw(rng)) for _ in range(count - count // 2)]
         pixels = [Image.fromarray(image).resize((world.size, world.size), Image.BICUBIC) for image, _ in shown]
         pixels, scenes = torch.from_numpy(np.stack(pixels)), [scene for _, scene in shown]
         # The longest caption, not 77 positions: attention is causal, so what follows the end changes nothing.
-        words = tokenizer([world.caption(scene, random) for scene in scenes], padding=True, return_tensors="pt")
+        words = tokenizer([world.caption(scene, rng) for scene in scenes], padding=True, return_tensors="pt")
         return words.input_ids, normalise(pixels.permute(0, 3, 1, 2))
 
     held = batch(64, [3, 0])

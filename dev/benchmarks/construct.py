@@ -46,9 +46,9 @@ from training.construct.construct_config import (
     FilterConfig,
     SegmentConfig,
 )
-from training.construct.inputs import find_shards
+from training.construct.input_shards import find_shards
 from training.construct.masks import Region
-from training.construct.output_shards import Output
+from training.construct.output_shards import ConstructionOutput
 
 DISTINCT = 24
 CAPTION = "a picture of a kite and a ball on the ground"
@@ -115,7 +115,7 @@ def speed(count: int, rounds: int) -> dict:
             return pickle.loads(pickle.dumps(chunk, protocol=5))
 
         (shard,) = find_shards(config)
-        output, lock = Output.open(config)
+        output, lock = ConstructionOutput.open(config)
 
         def ours() -> tuple[float, float]:
             """Seconds of the work on pictures, and of what serves the models and the transport between stages."""

@@ -3,14 +3,14 @@
 import numpy as np
 
 from training.construct import operators as stages
-from training.construct.captions import build_captioner
+from training.construct.captioners import build_captioner
 from training.construct.construct_config import ConstructConfig
 from training.construct.duplicates import near_duplicates
-from training.construct.entities import build_extractor
-from training.construct.inputs import find_shards
-from training.construct.open_images_csv import build_table
-from training.construct.output_shards import Output, total
-from training.construct.segments import build_segmenter
+from training.construct.entity_extractors import build_extractor
+from training.construct.input_shards import find_shards
+from training.construct.open_images_table import build_table
+from training.construct.output_shards import ConstructionOutput, total
+from training.construct.segmenters import build_segmenter
 
 
 def construct(config: ConstructConfig) -> dict:
@@ -18,7 +18,7 @@ def construct(config: ConstructConfig) -> dict:
     captioner, extractor = build_captioner(config.caption), build_extractor(config.entities)
     segmenter = build_segmenter(config.segment)
     shards, failed = find_shards(config), {}
-    output, lock = Output.open(config)
+    output, lock = ConstructionOutput.open(config)
     if config.open_images:
         build_table(config)
     repeated = duplicates(shards, config) if config.filters.duplicates == "all" else {}

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from training.construct.caption_spans import parse_list
 from training.construct.chunks import SourceImage
 from training.construct.construct_config import EntityConfig, SegmentConfig
-from training.construct.entities import LanguageModelExtractor
+from training.construct.entity_extractors import LanguageModelExtractor
 from training.construct.masks import Region
-from training.construct.spans import parse_list
 
 SIDE = 256
 SHAPES = ("ball", "box", "kite", "wedge")

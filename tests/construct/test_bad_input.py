@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.construct.chunks import SourceImage, Unusable
+from training.construct.chunks import SourceImage, UnusableImage
 from training.construct.construct_config import EntityConfig, FilterConfig, SegmentConfig
 from training.construct.masks import Region
-from training.construct.preparation import decode_square
+from training.construct.square_images import decode_square
 
 from .conftest import settings
 from .in_process import construct
@@ -68,9 +68,9 @@ def test_bad_picture_has_its_own_reason(name):
     content, reason = bad_images()[name]
     if not content:
         return  # told apart where the file is read: see the next test
-    with pytest.raises(Unusable, match=reason):
+    with pytest.raises(UnusableImage, match=reason):
         decode_square(content, FilterConfig(min_side=64))
-    with pytest.raises(Unusable, match=reason):
+    with pytest.raises(UnusableImage, match=reason):
         decode_square(content, FilterConfig(min_side=64), at_least=64)
 
 

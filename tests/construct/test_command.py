@@ -12,7 +12,7 @@ from PIL import Image
 
 from training.base.errors import ConfigError
 from training.construct.__main__ import main
-from training.construct.inputs import clean_key, find_shards, read_shard
+from training.construct.input_shards import clean_key, find_shards, read_shard
 from training.construct.preview_sheet import write_preview
 
 from ..tiny import construct_models as tiny_models
@@ -215,7 +215,8 @@ def test_preview_shows_the_marked_caption_masks_and_both_crops_of_every_entity(t
     config = settings(tmp_path / "in", tmp_path / "out", "--preview=3", "--crops.dilation=0")
     in_process.construct(config)
     sheet = np.asarray(Image.open(write_preview(config)))
-    from training.construct.preview_sheet import CELL, GAP, LINE, MARGIN, MARKS, TITLE
+    from training.base.contact_sheet import MARKS
+    from training.construct.preview_sheet import CELL, GAP, LINE, MARGIN, TITLE
 
     known = scene(0)
     colours = [known.pixels[mask][len(known.pixels[mask]) // 2].astype(int) for mask in known.masks.values()]

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from training.construct.construct_config import FilterConfig
-from training.construct.duplicates import near_duplicates
-from training.construct.preparation import decode_square, perceptual_hash
+from training.construct.duplicates import near_duplicates, perceptual_hash
+from training.construct.square_images import decode_square
 
 EVERYTHING = FilterConfig(min_side=1)
 

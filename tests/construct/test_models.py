@@ -6,12 +6,12 @@ import torch
 import transformers as tf
 
 from training.base.errors import ConfigError
-from training.construct.captions import Blip2Captioner, build_captioner
+from training.construct.caption_spans import place
+from training.construct.captioners import Blip2Captioner, build_captioner
 from training.construct.chunks import SourceImage
 from training.construct.construct_config import CaptionConfig, EntityConfig, SegmentConfig
-from training.construct.entities import LanguageModelExtractor, SpacyExtractor, build_extractor
-from training.construct.segments import ClipSeg, build_segmenter
-from training.construct.spans import place
+from training.construct.entity_extractors import LanguageModelExtractor, SpacyExtractor, build_extractor
+from training.construct.segmenters import ClipSeg, build_segmenter
 
 from ..tiny import construct_models as tiny_models
 from . import in_process

@@ -4,11 +4,11 @@ import io
 
 from rich.console import Console
 
-from training.construct.bars import STAGES, StageBars, Tally, summary
+from training.construct.stage_progress import STAGES, StageBars, StageTally, summary
 
 
 def test_chunk_that_is_repeated_after_a_crash_counts_once():
-    tally = Tally()
+    tally = StageTally()
     for _ in range(3):
         tally.add("caption", 0, 0, 32)
     tally.add("caption", 0, 1, 8)
@@ -18,7 +18,7 @@ def test_chunk_that_is_repeated_after_a_crash_counts_once():
 
 
 def test_bars_show_pictures_rate_and_those_waiting_for_each_stage():
-    tally = Tally()
+    tally = StageTally()
     for number, stage in enumerate(STAGES):
         for chunk in range(6 - number):
             tally.add(stage, 0, chunk, 10)

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from training.construct.spans import parse_list, place
+from training.construct.caption_spans import parse_list, place
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,8 @@ def words(caption: str, *tags: str) -> list[str]:
         ("two foxes", ["fox"], ["foxes"]),
         ("many puppies", ["puppy"], ["puppies"]),
         ("two knives", ["knife"], ["knives"]),
+        ("three cacti and a quiz", ["cactus", "quizzes"], ["cacti", "quiz"]),
+        ("thieves with mangos", ["thief", "mango"], ["thieves", "mangos"]),
         ("some children and a fireman", ["child", "firemen"], ["children", "fireman"]),
         ("two men and a woman", ["man", "women"], ["men", "woman"]),
         ("a bus stop", ["bus"], ["bus"]),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from training.base.errors import ConfigError
-from training.construct.output_shards import Output
+from training.construct.output_shards import ConstructionOutput
 
 from . import in_process
 from .conftest import ROOT, SMALL, settings
@@ -82,7 +82,7 @@ def test_model_processes_that_are_killed_are_replaced_and_nothing_is_lost_or_twi
 
 def started(command: list[str], environment: dict[str, str], before: subprocess.Popen | None = None):
     """The command under way; `before` ended by itself, which only Ray's impatience on a busy machine excuses."""
-    from training.construct.driver import NO_START
+    from training.construct.ray_cluster import NO_START
 
     if before is not None:
         said = before.stderr.read()
@@ -168,10 +168,12 @@ def small_disk(tmp_path):
 
 def test_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(images, expected, small_disk, run):
     """Whatever fits is finished and sound; what does not fit leaves nothing behind."""
-    from training.construct.driver import Stopped
+    from training.construct.ray_cluster import ConstructionStopped
 
     config = settings(images, small_disk)
-    with pytest.raises(Stopped, match=r"writing to .* failed \(No space left on device\); finished shards are kept"):
+    with pytest.raises(
+        ConstructionStopped, match=r"writing to .* failed \(No space left on device\); finished shards are kept"
+    ):
         run(config)
     for name, content in files(small_disk).items():
         if name != "construct.json":
@@ -182,11 +184,21 @@ def test_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(images
     assert {**shards_of(small_disk), "stats.json": expected["stats.json"]} == shards_of(expected)
 
 
+def test_what_a_killed_run_left_half_written_is_removed_by_the_next(images, tmp_path):
+    (tmp_path / "part").mkdir()
+    left = tmp_path / "part" / ".000000.tar.abc.tmp"
+    left.write_bytes(b"half of it")
+    output, lock = ConstructionOutput.open(settings(images, tmp_path))
+    assert not left.exists()
+    lock.release()
+    output.close()
+
+
 def test_second_run_on_the_same_folder_is_refused(images, tmp_path):
     config = settings(images, tmp_path)
-    output, lock = Output.open(config)
+    output, lock = ConstructionOutput.open(config)
     with pytest.raises(ConfigError, match="another run is writing to"):
-        Output.open(config)
+        ConstructionOutput.open(config)
     lock.release()
     output.close()
 

@@ -11,9 +11,9 @@ from PIL import Image
 from kosmos_core.images import ImageError, open_image
 from kosmos_core.reference import View
 from training.base.errors import ConfigError
-from training.construct.chunks import Unusable
+from training.construct.chunks import UnusableImage
 from training.construct.construct_config import FilterConfig
-from training.construct.preparation import decode_square
+from training.construct.square_images import decode_square
 from training.data.decoding import decode
 from training.data.sample_types import BadSample
 from training.evaluate.subjects import open_image as open_for_evaluation
@@ -81,7 +81,7 @@ def test_nodes_data_construction_and_evaluation_see_the_same_upright_pixels(name
     view = View(torch.from_numpy(pixels.astype(np.float32) / 255)).seen(SIDE)
     assert np.array_equal(view.numpy(), pixels)
     if name == "CMYK":  # construction leaves pictures that were made for print out, and says so
-        with pytest.raises(Unusable, match="picture: CMYK"):
+        with pytest.raises(UnusableImage, match="picture: CMYK"):
             decode_square(content, FilterConfig(min_side=1))
     else:
         assert np.array_equal(decode_square(content, FilterConfig(min_side=1)), pixels)

@@ -9,9 +9,9 @@ import torch
 
 from emoji_world.autoencoder import full_autoencoder, slim_autoencoder
 from emoji_world.diffusion import build_unet, save_pipeline
-from emoji_world.samples import write_data
 from emoji_world.scenes import EmojiWorld
-from emoji_world.text_encoder import Contrast, build_text_model, save_tokenizer
+from emoji_world.text_encoder import ContrastiveModel, build_text_model, save_tokenizer
+from emoji_world.training_data import write_data
 from kosmos_core import KosmosG, load_model
 from training.export import export
 from training.run import main as train
@@ -67,7 +67,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     world = EmojiWorld.named("test")
     vocabulary = write_data(world, folder / "data", samples=40, pieces=150)
     tokenizer = save_tokenizer(world, folder / "clip" / "tokenizer")
-    contrast = Contrast(build_text_model(tokenizer, layers=1), world.size)
+    contrast = ContrastiveModel(build_text_model(tokenizer, layers=1), world.size)
     contrast.image.save_pretrained(folder / "clip" / "vision")
     vae = slim_autoencoder()
     save_pipeline(build_unet(world.size), full_autoencoder(vae), contrast.text, tokenizer, folder / "sd")

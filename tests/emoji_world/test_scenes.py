@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from emoji_world.atlas import ASSETS, Atlas
-from emoji_world.samples import STAGE_1_HUES, Samples
 from emoji_world.scenes import (
     HELD_OUT_NOUNS,
     HUES,
@@ -20,6 +19,7 @@ from emoji_world.scenes import (
     WorldSettings,
     rotate_hue,
 )
+from emoji_world.training_data import STAGE_1_HUES, SampleMaker
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_at_least_fifteen_per_cent_and_two_nouns_are_held_out_from_stage_three(w
 
 
 def test_stage_three_never_draws_a_held_out_identity(world):
-    samples = Samples(world, seed=1)
+    samples = SampleMaker(world, seed=1)
     drawn = {placed.identity for _ in range(600) for placed in samples.seen_scene().objects}
     assert len(drawn) > 80
     assert not any(world.held_out_of_instruct(identity) for identity in drawn)
@@ -64,18 +64,18 @@ def test_stage_three_never_draws_a_held_out_identity(world):
 
 def test_the_same_seed_draws_the_same_pictures_and_captions(world):
     def draw(seed: int) -> tuple[bytes, str]:
-        random = np.random.default_rng(seed)
-        scene = world.draw(random)
-        return world.render(scene)[0].tobytes(), world.caption(scene, random)
+        rng = np.random.default_rng(seed)
+        scene = world.draw(rng)
+        return world.render(scene)[0].tobytes(), world.caption(scene, rng)
 
     assert draw(3) == draw(3)
     assert draw(3) != draw(4)
 
 
 def test_masks_are_exactly_where_objects_change_the_background(world):
-    random = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     identities = [Identity("apple", "noto"), Identity("car", "twemoji", 120)]
-    scene = EmojiScene(world.place(identities, random), Background("white"))
+    scene = EmojiScene(world.place(identities, rng), Background("white"))
     pixels, masks = world.render(scene)
     empty, _ = world.render(EmojiScene((), Background("white")))
     changed = (pixels != empty).any(-1)
@@ -118,7 +118,7 @@ def test_an_unknown_noun_is_refused_with_those_that_exist():
 
 
 def test_crops_of_compositional_samples_show_their_own_words(world):
-    for parts in Samples(world, seed=2).compositional(20):
+    for parts in SampleMaker(world, seed=2).compositional(20):
         described = json.loads(parts["json"])
         assert "png" in parts
         for number, entity in enumerate(described["entities"]):
@@ -132,7 +132,7 @@ def test_crops_of_compositional_samples_show_their_own_words(world):
 
 
 def test_stage_one_sees_more_hues_than_the_world_has_and_stage_three_does_not(world):
-    samples = Samples(world, seed=4)
+    samples = SampleMaker(world, seed=4)
     turned = {placed.identity.hue for _ in range(300) for placed in samples.turned_scene().objects}
     seen = {placed.identity.hue for _ in range(300) for placed in samples.seen_scene().objects}
     assert turned == set(STAGE_1_HUES)
@@ -140,7 +140,7 @@ def test_stage_one_sees_more_hues_than_the_world_has_and_stage_three_does_not(wo
 
 
 def test_documents_like_prompts_tell_behind_the_colon_what_their_pictures_show(world):
-    samples, shown = Samples(world, seed=2), 0
+    samples, shown = SampleMaker(world, seed=2), 0
     known = [Identity(x.noun, x.look, hue) for x in world.identities for hue in STAGE_1_HUES]
     for _ in range(40):
         parts = samples.prompt_document()

@@ -6,9 +6,9 @@ import random
 import pytest
 from PIL import Image
 
+from training.data.dataset_sheet import dataset_sheet
 from training.data.index import index_dataset
 from training.data.lint import main
-from training.data.sample_sheet import contact_sheet
 from training.data.shard_writer import write_shard
 from training.data.synthetic import LAYOUTS, pair_samples, write_tars
 
@@ -104,14 +104,14 @@ def test_what_is_no_data_set_ends_with_code_two_and_a_sentence(tmp_path, path, c
 
 def test_the_sheet_shows_sound_samples_only(tmp_path):
     path = _spoilt(tmp_path / "web", 2)
-    sheet = contact_sheet(index_dataset(path), "captions", 12)
+    sheet = dataset_sheet(index_dataset(path), "captions", 12)
     assert sheet.height > 1000  # three rows: twelve sound samples were found among as many spoilt ones
     everything = _spoilt(tmp_path / "bad", 1)
-    assert contact_sheet(index_dataset(everything), "captions", 12) is None
+    assert dataset_sheet(index_dataset(everything), "captions", 12) is None
 
 
 def test_a_long_text_in_any_script_stays_on_its_card(tmp_path):
     texts = ["word " * 500, "x" * 3000, "日本語の文章" * 200, "\n\n\n a"]
     write_shard(tmp_path / "t.tar", [(str(number), {"txt": text.encode()}) for number, text in enumerate(texts)])
-    sheet = contact_sheet(index_dataset(tmp_path / "t.tar"), "text", 12)
+    sheet = dataset_sheet(index_dataset(tmp_path / "t.tar"), "text", 12)
     assert sheet.height < 700

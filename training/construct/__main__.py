@@ -20,11 +20,11 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     try:
         config = parse(sys.argv[1:] if arguments is None else arguments, __doc__)
-        from .driver import Stopped, construct  # Ray: only once the settings are known to be right
+        from .driver import ConstructionStopped, construct  # Ray: only once the settings are known to be right
 
         try:
             stats = construct(config, console)
-        except Stopped as reason:
+        except ConstructionStopped as reason:
             print(reason, file=sys.stderr)
             return 1
         if config.preview:

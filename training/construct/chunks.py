@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .caption_spans import CaptionSpan
 from .masks import Region
-from .spans import CaptionSpan
 
 
 @dataclass
@@ -18,7 +18,7 @@ class SourceImage:
 
     content: encoded, as read. rotation: degrees counter-clockwise that the source prescribes, None for "as its EXIF
     tag says". problem: why it is left out already. view: (s, s, 3) uint8, the small centre square that models see.
-    spans and regions belong together.
+    regions[i]: where spans[i] was found, None for "nowhere".
     """
 
     key: str
@@ -66,5 +66,5 @@ class Chunk:
         return pickle.loads(row["data"])
 
 
-class Unusable(Exception):
-    """A picture or caption that cannot be used; the message is the reason that is counted."""
+class UnusableImage(Exception):
+    """A picture that cannot be used; the message is the reason that is counted."""

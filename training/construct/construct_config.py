@@ -13,7 +13,7 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 
 
 @dataclass
-class Pool:
+class WorkerPool:
     """The processes of one stage; Ray places them where the cluster has what they ask for."""
 
     workers: int = 1
@@ -35,7 +35,7 @@ class Pool:
 
 
 @dataclass
-class CaptionConfig(Pool):
+class CaptionConfig(WorkerPool):
     """How a picture gets its caption."""
 
     kind: str = "blip2"
@@ -51,7 +51,7 @@ class CaptionConfig(Pool):
 
 
 @dataclass
-class EntityConfig(Pool):
+class EntityConfig(WorkerPool):
     """How the entities of a caption are named."""
 
     kind: str = "llm"
@@ -67,7 +67,7 @@ class EntityConfig(Pool):
 
 
 @dataclass
-class SegmentConfig(Pool):
+class SegmentConfig(WorkerPool):
     """How an entity is found in its picture."""
 
     kind: str = "clipseg"
@@ -173,13 +173,13 @@ class ConstructConfig:
 
     def result_settings(self) -> dict[str, Any]:
         """The settings that decide what is written, as `section.key: value`; not processes and places."""
-        placement = {pool_field.name for pool_field in fields(Pool)}
-        elsewhere = {"input", "output", "open_images", "salvage", "preview", "ray_address", "cpus", "object_store_gb"}
+        placement = {pool_field.name for pool_field in fields(WorkerPool)}
+        no_effect = {"input", "output", "open_images", "salvage", "preview", "ray_address", "cpus", "object_store_gb"}
         flat = {}
         for name, value in plain(self).items():
             if isinstance(value, dict):
                 flat.update({f"{name}.{key}": item for key, item in value.items() if key not in placement})
-            elif name not in elsewhere:
+            elif name not in no_effect:
                 flat[name] = value
         return flat
 

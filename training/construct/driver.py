@@ -7,51 +7,31 @@ repeats what was lost with it; a chunk's result depends on nothing but the chunk
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-import os
-import socket
-import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from ..base.errors import ConfigError
+from kosmos_core.atomic import atomic_write, write_file
+
 from . import operators as stages
-from .bars import StageBars, Tally, summary
-from .captions import build_captioner
+from .captioners import build_captioner
 from .chunks import Chunk
-from .construct_config import ConstructConfig, Pool
+from .construct_config import ConstructConfig, WorkerPool
 from .duplicates import near_duplicates
-from .entities import build_extractor
-from .inputs import InputShard, find_shards
-from .models import check_models
-from .open_images_csv import build_table
-from .output_shards import Output, Part, Pending, total, write_whole
-from .segments import build_segmenter
+from .entity_extractors import build_extractor
+from .input_shards import InputShard, find_shards
+from .model_files import check_models
+from .open_images_table import build_table
+from .output_shards import ConstructionOutput, PendingShard, ShardPart, total
+from .ray_cluster import ConstructionStopped, placed_pools, plain_errors, ray, ray_connection
+from .segmenters import build_segmenter
+from .stage_progress import StageBars, StageTally, summary
 
-# Ray reports usage to its makers, draws bars of its own and logs inner warnings unless told before it is imported.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-
-import ray
-import ray.data
-from ray.data import ActorPoolStrategy, TaskPoolStrategy
-
-MODEL_STAGES = ("caption", "entities", "segment")
-NO_GPU_KINDS = ("given", "spacy")
 READ_CPUS = 0.25  # reading waits for the disk
-NO_START = "Ray did not start on this machine"
 LOADING_DEATHS = 3  # processes of a stage that may die in a row while they load their model
-
-
-class Stopped(RuntimeError):
-    """The run cannot go on; the message says why and what to do. Finished shards stay."""
 
 
 def construct(config: ConstructConfig, console: Console) -> dict[str, Any]:
@@ -59,12 +39,12 @@ def construct(config: ConstructConfig, console: Console) -> dict[str, Any]:
 
     Raises:
         ConfigError: something in the configuration cannot be.
-        Stopped: the disk is full or a stage failed; starting again goes on.
+        ConstructionStopped: the disk is full or a stage failed; starting again goes on.
     """
     shards = find_shards(config)
     if not config.ray_address:  # on a cluster the models are where the stages run
         check_models(config)
-    output, lock = Output.open(config)
+    output, lock = ConstructionOutput.open(config)
     try:
         if config.open_images:
             build_table(config)
@@ -75,9 +55,9 @@ def construct(config: ConstructConfig, console: Console) -> dict[str, Any]:
         if missing:
             failed = _run(config, shards, missing, output, console)
         stats = total(output, shards, failed)
-        write_whole(output.folder / "stats.json", json.dumps(stats, indent=1).encode(), output.parts)
+        write_file(output.folder / "stats.json", json.dumps(stats, indent=1))
     except OSError as error:
-        raise Stopped(_disk_message(config, error)) from error
+        raise ConstructionStopped(_disk_message(config, error)) from error
     finally:
         output.close()
         lock.release()
@@ -93,96 +73,24 @@ def _disk_message(config: ConstructConfig, error: OSError) -> str:
 
 
 def _run(
-    config: ConstructConfig, shards: list[InputShard], missing: list[int], output: Output, console: Console
+    config: ConstructConfig, shards: list[InputShard], missing: list[int], output: ConstructionOutput, console: Console
 ) -> dict[str, str]:
     """Make the missing shards; returns what is wrong with those that could not be read."""
-    with _ray(config):
-        pools = _place(config)
-        tally = ray.remote(Tally).options(num_cpus=0, max_restarts=-1).remote()
+    with ray_connection(config):
+        pools = placed_pools(config)
+        tally = ray.remote(StageTally).options(num_cpus=0, max_restarts=-1).remote()
         duplicates = _duplicates(config, shards, output, console)
         rows = _pipeline(config, shards, missing, duplicates, output, pools, tally)
         bars = StageBars(lambda: ray.get(tally.read.remote(), timeout=5), console)
         bars.shards = len(missing)
-        with bars, _plain_errors():
+        with bars, plain_errors():
             return _collect(rows, shards, output, bars, tally, config)
 
 
-@contextlib.contextmanager
-def _ray(config: ConstructConfig) -> Iterator[None]:
-    """A connection to the cluster, or Ray on this machine for as long as the run lasts."""
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is said once, in `_plain_errors`
-    if ray.is_initialized():
-        yield
-        return
-    if config.ray_address:
-        try:
-            _knock(config.ray_address)
-            ray.init(address=config.ray_address, **quiet)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"ray_address: no Ray cluster answers at {config.ray_address} ({error}); start one with "
-                "`ray start --head`, or leave --ray-address out to use this machine alone."
-            ) from error
-    else:
-        for_models = sum(max(pool.most_workers, pool.workers) * pool.cpus for pool in _pools(config).values())
-        store = {"object_store_memory": int(config.object_store_gb * 1e9)} if config.object_store_gb else {}
-        cores = config.cpus or os.cpu_count() or 1
-        try:
-            ray.init(num_cpus=int(np.ceil(for_models)) + cores + 1, include_dashboard=False, **store, **quiet)
-        except Exception as error:  # Ray raises a bare one when its processes need more than its half a minute
-            raise Stopped(
-                f"{NO_START} ({error}); the machine may be too busy or short of memory. Start the same command again."
-            ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _knock(address: str) -> None:
-    """OSError unless something listens at host:port: Ray itself would go on trying for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=10).close()
-
-
-def _pools(config: ConstructConfig) -> dict[str, Pool]:
-    return {name: getattr(config, name) for name in MODEL_STAGES}
-
-
-def _place(config: ConstructConfig) -> dict[str, Pool]:
-    """The pools with their GPUs settled.
-
-    Raises:
-        ConfigError: the cluster has fewer GPUs or cores than the smallest pools need.
-    """
-    has = ray.cluster_resources()
-    gpus = has.get("GPU", 0.0)
-    pools = _pools(config)
-    undecided = [name for name, pool in pools.items() if pool.gpus is None and pool.kind not in NO_GPU_KINDS]
-    asked = sum((pool.gpus or 0) * pool.workers for pool in pools.values())
-    sharers = sum(pools[name].workers for name in undecided)
-    # As many whole GPUs as there are; where processes outnumber them they share, three to one if need be.
-    share = min(1.0, int(100 * (gpus - asked) / sharers) / 100) if sharers and gpus > asked else 0.0
-    placed = {
-        name: replace(pool, gpus=share if name in undecided else pool.gpus or 0.0) for name, pool in pools.items()
-    }
-    for resource, available in (("gpus", gpus), ("cpus", has.get("CPU", 0.0) - 1)):
-        needed = sum(getattr(pool, resource) * pool.workers for pool in placed.values())
-        if needed > available:
-            kinds = " + ".join(f"{name} {p.workers} x {getattr(p, resource):g}" for name, p in placed.items())
-            raise ConfigError(
-                f"caption.workers, entities.workers, segment.workers: they need {needed:g} {resource} ({kinds}), the "
-                f"cluster has {available:g}; lower workers or {resource}, or add nodes."
-            )
-    return placed
-
-
 def _duplicates(
-    config: ConstructConfig, shards: list[InputShard], output: Output, console: Console
+    config: ConstructConfig, shards: list[InputShard], output: ConstructionOutput, console: Console
 ) -> dict[int, frozenset[int]]:
-    """Positions of pictures that repeat an earlier one, by shard number. Hashes are kept from run to run."""
+    """Positions of pictures that repeat an earlier one, by shard number. Hashes are cached in the output folder."""
     if config.filters.duplicates == "off":
         return {}
     folder = output.work / "hashes"
@@ -195,12 +103,11 @@ def _duplicates(
         def hash_row(row: dict[str, Any]) -> dict[str, Any]:
             number = int(row["shard"])
             positions, hashes = stages.hash_shard(shards[number], config)
-            partial = output.parts / f"{uuid.uuid4().hex}.npz"
-            np.savez(partial, positions=positions, hashes=hashes)
-            partial.replace(paths[number])
+            with atomic_write(paths[number]) as file:
+                np.savez(file, positions=positions, hashes=hashes)
             return {"shard": number}
 
-        with _plain_errors():
+        with plain_errors():
             for _ in _rows(wanted).map(hash_row, num_cpus=1).iter_rows():
                 pass
     positions, hashes, owners = [], [], []
@@ -237,10 +144,11 @@ class _ModelStage:
             stages.name_entities(chunk, self.model, self.config.filters)
         else:
             stages.segment(chunk, self.model)
-        return _passed(chunk, self.stage, self.tally)
+        return _counted(chunk, self.stage, self.tally)
 
 
-def _passed(chunk: Chunk, stage: str, tally: Any) -> dict[str, Any]:
+def _counted(chunk: Chunk, stage: str, tally: Any) -> dict[str, Any]:
+    """The chunk as a row for the next stage; its pictures are counted as having left this one."""
     tally.add.remote(stage, chunk.shard, chunk.number, len(chunk.images) + len(chunk.skipped))
     return chunk.to_row()
 
@@ -250,8 +158,8 @@ def _pipeline(
     shards: list[InputShard],
     missing: list[int],
     duplicates: dict[int, frozenset[int]],
-    output: Output,
-    pools: dict[str, Pool],
+    output: ConstructionOutput,
+    pools: dict[str, WorkerPool],
     tally: Any,
 ) -> ray.data.Dataset:
     """The data set whose rows are finished parts."""
@@ -265,12 +173,12 @@ def _pipeline(
         known, repeated = ray.get(shared)
         for number in batch["shard"].tolist():
             for chunk in stages.read_chunks(known[number], number, config, repeated.get(number, frozenset())):
-                yield {name: [value] for name, value in _passed(chunk, "read", tally).items()}
+                yield {name: [value] for name, value in _counted(chunk, "read", tally).items()}
 
     def prepare(row: dict[str, Any]) -> dict[str, Any]:
         chunk = Chunk.from_row(row)
         stages.prepare(chunk, config)
-        return _passed(chunk, "prepare", tally)
+        return _counted(chunk, "prepare", tally)
 
     def finish(row: dict[str, Any]) -> dict[str, Any]:
         chunk = Chunk.from_row(row)
@@ -283,10 +191,10 @@ def _pipeline(
         return {"part": part, "error": error}
 
     cores = ray.cluster_resources().get("CPU", 1.0) - sum(pool.cpus * pool.workers for pool in pools.values())
-    readers = TaskPoolStrategy(size=max(1, int(cores) // 4))
+    readers = ray.data.TaskPoolStrategy(size=max(1, int(cores) // 4))
     rows = _rows(missing).map_batches(read, batch_size=1, num_cpus=READ_CPUS, compute=readers).map(prepare, num_cpus=1)
     for stage, pool in pools.items():
-        size = ActorPoolStrategy(min_size=pool.workers, max_size=max(pool.workers, pool.most_workers))
+        size = ray.data.ActorPoolStrategy(min_size=pool.workers, max_size=max(pool.workers, pool.most_workers))
         placement = {"accelerator_type": pool.accelerator} if pool.accelerator else {}
         rows = rows.map(
             _ModelStage,
@@ -302,19 +210,19 @@ def _pipeline(
 def _collect(
     rows: ray.data.Dataset,
     shards: list[InputShard],
-    output: Output,
+    output: ConstructionOutput,
     bars: StageBars,
     tally: Any,
     config: ConstructConfig,
 ) -> dict[str, str]:
     """Join the parts of every shard as soon as all are there."""
-    pending: dict[int, Pending] = {}
+    pending: dict[int, PendingShard] = {}
     failed: dict[str, str] = {}
     for row in rows.iter_rows():
-        part: Part = row["part"]
+        part: ShardPart = row["part"]
         if row["error"] is not None:
-            raise Stopped(_disk_message(config, row["error"]))
-        arrived = pending.setdefault(part.shard, Pending())
+            raise ConstructionStopped(_disk_message(config, row["error"]))
+        arrived = pending.setdefault(part.shard, PendingShard())
         if not arrived.add(part):
             continue
         parts = list(pending.pop(part.shard).parts.values())
@@ -327,28 +235,3 @@ def _collect(
         bars.shards_done += 1
         tally.forget.remote(part.shard)
     return failed
-
-
-@contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
-    """What a stage raised, without Ray's wrapping: our own errors as they are, others as one sentence and the cause."""
-    try:
-        yield
-    except (ConfigError, Stopped, OSError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        cause: BaseException | None = error
-        seen: list[BaseException] = []
-        while cause is not None and cause not in seen:
-            if isinstance(cause, ConfigError):
-                raise ConfigError(str(cause)) from None
-            seen.append(cause)
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        message = str(error)
-        if "ConfigError:" in message:  # an error in a constructor arrives as text alone
-            raise ConfigError(message.rpartition("ConfigError:")[2].strip().splitlines()[0]) from None
-        last = [line for line in message.strip().splitlines() if line.strip()][-1:]
-        raise Stopped(
-            f"A stage failed: {last[0].strip() if last else type(error).__name__}. Finished shards are kept; start the "
-            "same command again to go on."
-        ) from error

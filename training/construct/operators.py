@@ -10,16 +10,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .captions import Captioner
-from .chunks import Chunk, SourceImage, Unusable
+from .caption_spans import place
+from .captioners import Captioner
+from .chunks import Chunk, SourceImage, UnusableImage
 from .construct_config import ConstructConfig, FilterConfig
-from .entities import Extractor
-from .inputs import DamagedShard, InputShard, read_shard
+from .duplicates import perceptual_hash
+from .entity_extractors import Extractor
+from .input_shards import DamagedShard, InputShard, read_shard
 from .masks import EntityCrop, find_crop
-from .preparation import decode_square, perceptual_hash, resize, square_side
-from .sample_parts import Cut, Sample, encode
-from .segments import Segmenter
-from .spans import place
+from .sample_encoding import EncodedSample, FoundEntity, encode
+from .segmenters import Segmenter
+from .square_images import decode_square, resize, square_side
 
 HASH_DECODE_SIDE = 64
 
@@ -61,7 +62,7 @@ def hash_shard(shard: InputShard, config: ConstructConfig) -> tuple[np.ndarray, 
                 continue
             try:
                 pixels = decode_square(image.content, config.filters, image.rotation, HASH_DECODE_SIDE)
-            except Unusable:
+            except UnusableImage:
                 continue
             positions.append(position)
             hashes.append(perceptual_hash(pixels))
@@ -76,7 +77,7 @@ def prepare(chunk: Chunk, config: ConstructConfig) -> None:
     for image in chunk.images:
         try:
             pixels = decode_square(image.content, config.filters, image.rotation, config.model_side)
-        except Unusable as reason:
+        except UnusableImage as reason:
             chunk.skip(image.key, str(reason))
             continue
         image.view = resize(pixels, config.model_side)
@@ -132,27 +133,29 @@ def segment(chunk: Chunk, segmenter: Segmenter) -> None:
         image.view = None
 
 
-def finish(chunk: Chunk, config: ConstructConfig) -> list[Sample]:
+def finish(chunk: Chunk, config: ConstructConfig) -> list[EncodedSample]:
     """Find each entity's place, then decode the pictures that have some in full, cut out, and encode the samples."""
     samples = []
     for image in chunk.images:
         side = square_side(image.content)
-        cuts = _cuts(chunk, image, (side, side), config)
-        if len(cuts) < config.filters.min_entities:
+        found = _found_entities(chunk, image, (side, side), config)
+        if len(found) < config.filters.min_entities:
             chunk.skip(image.key, "entities: too few found in the picture")
             continue
         try:
             pixels = decode_square(image.content, config.filters, image.rotation)
-        except Unusable as reason:
+        except UnusableImage as reason:
             chunk.skip(image.key, str(reason))
         else:
-            samples.append(encode(image, pixels, cuts, config.crops))
+            samples.append(encode(image, pixels, found, config.crops))
     chunk.images = []
     return samples
 
 
-def _cuts(chunk: Chunk, image: SourceImage, size: tuple[int, int], config: ConstructConfig) -> list[Cut]:
-    cuts = []
+def _found_entities(
+    chunk: Chunk, image: SourceImage, size: tuple[int, int], config: ConstructConfig
+) -> list[FoundEntity]:
+    found = []
     for span, region in zip(image.spans, image.regions, strict=True):
         crop = region and find_crop(region, size, config.segment.threshold, config.crops.dilation)
         if not crop:
@@ -161,8 +164,8 @@ def _cuts(chunk: Chunk, image: SourceImage, size: tuple[int, int], config: Const
             small = 100 * crop.share < config.filters.min_share
             chunk.note(f"entity: mask too {'small' if small else 'large'}")
         else:
-            cuts.append(Cut(span, crop, region.score))
-    return cuts
+            found.append(FoundEntity(span, crop, region.score))
+    return found
 
 
 def _fits(crop: EntityCrop, filters: FilterConfig) -> bool:

@@ -13,7 +13,6 @@ Nothing in these files depends on time, machine or number of processes.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tarfile
 import uuid
@@ -25,19 +24,25 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from kosmos_core.atomic import UNFINISHED, atomic_write, write_file
+
 from ..base.errors import ConfigError
 from .chunks import Chunk
 from .construct_config import ConstructConfig
-from .inputs import InputShard
-from .sample_parts import Sample, tar_members
+from .input_shards import InputShard
+from .sample_encoding import EncodedSample, tar_members
 
 
 @dataclass(frozen=True)
-class Part:
-    """A finished chunk: its stretch of the shard's tar in a file of its own, and what happened to its pictures."""
+class ShardPart:
+    """A finished chunk: its stretch of the shard's tar in a file of its own, and what happened to its pictures.
+
+    file: the stretch's name in the folder of parts; empty where there is no sample.
+    """
 
     shard: int
     number: int
+    file: str
     last: bool
     problem: str | None
     offsets: list[int]
@@ -48,13 +53,13 @@ class Part:
 
 
 @dataclass
-class Pending:
+class PendingShard:
     """The parts of one shard so far."""
 
-    parts: dict[int, Part] = field(default_factory=dict)
+    parts: dict[int, ShardPart] = field(default_factory=dict)
     end: int | None = None
 
-    def add(self, part: Part) -> bool:
+    def add(self, part: ShardPart) -> bool:
         """Whether all parts are there; a part that arrives twice counts once."""
         self.parts[part.number] = part
         if part.last:
@@ -62,7 +67,7 @@ class Pending:
         return self.end is not None and len(self.parts) == self.end + 1
 
 
-class Output:
+class ConstructionOutput:
     """The output folder of one run. Other processes than its owner may call `write_part` and `join`."""
 
     def __init__(self, folder: str | Path, run: str):
@@ -71,13 +76,13 @@ class Output:
         self.parts = self.work / f"parts-{run}"
 
     @staticmethod
-    def open(config: ConstructConfig) -> tuple[Output, FileLock]:
+    def open(config: ConstructConfig) -> tuple[ConstructionOutput, FileLock]:
         """The folder, ready to be written, and the lock to keep while this run lasts.
 
         Raises:
             ConfigError: it cannot be written, another run is at it, or its shards were made with other settings.
         """
-        output = Output(config.output, uuid.uuid4().hex[:12])
+        output = ConstructionOutput(config.output, uuid.uuid4().hex[:12])
         lock = FileLock(output.work / "lock")
         try:
             output.work.mkdir(parents=True, exist_ok=True)
@@ -88,6 +93,8 @@ class Output:
             raise ConfigError(f"output: {config.output} cannot be written ({error.strerror}).") from error
         for stale in output.work.glob("parts-*"):
             shutil.rmtree(stale, ignore_errors=True)
+        for stale in output.folder.rglob(UNFINISHED):
+            stale.unlink(missing_ok=True)
         output.parts.mkdir()
         try:
             output._check_settings(config)
@@ -111,7 +118,7 @@ class Output:
                 f"output: {self.folder} holds shards made with {key}: {before.get(key)!r}, now it is "
                 f"{settings.get(key)!r}{more}; go on with the old settings or choose another folder."
             )
-        write_whole(record, json.dumps(settings, indent=1).encode(), self.parts)
+        write_file(record, json.dumps(settings, indent=1))
 
     def stats_path(self, shard: InputShard) -> Path:
         return self.folder / f"{shard.name}.stats.json"
@@ -123,18 +130,24 @@ class Output:
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
-    def part_path(self, shard: int, number: int) -> Path:
-        return self.parts / f"{shard}-{number}.tar"
+    def write_part(self, chunk: Chunk, samples: list[EncodedSample]) -> ShardPart:
+        """Write a chunk's samples as one part. Raises OSError where they cannot be written; nothing is left then.
 
-    def write_part(self, chunk: Chunk, samples: list[Sample]) -> Part:
-        """Write a chunk's samples as one part. Raises OSError where they cannot be written; nothing is left then."""
+        Each call writes a file of its own: Ray may repeat a chunk whose first process is still at it.
+        """
         content, offsets = tar_members(samples)
+        name = f"{uuid.uuid4().hex}.tar" if samples else ""
         if samples:
-            write_whole(self.part_path(chunk.shard, chunk.number), content, self.parts, durable=False)
+            try:
+                (self.parts / name).write_bytes(content)
+            except OSError:
+                (self.parts / name).unlink(missing_ok=True)
+                raise
         entities = sum(name.endswith(".mask.png") for sample in samples for name in sample.members)
-        return Part(
+        return ShardPart(
             chunk.shard,
             chunk.number,
+            name,
             chunk.last,
             chunk.problem,
             offsets,
@@ -144,48 +157,45 @@ class Output:
             chunk.notes,
         )
 
-    def join(self, shard: InputShard, parts: list[Part]) -> dict[str, Any]:
+    def join(self, shard: InputShard, parts: list[ShardPart]) -> dict[str, Any]:
         """Make the output shard from all its parts, in order, and return its statistics."""
         target = self.folder / f"{shard.name}.tar"
         index, stats_path = target.with_name(target.name + ".idx"), self.stats_path(shard)
         target.parent.mkdir(parents=True, exist_ok=True)
         parts = sorted(parts, key=lambda part: part.number)
         stats = statistics(shard, parts)
-        offsets, position = [], 0
-        partial = self.parts / f"{parts[0].shard}.tar"
-        with partial.open("wb") as file:
-            for part in parts:
-                offsets += [position + offset for offset in part.offsets]
-                position += part.size
-                if part.size:
-                    with self.part_path(part.shard, part.number).open("rb") as source:
-                        shutil.copyfileobj(source, file, 1 << 20)
-            file.write(b"\0" * (2 * tarfile.BLOCKSIZE))
-            file.flush()
-            os.fsync(file.fileno())
-        # The statistics vouch for the two other files: they go first and come last.
+        # The statistics vouch for the two other files: they are deleted first and written last.
         stats_path.unlink(missing_ok=True)
         index.unlink(missing_ok=True)
+        offsets, position = [], 0
+        for part in parts:
+            offsets += [position + offset for offset in part.offsets]
+            position += part.size
         if offsets:
-            partial.replace(target)
-            write_whole(index, np.array([*offsets, position], dtype="<u8").tobytes(), self.parts)
+            with atomic_write(target) as file:
+                for part in parts:
+                    if part.file:
+                        with (self.parts / part.file).open("rb") as source:
+                            shutil.copyfileobj(source, file, 1 << 20)
+                file.write(b"\0" * (2 * tarfile.BLOCKSIZE))
+            write_file(index, np.array([*offsets, position], dtype="<u8").tobytes())
         else:  # readers stumble over archives without a sample
-            partial.unlink()
             target.unlink(missing_ok=True)
-        write_whole(stats_path, json.dumps(stats, indent=1).encode(), self.parts)
+        write_file(stats_path, json.dumps(stats, indent=1))
         self.discard(parts)
         return stats
 
-    def discard(self, parts: list[Part]) -> None:
+    def discard(self, parts: list[ShardPart]) -> None:
         """Delete parts that are no longer needed."""
         for part in parts:
-            self.part_path(part.shard, part.number).unlink(missing_ok=True)
+            if part.file:
+                (self.parts / part.file).unlink(missing_ok=True)
 
     def close(self) -> None:
         shutil.rmtree(self.parts, ignore_errors=True)
 
 
-def statistics(shard: InputShard, parts: list[Part]) -> dict[str, Any]:
+def statistics(shard: InputShard, parts: list[ShardPart]) -> dict[str, Any]:
     """Counts of one shard, and the keys that were left out by reason."""
     skipped: dict[str, list[str]] = {}
     notes: Counter[str] = Counter()
@@ -204,7 +214,7 @@ def statistics(shard: InputShard, parts: list[Part]) -> dict[str, Any]:
     }
 
 
-def total(output: Output, shards: list[InputShard], failed: dict[str, str]) -> dict[str, Any]:
+def total(output: ConstructionOutput, shards: list[InputShard], failed: dict[str, str]) -> dict[str, Any]:
     """The sum over all finished shards; keys that were left out are counted, not listed."""
     summed: dict[str, Any] = {
         "shards": 0,
@@ -227,17 +237,3 @@ def total(output: Output, shards: list[InputShard], failed: dict[str, str]) -> d
     for name in ("pictures_left_out", "entities_left_out"):
         summed[name] = dict(sorted(summed[name].items()))
     return summed
-
-
-def write_whole(path: Path, content: bytes, work: Path, durable: bool = True) -> None:
-    """Write a file in the folder `work` and rename it; `durable` waits until it would survive a power cut."""
-    partial = work / f"{uuid.uuid4().hex}.tmp"
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

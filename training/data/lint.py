@@ -27,11 +27,11 @@ from rich.table import Table
 
 from .cookers import COOKERS
 from .data_config import DataConfig, Kind
+from .dataset_sheet import dataset_sheet
 from .decoding import decode, decode_mask
 from .index import DataError, IndexedDataset, index_dataset
 from .process_map import process_map
 from .reader import Reader, detect_kind
-from .sample_sheet import contact_sheet
 from .sample_types import BadSample, CompositionalSample, EditSample, Filtered
 
 CHUNK = 200
@@ -213,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.json:
             given.json.write_text(json.dumps(report(given.path, dataset, kind, found), indent=1, ensure_ascii=False))
         option = "--sheet"
-        if (shown := contact_sheet(dataset, kind, SHOWN)) is not None:
+        if (shown := dataset_sheet(dataset, kind, SHOWN)) is not None:
             shown.save(sheet)
             console.print(f"Twelve samples: {sheet}", highlight=False)
     except OSError as error:

@@ -188,16 +188,11 @@ def write_tars(folder: Path, samples: Iterable[Parts], per_shard: int) -> None:
             return
 
 
-def write_vocabulary(folder: Path, seed: int = 0, pieces: int = 200) -> tuple[Path, Path]:
-    """A SentencePiece model of about `pieces` pieces that knows the captions, and its dict.txt."""
-    rng = random.Random(f"vocabulary/{seed}")
-    words = [parts["txt"].decode() for parts in text_samples(rng, 300, 64)]
-    words += [f"make the {shape} {colour}" for shape in SHAPES for colour in COLOURS] * 20
-    words += ["This is a picture. Look at it.", "a photo of a dog and a cat at the beach, wearing a hat"] * 20
-    words += [string.ascii_lowercase, string.ascii_uppercase, string.digits, string.punctuation]
+def train_vocabulary(folder: Path, texts: Iterable[str], pieces: int) -> tuple[Path, Path]:
+    """A SentencePiece model of about `pieces` pieces of the texts, spm.model, and its dict.txt; returns their paths."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(words),
+        sentence_iterator=iter(texts),
         model_writer=model,
         vocab_size=pieces,
         hard_vocab_limit=False,
@@ -212,6 +207,16 @@ def write_vocabulary(folder: Path, seed: int = 0, pieces: int = 200) -> tuple[Pa
     write_file(spm, model.getvalue())
     write_file(dictionary, dictionary_of(model.getvalue()))
     return spm, dictionary
+
+
+def write_vocabulary(folder: Path, seed: int = 0, pieces: int = 200) -> tuple[Path, Path]:
+    """A vocabulary of about `pieces` pieces that knows the captions; returns the paths of spm.model and dict.txt."""
+    rng = random.Random(f"vocabulary/{seed}")
+    words = [parts["txt"].decode() for parts in text_samples(rng, 300, 64)]
+    words += [f"make the {shape} {colour}" for shape in SHAPES for colour in COLOURS] * 20
+    words += ["This is a picture. Look at it.", "a photo of a dog and a cat at the beach, wearing a hat"] * 20
+    words += [string.ascii_lowercase, string.ascii_uppercase, string.digits, string.punctuation]
+    return train_vocabulary(folder, words, pieces)
 
 
 def write_all(folder: Path, samples: int = 200, size: int = 96, seed: int = 0, per_shard: int = 50) -> None:

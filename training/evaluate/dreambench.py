@@ -20,7 +20,7 @@ from .output import OutputFolder
 from .protocols import PROTOCOLS, PUBLISHED, Protocol
 from .score import METRICS, References, copy_threshold, echo, oracle, require_generated, score
 from .statistics import subject_means, summarise
-from .subject_sheets import contact_sheet
+from .subject_sheets import subject_sheet
 from .subjects import DREAMBENCH, SubjectSet, check_images, read_subjects, subject_images
 from .table import markdown
 
@@ -139,6 +139,6 @@ def _report(
         own = [record for record in records if record["subject"] == group]
         shown = next(job.conditions for job in jobs if job.group == group)
         title = " + ".join(group.replace("_", " ").split("+"))
-        folder.write(f"sheets/{group}.png", contact_sheet(title, shown, own, folder.path, threshold))
+        folder.write(f"sheets/{group}.png", subject_sheet(title, shown, own, folder.path, threshold))
     print(table, end="")
     print(f"\nresults.json, scores.jsonl, table.md and sheets/ are in {folder.path}")

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from einops import rearrange
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor, nn
 
 from kosmos_core import KosmosG, Tokenizer, preprocess_image
 from kosmos_core.diffusers.sampler import sample_latents
 from kosmos_core.images import CLIP_MEAN, CLIP_STD, ImageError, open_image
 
+from ..base import contact_sheet as sheet
 from ..base.rng import RowRng
 from ..data import InstructData, instruct_stream
 from ..data.batch_stream import Batch, Stream
@@ -136,22 +137,22 @@ def grid(batch: Batch, images: Tensor, model: KosmosG) -> Image.Image:
     references = iter([] if batch["pixels"] is None else batch["pixels"] * deviation + mean)
     targets = batch.get("target")
     headings = [*["reference"] * max(used), *["target"] * (targets is not None), *["sample"] * images.shape[1]]
-    sheet = Image.new("RGB", (len(headings) * CELL, LINE + len(images) * (CELL + LINE)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, heading in enumerate(headings):
-        draw.text((column * CELL + 3, 3), heading, fill="grey")
+    width = len(headings) * CELL
+    blocks = [sheet.row([_line(heading, CELL, sheet.FAINT) for heading in headings])]
     for number, samples in enumerate(images):
-        top = LINE + number * (CELL + LINE)
         cells = [next(references) for _ in range(used[number])] + [None] * (max(used) - used[number])
         cells += [] if targets is None else [targets[number] / 2 + 0.5]
-        for column, cell in enumerate([*cells, *samples]):
-            if cell is not None:
-                sheet.paste(_image(cell), (column * CELL, top + LINE))
-        text = model.tokenizer.decode(batch["token_ids"][number].tolist())
-        draw.text((3, top + 3), text[: sheet.width // 7], fill="black")
-    return sheet
+        prompt = model.tokenizer.decode(batch["token_ids"][number].tolist())
+        blocks += [_line(prompt, width, sheet.INK), sheet.row([_cell(pixels) for pixels in [*cells, *samples]])]
+    return sheet.page(sheet.column(blocks), margin=0, paper="white")
 
 
-def _image(pixels: Tensor) -> Image.Image:
+def _line(words: str, width: int, colour: sheet.Colour) -> sheet.Block:
+    return sheet.padded(sheet.text(words, width - 6, LINE * 2 // 3, colour, lines=1), 3, 0)
+
+
+def _cell(pixels: Tensor | None) -> sheet.Block:
+    if pixels is None:
+        return sheet.space(CELL, CELL)
     array = (rearrange(pixels.clamp(0, 1), "c y x -> y x c").cpu() * 255).round().byte().numpy()
-    return Image.fromarray(array).resize((CELL, CELL), Image.Resampling.LANCZOS)
+    return sheet.thumbnail(Image.fromarray(array), CELL)

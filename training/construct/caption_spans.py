@@ -12,40 +12,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 COLOURS = {
-    "beige",
-    "black",
-    "blue",
-    "brown",
-    "colorful",
-    "colourful",
-    "cyan",
-    "gold",
-    "golden",
-    "gray",
-    "green",
-    "grey",
-    "magenta",
-    "maroon",
-    "orange",
-    "pink",
-    "purple",
-    "red",
-    "silver",
-    "tan",
-    "teal",
-    "turquoise",
-    "violet",
-    "white",
-    "yellow",
-}
+    "beige", "black", "blue", "brown", "colorful", "colourful", "cyan", "gold", "golden", "gray", "green",
+    "grey", "magenta", "maroon", "orange", "pink", "purple", "red", "silver", "tan", "teal", "turquoise",
+    "violet", "white", "yellow",
+}  # fmt: skip
 IRREGULAR = {
+    "cactus": "cacti",
     "child": "children",
+    "die": "dice",
     "foot": "feet",
     "goose": "geese",
     "man": "men",
     "mouse": "mice",
+    "octopus": "octopi",
     "ox": "oxen",
     "person": "people",
+    "quiz": "quizzes",
     "tooth": "teeth",
     "woman": "women",
 }
@@ -99,7 +81,11 @@ def parse_list(answer: str) -> list[str] | None:
 
 
 def forms(word: str) -> set[str]:
-    """The word with its possible singulars and plurals, lower case. Too many forms do no harm: the caption decides."""
+    """The word with its possible singulars and plurals, lower case. Too many forms do no harm: the caption decides.
+
+    Own rules, because inflect gives one form for a word that has two ("mangos"), misses "thieves" and "grandchildren",
+    and is slower by far; spaCy's lemmas would need its pipeline beside a language model that names the entities.
+    """
     word = word.lower()
     found = {word, word + "s", word + "es"}
     if word.endswith("s"):

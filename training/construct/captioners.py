@@ -9,7 +9,7 @@ import torch
 
 from .chunks import SourceImage
 from .construct_config import CaptionConfig
-from .models import custom_class, device_and_dtype, find_model, load
+from .model_files import custom_class, device_and_dtype, find_model, load
 
 
 class Captioner(Protocol):

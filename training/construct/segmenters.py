@@ -13,7 +13,7 @@ import torch
 from .chunks import SourceImage
 from .construct_config import SegmentConfig
 from .masks import Region
-from .models import custom_class, device_and_dtype, find_model, load
+from .model_files import custom_class, device_and_dtype, find_model, load
 
 Pair = tuple[SourceImage, str]
 

@@ -1,4 +1,4 @@
-"""Decode a picture of any kind to its upright centre square, or say why not; resize; perceptual hash."""
+"""Decode a picture of any kind to its upright centre square, or say why that is not possible; resize squares."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ import numpy as np
 import simplejpeg
 import torch
 from PIL import Image
-from scipy.fft import dctn
 
 from kosmos_core.images import open_image
 
-from .chunks import Unusable
+from .chunks import UnusableImage
 from .construct_config import FilterConfig
 
-HASH_SIDE = 32
 ORIENTATION = 0x0112  # the EXIF tag
 # `resize` only reads what torch calls not writable.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -33,7 +31,7 @@ def decode_square(
             is faster.
 
     Raises:
-        Unusable: not a picture, damaged, animated, CMYK, or of a size that the filters leave out.
+        UnusableImage: not a picture, damaged, animated, CMYK, or of a size that the filters leave out.
     """
     try:
         with warnings.catch_warnings():
@@ -49,13 +47,13 @@ def decode_square(
             if rotation is not None:
                 image.getexif().clear()
             image = open_image(image, int(filters.max_megapixels * 1e6))
-    except Unusable:
+    except UnusableImage:
         raise
     except Image.DecompressionBombError:
-        raise Unusable("picture: too many pixels") from None
+        raise UnusableImage("picture: too many pixels") from None
     except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged data, SyntaxError among them
         truncated = "truncated" in str(error).lower()
-        raise Unusable("picture: truncated" if truncated else "picture: corrupt") from error
+        raise UnusableImage("picture: truncated" if truncated else "picture: corrupt") from error
     if rotation:
         image = image.rotate(rotation, expand=True)  # Pillow transposes at multiples of 90 degrees
     return _centre_square(np.asarray(image))
@@ -92,15 +90,15 @@ def _centre_square(pixels: np.ndarray) -> np.ndarray:
 def _check(image: Image.Image, filters: FilterConfig) -> None:
     """Judge a picture by its header."""
     if image.width * image.height > filters.max_megapixels * 1e6:
-        raise Unusable("picture: too many pixels")
+        raise UnusableImage("picture: too many pixels")
     if min(image.size) < filters.min_side:
-        raise Unusable("picture: too small")
+        raise UnusableImage("picture: too small")
     if max(image.size) > filters.max_aspect * min(image.size):
-        raise Unusable("picture: too long and narrow")
+        raise UnusableImage("picture: too long and narrow")
     if getattr(image, "n_frames", 1) > 1:
-        raise Unusable("picture: animated")
+        raise UnusableImage("picture: animated")
     if image.mode == "CMYK":
-        raise Unusable("picture: CMYK")
+        raise UnusableImage("picture: CMYK")
 
 
 def resize(pixels: np.ndarray, side: int) -> np.ndarray:
@@ -115,15 +113,3 @@ def resize(pixels: np.ndarray, side: int) -> np.ndarray:
     planes = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(planes, size=(side, side), mode="bicubic", antialias=True)
     return np.ascontiguousarray(resized.permute(0, 2, 3, 1)[0].numpy())
-
-
-def perceptual_hash(pixels: np.ndarray) -> int:
-    """64 bits of a picture's coarse brightness: signs of its 8 x 8 lowest cosine coefficients against their median.
-
-    Pictures that differ by scale, compression or a slight change of colour differ in a few bits.
-    """
-    grey = resize(pixels, HASH_SIDE).astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    low = dctn(grey, norm="ortho")[:8, :8].ravel()
-    low[0] = 0.0  # the mean brightness says nothing of the content
-    bits = np.round(low, 3) > np.round(np.median(low), 3)
-    return int(np.packbits(bits).view(">u8")[0])

@@ -15,7 +15,7 @@ STAGES = ("read", "prepare", "caption", "entities", "segment", "write")
 PLAIN_EVERY = 30.0  # seconds between lines where the output is no terminal
 
 
-class Tally:
+class StageTally:
     """Counts the pictures that have left each stage; lives in a process of its own.
 
     A chunk that Ray repeats after a crash counts once.

@@ -21,7 +21,7 @@ from kosmos_core.images import IMAGE_ENDINGS
 from ..base.errors import ConfigError
 from .chunks import SourceImage
 from .construct_config import ConstructConfig
-from .open_images_csv import OpenImagesTable
+from .open_images_table import OpenImagesTable
 
 IMAGES = (*IMAGE_ENDINGS, "bmp", "gif", "tif", "tiff")
 TARS = (".tar", ".tar.gz", ".tgz")
@@ -97,7 +97,7 @@ def _digest(text: str) -> str:
 
 
 def clean_key(name: str) -> str:
-    """A sample's key from a file's name: letters, digits, - and _ only, and still another one for every name."""
+    """A sample's key from a file's name: letters, digits, - and _ only, and a different key for every name."""
     if CLEAN_KEY.fullmatch(name):
         return name
     return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', name)[-60:].strip('_')}-{_digest(name)}"

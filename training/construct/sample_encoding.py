@@ -23,15 +23,15 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 
+from .caption_spans import CaptionSpan
 from .chunks import SourceImage
 from .construct_config import CropConfig
 from .masks import EntityCrop
-from .preparation import resize
-from .spans import CaptionSpan
+from .square_images import resize
 
 
 @dataclass(frozen=True)
-class Cut:
+class FoundEntity:
     """An entity that was found: its words, its place, and how sure the segmenter is."""
 
     span: CaptionSpan
@@ -40,28 +40,28 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Sample:
+class EncodedSample:
     """The encoded members of one sample, by ending, in the order they are written."""
 
     key: str
     members: dict[str, bytes]
 
 
-def encode(image: SourceImage, pixels: np.ndarray, cuts: list[Cut], crops: CropConfig) -> Sample:
+def encode(image: SourceImage, pixels: np.ndarray, found: list[FoundEntity], crops: CropConfig) -> EncodedSample:
     """Encode a picture (s, s, 3) and its entities."""
     members = {"jpg": _jpeg(_sized(pixels, crops), crops)}
     entities = []
-    for number, cut in enumerate(cuts):
-        entity = _sized(pixels[cut.crop.window], crops)
-        members[f"{number}.jpg"] = _jpeg(entity, crops)
-        members[f"{number}.mask.png"] = _mask(cut.crop.mask[cut.crop.window], len(entity))
+    for number, entity in enumerate(found):
+        crop = _sized(pixels[entity.crop.window], crops)
+        members[f"{number}.jpg"] = _jpeg(crop, crops)
+        members[f"{number}.mask.png"] = _mask(entity.crop.mask[entity.crop.window], len(crop))
         entities.append(
             {
-                "text": cut.span.of(image.caption),
-                "span": [cut.span.start, cut.span.end],
-                "box": list(cut.crop.box),
-                "crop": list(cut.crop.square),
-                "score": cut.score,
+                "text": entity.span.of(image.caption),
+                "span": [entity.span.start, entity.span.end],
+                "box": list(entity.crop.box),
+                "crop": list(entity.crop.square),
+                "score": entity.score,
             }
         )
     described = {
@@ -72,7 +72,7 @@ def encode(image: SourceImage, pixels: np.ndarray, cuts: list[Cut], crops: CropC
         "license": image.licence,
     }
     members["json"] = json.dumps(described, ensure_ascii=False).encode()
-    return Sample(image.key, members)
+    return EncodedSample(image.key, members)
 
 
 def _sized(pixels: np.ndarray, crops: CropConfig) -> np.ndarray:
@@ -103,7 +103,7 @@ def _mask(mask: np.ndarray, side: int) -> bytes:
     )
 
 
-def tar_members(samples: Iterable[Sample]) -> tuple[bytes, list[int]]:
+def tar_members(samples: Iterable[EncodedSample]) -> tuple[bytes, list[int]]:
     """The samples as a stretch of a tar archive without its end, and where each sample begins in it."""
     pieces, offsets, position = [], [], 0
     for sample in samples:

@@ -1,13 +1,12 @@
 """Training data of the three stages, in the formats that `training.data` reads, and the vocabulary.
 
-    python -m emoji_world.samples --world half --output RUNS/data --samples 6000
+    python -m emoji_world.training_data --world half --output RUNS/data --samples 6000
 
 writes text, words, captions, interleaved (stage 1), align_captions (stage 2), compositional, edit and instruct_captions
 (stage 3, without the identities held out from it), spm.model and dict.txt.
 """
 
 import argparse
-import io
 import json
 import re
 from collections.abc import Iterator
@@ -15,28 +14,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 from PIL import Image
 
-from kosmos_core.atomic import write_file
-from kosmos_core.tokenizer import dictionary_of
 from training.data.decoding import on_white
-from training.data.synthetic import write_tars
+from training.data.synthetic import Parts, encoded, train_vocabulary, write_tars
 
 from .scenes import BACKGROUNDS, SHARES, WORLDS, Background, EmojiScene, EmojiWorld, Identity
 
 WORDNET = Path("/usr/share/wordnet")  # Debian's wordnet-base
 PAIRS = 0.7  # share of two objects in prompts: when it was 0.5, stage 2 erred more than twice as much in them as in one
 STAGE_1_HUES = tuple(range(0, 360, 30))
-Parts = dict[str, bytes]
 
 
 def png(pixels: np.ndarray) -> bytes:
     """A picture (h, w, 3) uint8 or a mask (h, w) bool, losslessly."""
-    buffer = io.BytesIO()
-    image = Image.fromarray(pixels) if pixels.ndim == 3 else Image.fromarray(pixels).convert("1")
-    image.save(buffer, "png")
-    return buffer.getvalue()
+    image = Image.fromarray(pixels)
+    return encoded(image if pixels.ndim == 3 else image.convert("1"), "PNG")
 
 
 def glosses(count: int, folder: Path = WORDNET) -> list[str]:
@@ -57,23 +50,23 @@ def glosses(count: int, folder: Path = WORDNET) -> list[str]:
     return found[::step][:count]
 
 
-class Samples:
-    """Samples of every kind. Stage 3's use identities that are not held out from it; a half of them are natural."""
+class SampleMaker:
+    """Makes samples of every kind; those of stage 3 show no identity that is held out from it."""
 
     def __init__(self, world: EmojiWorld, seed: int | list[int]):
-        self.world, self.random = world, np.random.default_rng(seed)
+        self.world, self.rng = world, np.random.default_rng(seed)
         self.seen: dict[str, list[Identity]] = {}
         for identity in world.identities:
             if not world.held_out_of_instruct(identity):
                 self.seen.setdefault(identity.noun, []).append(identity)
 
     def seen_identities(self, count: int) -> list[Identity]:
-        nouns = self.random.choice(sorted(self.seen), count, replace=False)
-        return [self.seen[str(noun)][self.random.integers(len(self.seen[str(noun)]))] for noun in nouns]
+        nouns = self.rng.choice(sorted(self.seen), count, replace=False)
+        return [self.seen[str(noun)][self.rng.integers(len(self.seen[str(noun)]))] for noun in nouns]
 
     def seen_scene(self) -> EmojiScene:
-        count = 2 if self.random.random() < PAIRS else 1
-        return self.world.draw(self.random, self.seen_identities(count))
+        count = 2 if self.rng.random() < PAIRS else 1
+        return self.world.draw(self.rng, self.seen_identities(count))
 
     def turned_scene(self, pairs: float | None = None) -> EmojiScene:
         """A scene of stage 1: half of its objects in any of STAGE_1_HUES, so that shapes are learned and not colours.
@@ -81,10 +74,10 @@ class Samples:
         With the world's two hues alone the language model knew every object by its colours: it named 99 % of the nouns
         in these hues and 10 to 33 % in others.
         """
-        scene = self.world.draw(self.random, pairs=pairs)
+        scene = self.world.draw(self.rng, pairs=pairs)
         turned = (
-            replace(x, identity=replace(x.identity, hue=int(self.random.choice(STAGE_1_HUES))))
-            if self.random.random() < 0.5
+            replace(x, identity=replace(x.identity, hue=int(self.rng.choice(STAGE_1_HUES))))
+            if self.rng.random() < 0.5
             else x
             for x in scene.objects
         )
@@ -99,7 +92,7 @@ class Samples:
                 image, scene = self.world.close_up(scene)
                 caption = f"{self.names(scene.objects[0].identity)} {scene.background.phrase}"
             else:
-                image, caption = self.world.render(scene)[0], self.world.caption(scene, self.random)
+                image, caption = self.world.render(scene)[0], self.world.caption(scene, self.rng)
             yield {"txt": caption.encode(), "png": png(image)}
 
     def names(self, identity: Identity) -> str:
@@ -109,7 +102,7 @@ class Samples:
         in the space of its word embeddings. There a linear map finds them for identities that it was not fitted on.
         """
         words = [identity.noun, self.world.atlas.words[identity.look], self.world.colour(identity)]
-        return " ".join(str(word) for word in self.random.permutation(words))
+        return " ".join(str(word) for word in self.rng.permutation(words))
 
     def words(self, count: int) -> Iterator[Parts]:
         """Documents for a language model that shall know words before pictures: captions, and three times as many
@@ -117,25 +110,25 @@ class Samples:
         for number in range(count):
             scene = self.turned_scene(PAIRS)
             if number % 4 == 0:
-                yield {"txt": self.world.caption(scene, self.random, float(self.random.choice(SHARES))).encode()}
+                yield {"txt": self.world.caption(scene, self.rng, float(self.rng.choice(SHARES))).encode()}
                 continue
-            phrases = [self.world.phrase(placed.identity, self.random, share=1.0) for placed in scene.objects]
+            phrases = [self.world.phrase(placed.identity, self.rng, share=1.0) for placed in scene.objects]
             shown = [
-                phrase if self.random.random() < 0.3 else self.repeated_names(placed.identity)
+                phrase if self.rng.random() < 0.3 else self.repeated_names(placed.identity)
                 for phrase, placed in zip(phrases, scene.objects, strict=True)
             ]
             where = scene.background.phrase
             yield {"txt": f"{' and '.join(shown)} {where}: {' and '.join(phrases)} {where}".encode()}
 
     def repeated_names(self, identity: Identity) -> str:
-        names = self.names(identity).split() * int(self.random.integers(1, 4))
-        return " ".join(str(word) for word in self.random.permutation(names))
+        names = self.names(identity).split() * int(self.rng.integers(1, 4))
+        return " ".join(str(word) for word in self.rng.permutation(names))
 
     def align_captions(self, count: int) -> Iterator[Parts]:
         """Captions without pictures, of every noun that the U-Net knows; as many with each of SHARES."""
         for _ in range(count):
-            scene = self.world.draw(self.random, pairs=PAIRS)
-            yield {"txt": self.world.caption(scene, self.random, float(self.random.choice(SHARES))).encode()}
+            scene = self.world.draw(self.rng, pairs=PAIRS)
+            yield {"txt": self.world.caption(scene, self.rng, float(self.rng.choice(SHARES))).encode()}
 
     def interleaved(self, count: int) -> Iterator[Parts]:
         """Documents in which words and pictures of the same scenes follow each other, three of four as in prompts."""
@@ -149,8 +142,8 @@ class Samples:
             scene = self.turned_scene()
             name = f"{number}.png"
             parts[name] = png(self.world.render(scene)[0])
-            pair = [{"text": self.world.caption(scene, self.random)}, {"image": name}]
-            segments += pair if self.random.random() < 0.5 else pair[::-1]
+            pair = [{"text": self.world.caption(scene, self.rng)}, {"image": name}]
+            segments += pair if self.rng.random() < 0.5 else pair[::-1]
         return {"json": json.dumps({"segments": segments}).encode(), **parts}
 
     def prompt_document(self) -> Parts:
@@ -160,16 +153,16 @@ class Samples:
         pictures inside a prompt, too, not only in front of captions.
         """
         scene = self.turned_scene(PAIRS)
-        phrases = [self.world.phrase(placed.identity, self.random, share=1.0) for placed in scene.objects]
+        phrases = [self.world.phrase(placed.identity, self.rng, share=1.0) for placed in scene.objects]
         segments: list[dict[str, str]] = []
         parts: Parts = {}
         for number, (phrase, (crop, mask)) in enumerate(zip(phrases, self.crops(scene)[1], strict=True)):
             if number:
                 segments.append({"text": "and"})
-            if self.random.random() < 0.3:
+            if self.rng.random() < 0.3:
                 segments.append({"text": phrase})
                 continue
-            if self.random.random() < 0.5:
+            if self.rng.random() < 0.5:
                 crop = np.asarray(on_white(Image.fromarray(crop), Image.fromarray(mask)))
             name = f"{number}.png"
             parts[name] = png(crop)
@@ -195,7 +188,7 @@ class Samples:
             caption, entities = "", []
             for number, (placed, (crop, mask)) in enumerate(zip(scene.objects, crops, strict=True)):
                 caption += " and " if caption else ""
-                phrase = self.world.phrase(placed.identity, self.random, share=1.0)
+                phrase = self.world.phrase(placed.identity, self.rng, share=1.0)
                 entities.append({"text": phrase, "span": [len(caption), len(caption) + len(phrase)]})
                 caption += phrase
                 parts |= {f"{number}.png": png(crop), f"{number}.mask.png": png(mask)}
@@ -206,46 +199,33 @@ class Samples:
     def edit(self, count: int) -> Iterator[Parts]:
         """Another background, or the object in grey."""
         for _ in range(count):
-            before = self.world.draw(self.random, self.seen_identities(1))
-            if self.random.random() < 0.75:
+            before = self.world.draw(self.rng, self.seen_identities(1))
+            if self.rng.random() < 0.75:
                 others = [colour for colour in BACKGROUNDS if colour != before.background.colour]
-                after = before.edited(background=Background(str(self.random.choice(others))))
+                after = before.edited(background=Background(str(self.rng.choice(others))))
                 instruction = after.background.phrase
             else:
                 placed = before.objects[0]
                 grey = replace(placed, identity=replace(placed.identity, hue=None))
                 after, instruction = before.edited(objects=(grey,)), "in grey"
-            caption = self.world.caption(before, self.random)
-            output = self.world.caption(after, self.random, share=1.0)
+            caption = self.world.caption(before, self.rng)
+            output = self.world.caption(after, self.rng, share=1.0)
             images = [png(self.world.render(scene)[0]) for scene in (before, after)]
             described = json.dumps({"input": caption, "edit": instruction, "output": output}).encode()
             yield {"json": described, "0_0.png": images[0], "0_1.png": images[1]}
 
 
 def write_vocabulary(world: EmojiWorld, texts: list[str], folder: Path, pieces: int) -> None:
-    random = np.random.default_rng(0)
-    captions = [world.caption(world.draw(random), random) for _ in range(2000)]
+    rng = np.random.default_rng(0)
+    captions = [world.caption(world.draw(rng), rng) for _ in range(2000)]
     captions += [f"on a {colour} background" for colour in BACKGROUNDS] + ["in grey"] * 20
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(captions * 2 + texts),
-        model_writer=model,
-        vocab_size=pieces,
-        hard_vocab_limit=False,
-        model_type="unigram",
-        character_coverage=1.0,
-        normalization_rule_name="nmt_nfkc",
-        num_threads=1,
-        minloglevel=2,
-    )
-    write_file(folder / "spm.model", model.getvalue())
-    write_file(folder / "dict.txt", dictionary_of(model.getvalue()))
+    train_vocabulary(folder, captions * 2 + texts, pieces)
 
 
 def write_data(world: EmojiWorld, folder: Path, samples: int, pieces: int = 1000, seed: int = 0) -> int:
     """Everything; returns the size of the vocabulary as the model counts it."""
     folder.mkdir(parents=True, exist_ok=True)
-    make, shard = Samples(world, seed), max(1, samples // 4)
+    make, shard = SampleMaker(world, seed), max(1, samples // 4)
     texts = glosses(samples)
     if texts:
         write_tars(folder / "text", ({"txt": text.encode()} for text in texts), shard)

@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 
 from ..base.errors import ConfigError
+from .caption_spans import parse_list
 from .construct_config import EntityConfig
-from .models import custom_class, device_and_dtype, find_model, load
-from .spans import parse_list
+from .model_files import custom_class, device_and_dtype, find_model, load
 
 # The task of the paper's data pipeline in our own words: nouns only, foreground only.
 INSTRUCTION = (
@@ -29,47 +29,11 @@ INSTRUCT_FORMAT = (
 )
 # Heads of noun chunks that name no thing one could cut out.
 NO_THING = {
-    "area",
-    "background",
-    "back",
-    "bottom",
-    "bunch",
-    "close",
-    "closeup",
-    "corner",
-    "couple",
-    "day",
-    "edge",
-    "front",
-    "group",
-    "illustration",
-    "image",
-    "kind",
-    "lot",
-    "middle",
-    "night",
-    "number",
-    "one",
-    "other",
-    "ones",
-    "pair",
-    "photo",
-    "photograph",
-    "picture",
-    "piece",
-    "portrait",
-    "row",
-    "set",
-    "shot",
-    "side",
-    "style",
-    "time",
-    "top",
-    "type",
-    "variety",
-    "view",
-    "way",
-}
+    "area", "background", "back", "bottom", "bunch", "close", "closeup", "corner", "couple", "day", "edge",
+    "front", "group", "illustration", "image", "kind", "lot", "middle", "night", "number", "one", "other",
+    "ones", "pair", "photo", "photograph", "picture", "piece", "portrait", "row", "set", "shot", "side",
+    "style", "time", "top", "type", "variety", "view", "way",
+}  # fmt: skip
 
 
 class Extractor(Protocol):
