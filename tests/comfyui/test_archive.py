@@ -22,11 +22,11 @@ def test_it_holds_the_pack_and_neither_tests_nor_training_nor_weights() -> None:
     names = archived_files()
     tops = {name.split("/")[0] for name in names}
     assert tops >= {"__init__.py", "nodes", "kosmos_core", "web", "locales", "workflows", "LICENSE", "pyproject.toml"}
-    assert not tops & {"tests", "training", "emoji_world", "dev", "docs", "assets", ".ci", ".github", ".comfyui"}
+    assert not tops & {"tests", "training", "emoji_world", "dev", "assets", ".ci", ".github", ".comfyui", "Makefile"}
+    assert {"kosmos_core/convert.py", "kosmos_core/pipeline.py"} <= set(names)
     assert {f"web/docs/{page.name}" for page in (ROOT / "web/docs").iterdir()} <= set(names)
-    assert {name.split("/")[1] for name in names if name.startswith("kosmos_core/")}.isdisjoint(
-        {"original", "diffusers"}
-    )
+    assert not [name for name in names if name.startswith("docs/")]
+    assert not [name for name in names if name.startswith(("kosmos_core/original/", "kosmos_core/diffusers/"))]
     assert sum((ROOT / name).stat().st_size for name in names) < 10e6
 
 
@@ -56,6 +56,22 @@ def test_the_metadata_is_what_the_registry_asks_for() -> None:
     assert re.fullmatch(r"https://\S+\.(svg|png|jpg|gif)", comfy.get("Icon", "https://none.svg"))
     assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert project_requirements(())
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["-m", "kosmos_core.convert", "a.pt", "b.safetensors"], "Converting needs the folder kosmos_core/original"),
+        (["-c", "import kosmos_core.pipeline"], "The pipeline needs the folder kosmos_core/diffusers"),
+    ],
+)
+def test_what_it_leaves_out_says_where_it_is(command: list[str], said: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(build_archive(tmp_path / "pack.zip")) as archive:
+        archive.extractall(tmp_path / "pack")
+    ran = subprocess.run([sys.executable, *command], cwd=tmp_path / "pack", capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert said in ran.stderr
+    assert "clone the repository" in ran.stderr
 
 
 @pytest.mark.usefixtures("comfyui_folder")
