@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,9 @@ def _node(script: str, job: dict[str, Any], folder: Path) -> Any:
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description="Fetch what the tests in a browser need; dev/install.py calls it.")
+    parser.add_argument("environment", type=Path, help="folder of the virtual environment")
+    target = parser.parse_args().environment
     install(target, target / "kosmos-g-install.log")
     if lack := missing(target):
         print(f"The tests in a browser will be skipped: {lack}")

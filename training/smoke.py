@@ -30,10 +30,10 @@ from kosmos_core.diffusers.stable_diffusion import ddpm_scheduler
 from . import export, run
 from .data.synthetic import COLOURS, SHAPES, write_all
 from .engine.checkpoint import latest_checkpoint, step_of
-from .stages import STAGES
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_FOLDER = Path("runs/smoke")
+CHAIN = ("lm", "align", "instruct")
 SD_END = "<|endoftext|>"
 
 
@@ -115,7 +115,7 @@ def smoke(folder: Path) -> Path:
     write_all(folder / "data", samples=100, size=64)
     make_stable_diffusion(folder / "stable-diffusion")
     tokenizer = Tokenizer.from_files(folder / "data" / "spm.model", folder / "data" / "dict.txt")
-    for stage in STAGES:
+    for stage in CHAIN:
         train, save = commands(stage, folder, tokenizer.vocabulary)
         print(f"\n$ python -m training.run {' '.join(train)}")
         if run.main(train):
@@ -127,7 +127,7 @@ def smoke(folder: Path) -> Path:
         print(f"$ python -m training.export {' '.join(save)}")
         if export.main(save):
             raise RuntimeError(f"the weights of stage {stage} could not be exported; see above")
-    return folder / f"{STAGES[-1]}.safetensors"
+    return folder / f"{CHAIN[-1]}.safetensors"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -275,7 +275,12 @@ def _total(driver: psutil.Process) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--pictures", dest="images", type=int, default=240, help="pictures per round of the speed measurement"
+        "--pictures",
+        dest="images",
+        metavar="N",
+        type=int,
+        default=240,
+        help="pictures per round of the speed measurement",
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", type=int, default=0, help="pictures of the memory measurement; 0: only speed")

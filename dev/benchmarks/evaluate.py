@@ -108,7 +108,7 @@ def measure(count: int, rounds: int, dtype: str) -> dict[str, object]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pictures", dest="images", type=int, default=32)
+    parser.add_argument("--pictures", dest="images", metavar="N", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     options = parser.parse_args()

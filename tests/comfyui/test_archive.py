@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dev.archive import archived_files, build_archive, scan
+from dev.archive import archived_files, build_archive, scan, scan_file
 from dev.client import Client
 from dev.install import COMFYUI_TREE, COMFYUI_VERSION, ROOT, project_requirements
 from dev.server import prepare_folder, running_server
@@ -24,6 +24,8 @@ def test_it_holds_the_pack_and_neither_tests_nor_training_nor_weights() -> None:
     assert tops >= {"__init__.py", "nodes", "kosmos_core", "web", "locales", "workflows", "LICENSE", "pyproject.toml"}
     assert not tops & {"tests", "training", "emoji_world", "dev", "assets", ".ci", ".github", ".comfyui", "Makefile"}
     assert {"kosmos_core/convert.py", "kosmos_core/pipeline.py"} <= set(names)
+    assert {f"web/docs/{page.name}" for page in (ROOT / "web/docs").iterdir()} <= set(names)
+    assert not [name for name in names if name.startswith("docs/")]
     assert not [name for name in names if name.startswith(("kosmos_core/original/", "kosmos_core/diffusers/"))]
     assert sum((ROOT / name).stat().st_size for name in names) < 10e6
 
@@ -35,10 +37,7 @@ def test_the_scanner_finds_what_it_looks_for() -> None:
 
 
 def test_nothing_in_it_is_flagged() -> None:
-    flagged = {
-        name: scan((ROOT / name).read_text(encoding="utf-8")) for name in archived_files() if name.endswith(".py")
-    }
-    assert {name: found for name, found in flagged.items() if found} == {}
+    assert {name: found for name in archived_files() if (found := scan_file(name))} == {}
 
 
 def test_the_metadata_is_what_the_registry_asks_for() -> None:

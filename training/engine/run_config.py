@@ -54,8 +54,8 @@ class BatchConfig:
 class RunConfig:
     """Everything that a run depends on; stored as config.yaml in the run folder."""
 
-    stage: Literal["lm", "align", "instruct"]
-    """Which of the three stages to train."""
+    stage: Literal[STAGES]
+    """Which stage to train."""
     run_folder: str
     """Where checkpoints, logs, samples and the resolved configuration go."""
     steps: int = 300_000
