@@ -189,7 +189,12 @@ class SpoilLoss:
 
 
 def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a checkpoint."""
+    """What is trained and averaged, and the optimiser's tensors: all of a checkpoint but its bytes."""
+    return {name: tensor for name, tensor in everything(checkpoint).items() if tensor.dtype != torch.uint8}
+
+
+def everything(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, random states and positions included."""
     metadata = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     sizes = {name: m for name, m in metadata.items() if hasattr(m, "size")}
     state = {name: torch.empty(m.size, dtype=m.properties.dtype) for name, m in sizes.items()}

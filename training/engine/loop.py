@@ -17,18 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kosmos_core.atomic import atomic_write, write_file
+
 from ..base.errors import ConfigError, TrainingStopped
 from ..base.precision import DTYPES, LossScale, autocast, slow_format
 from ..base.processes import StopSignal
 from ..base.rng import RowRng, seed_of
 from ..data.batch_stream import Batch, BatchStream, Stream
 from . import flops
-from .checkpoint import Checkpoints, gather_state, read_progress, restore_state
+from .checkpoint import Checkpoints
+from .checkpoint_reader import read_progress
 from .data_reports import DataReports
-from .metrics import Meter
+from .metrics import Meter, peak_flops
 from .optimizer import MovingAverage, learning_rate
-from .progress import Progress, peak_flops
+from .progress import Progress
 from .run_config import RunConfig
+from .run_state import gather_state, restore_state
 from .sharding import Engine
 
 
@@ -132,7 +136,7 @@ class Trainer:
         except TrainingStopped as stopped:
             if listing := getattr(stopped, "listing", ()):
                 path = Path(self.config.run_folder) / f"unusable-samples-{self.process_group.rank}.txt"
-                path.write_text("".join(f"{line}\n" for line in listing))
+                write_file(path, "".join(f"{line}\n" for line in listing))
                 raise TrainingStopped(f"{stopped}\nThe list is in {path}.") from stopped
             raise
 
@@ -196,7 +200,7 @@ class Trainer:
                 {**steps[0], "keys": [key for one in steps for key in one["keys"]]}
                 for steps in zip(*per_process, strict=True)
             ]
-            path.write_text(json.dumps(bad, indent=1))
+            write_file(path, json.dumps(bad, indent=1))
         raise TrainingStopped(
             f"{limit} steps in a row had a loss or gradient that is not finite; their sample keys are in {path}. "
             f"Look at those samples, lower optim.lr or use precision: fp32, then go on with --resume auto."
@@ -248,4 +252,5 @@ class Trainer:
         if self.process_group.rank == 0:
             path = Path(self.config.run_folder) / "samples" / f"step-{self.counters.step:08d}.png"
             path.parent.mkdir(exist_ok=True)
-            image.save(path)
+            with atomic_write(path) as file:
+                image.save(file, "PNG")

@@ -6,8 +6,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from ..base.display import duration
 from ..base.processes import ProcessGroup
-from ..engine.progress import duration
 from .image_generator import ImageGenerator
 from .jobs import Job
 from .output import OutputFolder

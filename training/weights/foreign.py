@@ -124,13 +124,13 @@ def clip_vision(path: Path, sizes: VisionConfig) -> Mapped:
     weights, unused = _vision(inside, transformers)
     if not weights:
         raise ValueError(
-            f"task.vision_weights: {path} holds no CLIP vision tower; give a transformers folder of a CLIP model or an "
+            f"{path} holds no CLIP vision tower; give a transformers folder of a CLIP model or an "
             "open_clip weight file."
         )
     depth = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
     if depth != sizes.layers:
         raise ValueError(
-            f"task.vision_weights: the vision tower of {path} has {depth} blocks, this run's has {sizes.layers}; give "
+            f"the vision tower of {path} has {depth} blocks, this run's has {sizes.layers}; give "
             "OpenAI's ViT-L/14, or change model.vision."
         )
     return Mapped({f"vision.{name}": tensor for name, tensor in weights.items()}, unused, parts=("vision",))
@@ -184,14 +184,14 @@ def kosmos2(folder: Path, sizes: KosmosGConfig, tokenizer: Tokenizer) -> Mapped:
     """
     if not is_kosmos2(folder):
         raise ValueError(
-            f"weights: {folder} is no Kosmos-2 model (its config.json does not say model_type kosmos-2); give a "
+            f"{folder} is no Kosmos-2 model (its config.json does not say model_type kosmos-2); give a "
             "transformers folder of microsoft/kosmos-2-patch14-224, or a Kosmos-G file."
         )
     described = json.loads((folder / "config.json").read_text())
     heads = (described.get("text_config") or {}).get("attention_heads", 32)
     if heads != sizes.decoder.heads or heads != sizes.resampler.heads:
         raise ValueError(
-            f"weights: {folder} has {heads} attention heads; set model.decoder.heads and model.resampler.heads to that."
+            f"{folder} has {heads} attention heads; set model.decoder.heads and model.resampler.heads to that."
         )
     weights: dict[str, Tensor] = {}
     unused: list[str] = []
@@ -239,13 +239,11 @@ def _pieces(folder: Path) -> dict[str, int]:
     except FileNotFoundError:
         pass
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"weights: {folder / 'tokenizer.json'} cannot be read ({error}); copy the folder anew."
-        ) from error
+        raise ValueError(f"{folder / 'tokenizer.json'} cannot be read ({error}); copy the folder anew.") from error
     model = folder / "sentencepiece.bpe.model"
     if not model.is_file():
         raise ValueError(
-            f"weights: {folder} has neither tokenizer.json nor sentencepiece.bpe.model, so that its embeddings cannot "
+            f"{folder} has neither tokenizer.json nor sentencepiece.bpe.model, so that its embeddings cannot "
             "be matched to pieces; copy the folder anew."
         )
     own = Tokenizer.from_files(model)
