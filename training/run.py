@@ -68,7 +68,12 @@ def train(config: RunConfig, process_group: ProcessGroup) -> None:
     engine = parallelize(stage, kind, config.parallel, config.optim, config.precision, process_group)
     folder, described = Path(config.run_folder), config.to_yaml()
     if process_group.rank == 0:
-        record_start(folder, described, process_group, start, getattr(stage.model, "tokenizer", None))
+        try:
+            record_start(folder, described, process_group, start, getattr(stage.model, "tokenizer", None))
+        except OSError as error:
+            raise CheckpointError(
+                f"run_folder: {folder} cannot be written ({error.strerror}); make room or choose another --run_folder."
+            ) from error
     progress = Progress(folder, config.steps, config.log, described, process_group)
     try:
         trainer = Trainer(config, engine, checkpoints, progress)

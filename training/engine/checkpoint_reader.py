@@ -1,9 +1,8 @@
 """Checkpoints read without running anything that is in them.
 
 torch.distributed.checkpoint unpickles a checkpoint's table of contents and every object in it, and a pickle may run any
-code. Here the table goes through an allow-list, and what a run stores is tensors alone: JSON as the bytes of a uint8
-tensor. Checkpoints of before 2026-11-28 hold counters, data positions and random states as pickles; they are read
-through an allow-list too.
+code. Here the table goes through an allow-list, and a run stores nothing but tensors: JSON as the bytes of a uint8
+tensor. Older checkpoints hold counters, data positions and random states as pickles; an allow-list reads those too.
 """
 
 from __future__ import annotations
@@ -31,12 +30,6 @@ from ..base.processes import ProcessGroup
 from .checkpoint import innermost, reason
 
 FAILURES = (Exception, CheckpointException)  # the latter derives from BaseException
-
-
-def _load_storage(content: bytes) -> Any:
-    return torch.load(io.BytesIO(content), weights_only=True)
-
-
 CLASSES_OF_CONTENTS = (
     contents.Metadata,
     contents.MetadataIndex,
@@ -57,6 +50,13 @@ TABLE_OF_CONTENTS = {
     **{("torch", name): kind for name, kind in vars(torch).items() if isinstance(kind, torch.dtype)},
     **{(module, name): kind for name, kind in PATHS.items() for module in ("pathlib", "pathlib._local")},
 }
+
+
+def _load_storage(content: bytes) -> Any:
+    """torch's own function of this purpose unpickles whatever it is given."""
+    return torch.load(io.BytesIO(content), weights_only=True)
+
+
 REBUILD_ARRAY = numpy.empty(0).__reduce__()[0]
 OLD_STATE = {
     ("collections", "OrderedDict"): OrderedDict,

@@ -1,8 +1,8 @@
 """The training loop: micro-batches in, weights updated, everything reported and saved.
 
-One step takes a global batch. Each process runs its micro-batches and keeps the sum of its losses and the count of its
-valid items (tokens or samples); the gradient is divided by the count over all processes, so uneven micro-batches weigh
-as they would in one process. What is drawn at random depends on (seed, step, row) only.
+One step takes a global batch. Each process runs its micro-batches and adds up its losses and the number of its valid
+items (tokens or samples); the gradient is divided by that number over all processes, so that micro-batches of different
+lengths weigh as they would in one process. Random numbers depend on (seed, step, row) only.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 class Trainer:
-    """One run: a stage spread by an engine, its data streams, and where it stands."""
+    """One run: the engine that trains its stage, its data streams, and how far it has come."""
 
     def __init__(self, config: RunConfig, engine: Engine, checkpoints: Checkpoints, progress: Progress) -> None:
         self.config, self.engine, self.process_group = config, engine, engine.process_group
@@ -130,7 +130,7 @@ class Trainer:
         return losses.total.detach(), losses.count, batch["keys"]
 
     def _read(self, stream: BatchStream) -> Batch:
-        """The next micro-batch; where the data ends the run, the samples that did it are listed in the run folder."""
+        """The next micro-batch; where too many samples are unusable, they are listed in a file of the run folder."""
         try:
             return next(stream)
         except TrainingStopped as stopped:
@@ -141,7 +141,7 @@ class Trainer:
             raise
 
     def _report_data(self) -> dict[str, int]:
-        """Samples read and left out, for the record; says it when a source was read to its end. Collective."""
+        """Samples read and left out, for the record, and a sentence at the end of each epoch; call on all processes."""
         mine = [stream.report() for stream in self.streams.values() if hasattr(stream, "report")]
         for sentence in self.data.update(report for reports in self.process_group.gather(mine) for report in reports):
             self.progress.say(sentence)

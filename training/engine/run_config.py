@@ -113,8 +113,8 @@ def _preset(stage: str, name: str) -> KosmosGConfig:
 
 
 def _vocabulary(weights: Any, otherwise: int) -> int:
-    """The vocabulary of a Kosmos-G file: what a person should not have to look up. What is wrong with the file is said
-    where it is loaded."""
+    """The vocabulary of a Kosmos-G file, so that nobody has to look it up; where the file cannot be read, another one,
+    because loading it will say what is wrong."""
     try:
         return read_config(weights)[0].decoder.vocabulary if isinstance(weights, str) else otherwise
     except (WeightsError, OSError):

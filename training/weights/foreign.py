@@ -1,4 +1,4 @@
-"""Weights of other projects under our names: Kosmos-2's, and the vision tower of CLIP (transformers or open_clip).
+"""Weights of other projects, renamed to ours: Kosmos-2's, and the vision tower of CLIP (transformers or open_clip).
 
 Kosmos-2 (arXiv 2306.14824) is Kosmos-G's relative: the same Magneto decoder with the same positions, the same resampler
 and CLIP ViT-L/14, a vocabulary with the same pieces and more behind them.
@@ -69,13 +69,20 @@ KOSMOS2_REST = {
 
 @dataclass
 class Mapped:
-    """Tensors under our names, the names of those not used, what a person should know, the parts of the model meant."""
+    """Tensors of another project under our names.
+
+    Attributes:
+        unused: names of tensors that the model has no place for.
+        notes: sentences for the user.
+        parts: the parts of the model that these weights are for.
+        rows: for a table of which only some rows are given, their numbers and these rows.
+    """
 
     weights: dict[str, Tensor]
     unused: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     parts: tuple[str, ...] = ("vision", "resampler", "decoder", "aligner")
-    rows: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # row numbers of a table, and those rows
+    rows: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -47,6 +47,12 @@ def git_state() -> tuple[dict[str, Any], str]:
     return {"commit": commit and commit.strip(), "changed": bool(patch)}, patch
 
 
+def _write(path: Path, content: bytes) -> None:
+    """Write a file unless it is there as it should be: a run that goes on may have no room for a second copy."""
+    if not path.is_file() or path.read_bytes() != content:
+        write_file(path, content)
+
+
 def record_start(
     folder: Path, config: str, process_group: ProcessGroup, resumed: Path | None, tokenizer: Tokenizer | None
 ) -> None:
@@ -60,11 +66,11 @@ def record_start(
     """
     state, patch = git_state()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
-    write_file(folder / "config.yaml", config)
+    _write(folder / "config.yaml", config.encode())
     if tokenizer is not None:
         (folder / TOKENIZER_FOLDER).mkdir(exist_ok=True)
         for name, content in zip(TOKENIZER_FILES, tokenizer.to_bytes(), strict=True):
-            write_file(folder / TOKENIZER_FOLDER / name, content)
+            _write(folder / TOKENIZER_FOLDER / name, content)
     if patch:
         state["patch"] = f"git-{stamp.replace(':', '')}.patch"
         write_file(folder / state["patch"], patch)

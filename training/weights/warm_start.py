@@ -1,6 +1,7 @@
 """The model that a run begins with: new, from a Kosmos-G file of any stage, or from a Kosmos-2 folder.
 
-Weights that the stage does not need are left out and weights that the source lacks are initialised; both are said.
+Weights that the stage does not need are left out, and weights that the source lacks are initialised; notes for the
+user say which.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class Engine:
         return [p.grad for p in self.parameters.values() if p.grad is not None]
 
     def zero_grad(self) -> None:
-        """Forget the gradients before the next step."""
+        """Clear the gradients before the next step."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def gradient_norm(self) -> Tensor:
