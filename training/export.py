@@ -24,7 +24,8 @@ from kosmos_core import KosmosG, KosmosGConfig, Tokenizer
 from kosmos_core.weights import save_weights
 
 from .base.errors import CheckpointError
-from .engine.checkpoint import latest_checkpoint, load, read_progress, stored
+from .engine.checkpoint import latest_checkpoint
+from .engine.checkpoint_reader import load, read_progress, stored
 from .weights.provenance import TOKENIZER_FILES, TOKENIZER_FOLDER
 
 FP8 = "float8_e4m3fn"

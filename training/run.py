@@ -57,18 +57,24 @@ def train(config: RunConfig, process_group: ProcessGroup) -> None:
     checkpoints = Checkpoints(config.run_folder, config.checkpoint, process_group)
     checkpoints.prepare()
     start = checkpoint_to_resume(config, checkpoints)
-    elsewhere = torch.device("cpu" if process_group.rank == 0 else "meta")
+    model_device = process_group.device
+    if kind == "fsdp2":  # which moves it itself, shard by shard
+        model_device = torch.device("cpu" if process_group.rank == 0 else "meta")
     try:
-        stage = stage_module(config.stage).build(
-            config, process_group.device, elsewhere if kind == "fsdp2" else process_group.device
-        )
+        stage = stage_module(config.stage).build(config, process_group.device, model_device)
     except (ValueError, OSError) as error:
         raise ConfigError(f"{error}") from error
     stage.set_trainable()
     engine = parallelize(stage, kind, config.parallel, config.optim, config.precision, process_group)
+    folder, described = Path(config.run_folder), config.to_yaml()
     if process_group.rank == 0:
-        record_start(config, process_group, start, getattr(stage.model, "tokenizer", None))
-    progress = Progress(config, process_group)
+        try:
+            record_start(folder, described, process_group, start, getattr(stage.model, "tokenizer", None))
+        except OSError as error:
+            raise CheckpointError(
+                f"run_folder: {folder} cannot be written ({error.strerror}); make room or choose another --run_folder."
+            ) from error
+    progress = Progress(folder, config.steps, config.log, described, process_group)
     try:
         trainer = Trainer(config, engine, checkpoints, progress)
         if start is not None:

@@ -109,21 +109,28 @@ def train(
 
 @dataclass
 class KillAtSync:
-    """SIGKILL at the n-th time that something is made durable (os.fsync): every step of writing a checkpoint."""
+    """SIGKILL at the n-th time that something of a checkpoint is made durable (os.fsync): every step of writing it."""
 
     number: int
 
     def __call__(self) -> None:
-        original, calls = os.fsync, 0
+        from training.engine.checkpoint import Checkpoints
+
+        save, original, calls, counting = Checkpoints.save, os.fsync, 0, False
+
+        def first_save(checkpoints, step, state):
+            nonlocal counting
+            counting = True  # files that a run writes at its start are synced too
+            return save(checkpoints, step, state)
 
         def fsync(handle):
             nonlocal calls
-            calls += 1
+            calls += counting
             if calls == self.number:
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(handle)
 
-        os.fsync = fsync
+        Checkpoints.save, os.fsync = first_save, fsync
 
 
 @dataclass
@@ -189,7 +196,12 @@ class SpoilLoss:
 
 
 def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a checkpoint."""
+    """What is trained and averaged, and the optimiser's tensors: all of a checkpoint but its bytes."""
+    return {name: tensor for name, tensor in everything(checkpoint).items() if tensor.dtype != torch.uint8}
+
+
+def everything(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, random states and positions included."""
     metadata = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     sizes = {name: m for name, m in metadata.items() if hasattr(m, "size")}
     state = {name: torch.empty(m.size, dtype=m.properties.dtype) for name, m in sizes.items()}

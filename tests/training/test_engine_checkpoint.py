@@ -189,6 +189,14 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(smoke_stages, tmp_path):
     assert "Traceback" not in result.output
 
 
+def test_a_file_of_the_run_folder_that_cannot_be_written_is_a_sentence(smoke_stages, tmp_path):
+    (tmp_path / "run" / "config.yaml").mkdir(parents=True)
+    result = train(smoke_stages.arguments("lm", tmp_path / "run"), tmp_path / "log")
+    assert result.codes == [1]
+    assert f"run_folder: {tmp_path / 'run'} cannot be written (Is a directory); make room or choose" in result.output
+    assert "Traceback" not in result.output
+
+
 def test_a_disk_that_turns_read_only_keeps_the_last_good_checkpoint(smoke_stages, small_disk, tmp_path):
     options = "--steps", "100000", "--checkpoint.every", "10"
     training = Training(smoke_stages.arguments("lm", small_disk / "run", *options), tmp_path / "log")

@@ -40,7 +40,10 @@ def arguments(smoke_stages, tmp_path):
         ("--batch.streams", "0", "batch.streams: 0 must be at least 1"),
         ("--parallel.shard_processes", "0", "parallel.shard_processes: 0 must be at least 1"),
         ("--data.sources.captions.pth", "x", "the nearest is 'data.sources.captions.path'"),
-        ("--optim", "3", "optim: '3' is not valid"),
+        ("--optim", "3", "optim: '3' is not valid, expected a key below it, such as --optim.KEY VALUE"),
+        ("--batch.streams", "two", "batch.streams: 'two' is not valid, expected int or null."),
+        ("--data.sources.new.weight", "x", "data.sources.new.weight: 'x' is not valid, expected float."),
+        ("--log.trackers", "3", "log.trackers: '3' is not valid, expected list[str]."),
         ("--data.max_bad", "200", "data.max_bad: 200.0 must be per cent, from 0 to 100"),
     ],
 )
@@ -63,7 +66,11 @@ def test_a_wrong_option_is_named_with_its_value_and_the_way_out(arguments, optio
         ("optim:", "'optim' holds nothing, expected keys below it, such as 'optim.name'; leave it out"),
         ("optim: 3", "'optim' holds 3, expected keys below it, such as 'optim.name'"),
         ("data: {sources: {a: 3}}", "'data.sources.a' holds 3, expected keys below it, such as 'data.sources.a.path'"),
-        ("data: {sources: 3}", "data.sources"),
+        (
+            "data: {sources: 3}",
+            "data.sources: 3 is not valid, expected keys below it, such as 'data.sources.NAME.path'",
+        ),
+        ("batch: {streams: x}", "batch.streams: 'x' is not valid, expected int or null"),
         ("- 1", "expected `key: value` lines, found list"),
         ("a: [", "is not valid YAML"),
     ],
@@ -80,6 +87,12 @@ def test_a_file_that_is_no_text_is_a_sentence(arguments, smoke_stages):
     weights = smoke_stages.folder / "lm.safetensors"
     with pytest.raises(ConfigError, match=r"lm\.safetensors: is no text file; give a YAML file"):
         parse(arguments("align", "--config", str(weights)))
+
+
+@pytest.mark.parametrize("key", ["--weights", "--optim.lr"])
+def test_an_option_without_its_value_is_a_sentence(arguments, key):
+    with pytest.raises(ConfigError, match=f"{key}: expected one argument"):
+        parse(arguments("align", key))
 
 
 def test_no_argument_at_all_asks_for_a_configuration():

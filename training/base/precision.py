@@ -30,7 +30,7 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 def cpu_rate(dtype: torch.dtype) -> float:
     """FLOP/s of this CPU at dense products in a format, measured by a few of them.
 
-    In bfloat16 a core with AMX reached 1,400 GFLOP/s and one with AVX2 alone 1, at 180 and 80 in float32.
+    A core with AMX reached 1,400 GFLOP/s in bfloat16 and 180 in float32; one with AVX2 alone reached 1 and 80.
     """
     best = 0.0
     for size, repeats in ((256, 2), (1024, 5)):

@@ -100,7 +100,7 @@ def join_process_group(
         # `accelerate launch --cpu --num_processes 2` starts one process that believes itself alone.
         raise ConfigError(
             "accelerate launch was asked for several processes but started one, as it does without GPUs; launch with "
-            "`torchrun --nproc-per-node N -m training.run ...` or `accelerate launch --multi_gpu ...`, or ask for one."
+            "`torchrun --nproc-per-node N -m ...` or `accelerate launch --multi_gpu ...`, or ask for one process."
         )
     if processes not in (None, size):
         raise ConfigError(

@@ -19,8 +19,8 @@ def seed_of(*parts: int | str) -> int:
 class RowRng:
     """The random numbers of one micro-batch: row i of it is row `first_row + i` of the global batch of `step`.
 
-    Each call names its purpose ("noise", "timestep", ...): two calls with one name give the same numbers. One CPU
-    generator per row draws them, so a row's numbers depend neither on the batch around it nor on the device.
+    Each call names its purpose ("noise", "timestep", ...); two calls with the same name give the same numbers. They
+    come from one CPU generator for each row, so a row's numbers depend neither on the other rows nor on the device.
     """
 
     seed: int

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import re
+import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,23 +30,42 @@ def fill(
     Raises:
         ConfigError: a file, key or value is wrong; an unknown key is told the nearest valid one.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", action="append", default=[])
-    for path in first.parse_known_args(arguments)[0].config:
-        _check_keys(read_yaml(path), kind, "", path)
+    files = {path: read_yaml(path) for path in first_look(arguments).config}
+    for path, values in files.items():
+        _check_keys(values, kind, "", path)
+    options = list(_options(arguments))
+    for key, _ in options:
+        _check_path(key, kind)
     parser = ArgumentParser(prog=program, exit_on_error=False, description=description)
     parser.add_argument("--config", action="config", help="A YAML file; may be given more than once.")
     parser.add_class_arguments(kind, default=default)
-    for word in arguments:
-        key = word[2:].split("=")[0]
-        if word.startswith("--") and key not in ("config", "help", "print_config"):
-            _check_path(key, kind)
     try:
         built = parser.instantiate(parser.parse_args(arguments))
         built.pop("config")
         return kind(**built)
-    except (argparse.ArgumentError, ValueError, TypeError) as error:
-        raise ConfigError(_sentence(str(error))) from None
+    except argparse.ArgumentError as error:
+        raise ConfigError(
+            _wrong_value([*files.values(), *(_nested(*option) for option in options)], kind)
+            or " ".join(str(error).split())
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+
+
+def first_look(arguments: list[str], *keys: str) -> argparse.Namespace:
+    """The files of `--config` and the values of some keys, before it is known what the other keys may be.
+
+    Raises:
+        ConfigError: one of them has no value.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", action="append", default=[])
+    for key in keys:
+        parser.add_argument(f"--{key}")
+    try:
+        return parser.parse_known_args(arguments)[0]
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{error.argument_name}: {error.message}.") from None
 
 
 def plain(value: Any) -> Any:
@@ -81,6 +101,11 @@ def _sections(kind: Any) -> list[type]:
     return [found for argument in typing.get_args(kind) for found in _sections(argument)]
 
 
+def _is_table(kind: Any) -> bool:
+    """Whether a field holds sections under names that a person chooses."""
+    return typing.get_origin(kind) is dict or any(typing.get_origin(a) is dict for a in typing.get_args(kind))
+
+
 def _check_keys(values: Any, kind: Any, prefix: str, source: str) -> None:
     sections = _sections(kind)
     if dataclasses.is_dataclass(kind) and values is not LEAF and not isinstance(values, dict):
@@ -94,7 +119,7 @@ def _check_keys(values: Any, kind: Any, prefix: str, source: str) -> None:
             _check_keys(item, kind, prefix, source)
     if not sections or not isinstance(values, dict):
         return
-    if typing.get_origin(kind) is dict or any(typing.get_origin(a) is dict for a in typing.get_args(kind)):
+    if _is_table(kind):
         for name, item in values.items():
             _check_keys(item, sections[0], f"{prefix}{name}.", source)
         return
@@ -105,12 +130,24 @@ def _check_keys(values: Any, kind: Any, prefix: str, source: str) -> None:
         _check_keys(value, known[key], f"{prefix}{key}.", source)
 
 
-def _check_path(key: str, kind: type) -> None:
-    nested: Any = LEAF
+def _options(arguments: list[str]) -> Iterator[tuple[str, str | None]]:
+    """Key and value of each `--key value` and `--key=value`; None where there is no value."""
+    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+        key, equals, value = word[2:].partition("=")
+        if word.startswith("--") and key not in ("config", "help", "print_config"):
+            yield key, value if equals else following
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    """`a.b` and its value as a file would hold them."""
     for part in reversed(key.split(".")):
-        nested = {part: nested}
+        value = {part: value}
+    return value
+
+
+def _check_path(key: str, kind: type) -> None:
     try:
-        _check_keys(nested, kind, "", "command line")
+        _check_keys(_nested(key, LEAF), kind, "", "command line")
     except ConfigError:
         given = key.split(".")
         known = [_named(pattern.split("."), given) for pattern in _all_keys(kind)]
@@ -138,18 +175,46 @@ def _all_keys(kind: type, prefix: str = "") -> list[str]:
     return keys
 
 
-def _sentence(message: str) -> str:
-    """jsonargparse's report of a wrong value as one sentence."""
-    found = re.search(r'Parser key "([^"]+)":\s*(.*)', message, re.DOTALL)
-    if not found:
-        return " ".join(message.split())
-    key, rest = found.groups()
-    if file := re.search(r'Unable to load config "(.*?)"', rest):
-        return f"{key}: {file[1]!r} is not valid, expected a key below it, such as --{key}.KEY VALUE, or a YAML file."
-    value = re.search(r"Got value: (.*)", rest)
-    expected = re.search(r"Expected an? (.*?)\.? Got value", rest, re.DOTALL)
-    if value and expected:
-        kind = re.sub(r"<class '(\w+)'>", r"\1", expected[1])
-        kind = re.sub(r"typing\.Literal\[(.*?)\]", lambda names: "one of " + names[1].replace("'", ""), kind)
-        return f"{key}: {value[1].strip()!r} is not valid, expected {' '.join(kind.split())}."
-    return f"{key}: {' '.join(rest.split())}"
+def _wrong_value(given: list[dict[str, Any]], kind: type) -> str | None:
+    """A sentence about the first value that its type refuses, found by trying each key on its own.
+
+    jsonargparse's errors have no fields, only a text for its own console, so it is asked again for one value at a time.
+    """
+    for key, value, hint in (leaf for values in given for leaf in _leaves(values, kind)):
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("--value", type=hint)
+        try:
+            parser.parse_args(["--value", value]) if isinstance(value, str) else parser.parse_object({"value": value})
+        except argparse.ArgumentError:
+            return f"{key}: {value!r} is not valid, expected {_expected(key, hint)}."
+    return None
+
+
+def _expected(key: str, hint: Any) -> str:
+    """A type as a person writes its values."""
+    if dataclasses.is_dataclass(hint):
+        return f"a key below it, such as --{key}.KEY VALUE, or a YAML file"
+    if _is_table(hint):
+        first = dataclasses.fields(_sections(hint)[0])[0].name if _sections(hint) else "VALUE"
+        return f"keys below it, such as '{key}.NAME.{first}'"
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_expected(key, kind) for kind in typing.get_args(hint))
+    if hint is type(None):
+        return "null"
+    return str(hint) if typing.get_args(hint) else getattr(hint, "__name__", str(hint))
+
+
+def _leaves(values: Any, kind: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Key, value and type of everything that is no section of its own; keys are known to be right."""
+    sections = _sections(kind)
+    if not isinstance(values, dict) or not sections:
+        yield prefix, values, kind
+    elif _is_table(kind):
+        for name, item in values.items():
+            yield from _leaves(item, sections[0], f"{prefix}.{name}")
+    else:
+        hints = {name: hint for section in sections for name, hint in typing.get_type_hints(section).items()}
+        for name, item in values.items():
+            yield from _leaves(item, hints[name], f"{prefix}.{name}" if prefix else name)

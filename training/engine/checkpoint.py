@@ -9,8 +9,6 @@ under their own names, so any engine on any number of processes can go on from i
 from __future__ import annotations
 
 import os
-import pickle
-import random
 import shutil
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,23 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+from kosmos_core.atomic import write_file
 
 from ..base.errors import CheckpointError
 from ..base.processes import ProcessGroup
-from .optimizer import MovingAverage
-from .sharding import Engine
 
 # One process needs no process group; torch warns of it at every save and load.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-
-
-FAILURES = (Exception, CheckpointException)  # the latter derives from BaseException
 
 
 @dataclass
@@ -64,13 +55,17 @@ def _sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def _reason(error: BaseException) -> str:
-    """The innermost message of an error, the operating system's where there is one."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+def innermost(error: BaseException) -> BaseException:
+    """The first error of those that led to this one; the operating system's where there is one."""
     failures = list(getattr(error, "failures", {}).values())  # dcp reports errors per rank
     inner = failures[0][0] if failures else error.__cause__ or error.__context__
-    return " ".join(f"{type(error).__name__}: {error}".split()) if inner is None else _reason(inner)
+    return error if inner is None or getattr(error, "strerror", None) else innermost(inner)
+
+
+def reason(error: BaseException) -> str:
+    """The message of the innermost error."""
+    error = innermost(error)
+    return getattr(error, "strerror", None) or " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def step_of(path: Path) -> int:
@@ -157,12 +152,7 @@ class Checkpoints:
             shutil.rmtree(final)
         temporary.rename(final)
         _sync_folder(self.folder)
-        pointer = self.folder / "latest.tmp"
-        with pointer.open("w") as handle:
-            handle.write(final.name + "\n")
-            handle.flush()
-            os.fsync(handle.fileno())
-        pointer.replace(self.folder / "latest")
+        write_file(self.folder / "latest", final.name + "\n")
         _sync_folder(self.folder)
         older = [path for path in complete_checkpoints(self.folder) if step_of(path) <= step_of(final)]
         for path in older[: -self.config.keep]:
@@ -182,7 +172,7 @@ class Checkpoints:
         if pending is None:
             return
         error = pending.exception()
-        reasons = [reason for reason in self.process_group.gather(error and _reason(error)) if reason]
+        reasons = list(filter(None, self.process_group.gather(error and reason(error))))
         if not reasons:
             return
         left = shutil.disk_usage(self.folder).free
@@ -195,121 +185,3 @@ class Checkpoints:
             f"{left / 1e6:.1f} MB are free there); {remains}. Make room or repair the folder, then go on with "
             f"--resume auto."
         ) from error
-
-
-def random_state() -> dict[str, Any]:
-    """The state of every global random generator of this process."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {
-        "python": random.getstate(),
-        "numpy": numpy.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": cuda,
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    numpy.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def gather_state(
-    engine: Engine, average: MovingAverage | None, progress: dict[str, Any], streams: dict[int, Any]
-) -> dict[str, Any]:
-    """The whole state of a run as one dictionary for `Checkpoints.save`.
-
-    Args:
-        progress: counters, equal on all processes.
-        streams: position of each data stream that this process owns.
-    """
-    model = engine.stage.model
-    state: dict[str, Any] = {
-        "model": get_model_state_dict(model),
-        "optimizer": engine.optimizer_state(),
-        # One opaque object each: their inner keys need not be known when they are loaded.
-        "progress": pickle.dumps(progress),
-        f"random.{engine.process_group.rank}": pickle.dumps(random_state()),
-    }
-    if average is not None:
-        state["average"] = dict(average.average)
-    for index, position in streams.items():
-        state[f"data.{index}"] = pickle.dumps(position)
-    return state
-
-
-def stored(path: Path) -> dict[str, tuple[int, ...] | None]:
-    """The names of everything in a checkpoint with the shapes of what is a tensor.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    try:
-        entries = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-    except FAILURES as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint ({_reason(error)}).") from error
-    return {name: tuple(entry.size) if hasattr(entry, "size") else None for name, entry in entries.items()}
-
-
-def load(state: dict[str, Any], path: Path, process_group: ProcessGroup | None = None) -> None:
-    """Fill `state` in place from a checkpoint; with `process_group`, on all its processes together.
-
-    Raises:
-        CheckpointError: something is not in it, has another shape, or cannot be read.
-    """
-    single = process_group is None or not process_group.distributed
-    try:
-        dcp.load(state, checkpoint_id=path, process_group=None if single else process_group.group, no_dist=single)
-    except FAILURES as error:
-        raise CheckpointError(f"{path} cannot be read ({_reason(error)}).") from error
-
-
-def read_progress(path: Path) -> dict[str, Any]:
-    """The counters of a checkpoint; CheckpointError where it cannot be read."""
-    state = {"progress": b""}
-    load(state, path)
-    return pickle.loads(state["progress"])
-
-
-def _check_fits(path: Path, found: dict[str, Any], state: dict[str, Any]) -> None:
-    """Refuse a checkpoint of another model: one that is larger would load without a word."""
-    expected = {f"model.{name}": tuple(tensor.shape) for name, tensor in state["model"].items()}
-    for name, moments in state["optimizer"]["state"].items():
-        expected |= {f"optimizer.state.{name}.{key}": tuple(tensor.shape) for key, tensor in moments.items()}
-    found = {name: shape for name, shape in found.items() if name.startswith(("model.", "optimizer.state."))}
-    if different := sorted(name for name, _ in expected.items() ^ found.items()):
-        raise CheckpointError(
-            f"{path} is of another model or trains other parts: {different[0]} and {len(set(different)) - 1} other "
-            f"tensors differ from this configuration; resume with the config.yaml of its run folder."
-        )
-
-
-def restore_state(path: Path, engine: Engine, average: MovingAverage | None, streams: list[int]) -> dict[int, Any]:
-    """Load a checkpoint into model, optimiser, moving average and random generators.
-
-    Returns:
-        the stored position of each data stream in `streams`.
-    Raises:
-        CheckpointError: it cannot be read, or belongs to another model.
-    """
-    found = stored(path)
-    model = engine.stage.model
-    own = f"random.{engine.process_group.rank}"
-    state: dict[str, Any] = {"model": get_model_state_dict(model), "optimizer": engine.optimizer_state()}
-    _check_fits(path, found, state)
-    state |= {f"data.{index}": b"" for index in streams}
-    averaged = average is not None and any(name.startswith("average.") for name in found)
-    if averaged:
-        state["average"] = dict(average.average)
-    if own in found:  # absent with more processes than saved it; all draws that matter are of (seed, step, row) anyway
-        state[own] = b""
-    load(state, path, engine.process_group)
-    set_model_state_dict(model, state["model"])
-    engine.load_optimizer_state(state["optimizer"])
-    if average is not None and not averaged:
-        average.restart()
-    if own in state:
-        set_random_state(pickle.loads(state[own]))
-    return {index: pickle.loads(state[f"data.{index}"]) for index in streams}

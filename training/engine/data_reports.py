@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 
 
 class DataReports:
-    """What a person is told of the data of a whole run, from the `report()` of all its streams."""
+    """Counts of a whole run, added up from the `report()` of all its data streams."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
         self._epochs: dict[str, int] = {}
 
     def update(self, reports: Iterable[Mapping[str, int]]) -> list[str]:
-        """Take the reports of all streams, as they are now; returns a sentence for each source just read to its end."""
+        """Take the present reports of all streams; returns a sentence for each source whose epoch has just ended."""
         counts: Counter[str] = Counter()
         for report in reports:
             for name, count in report.items():

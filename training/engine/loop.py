@@ -1,8 +1,8 @@
 """The training loop: micro-batches in, weights updated, everything reported and saved.
 
-One step takes a global batch. Each process runs its micro-batches and keeps the sum of its losses and the count of its
-valid items (tokens or samples); the gradient is divided by the count over all processes, so uneven micro-batches weigh
-as they would in one process. What is drawn at random depends on (seed, step, row) only.
+One step takes a global batch. Each process runs its micro-batches and adds up its losses and the number of its valid
+items (tokens or samples); the gradient is divided by that number over all processes, so that micro-batches of different
+lengths weigh as they would in one process. Random numbers depend on (seed, step, row) only.
 """
 
 from __future__ import annotations
@@ -17,18 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kosmos_core.atomic import atomic_write, write_file
+
 from ..base.errors import ConfigError, TrainingStopped
 from ..base.precision import DTYPES, LossScale, autocast, slow_format
 from ..base.processes import StopSignal
 from ..base.rng import RowRng, seed_of
 from ..data.batch_stream import Batch, BatchStream, Stream
 from . import flops
-from .checkpoint import Checkpoints, gather_state, read_progress, restore_state
+from .checkpoint import Checkpoints
+from .checkpoint_reader import read_progress
 from .data_reports import DataReports
-from .metrics import Meter
+from .metrics import Meter, peak_flops
 from .optimizer import MovingAverage, learning_rate
-from .progress import Progress, peak_flops
+from .progress import Progress
 from .run_config import RunConfig
+from .run_state import gather_state, restore_state
 from .sharding import Engine
 
 
@@ -49,7 +53,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 class Trainer:
-    """One run: a stage spread by an engine, its data streams, and where it stands."""
+    """One run: the engine that trains its stage, its data streams, and how far it has come."""
 
     def __init__(self, config: RunConfig, engine: Engine, checkpoints: Checkpoints, progress: Progress) -> None:
         self.config, self.engine, self.process_group = config, engine, engine.process_group
@@ -126,18 +130,18 @@ class Trainer:
         return losses.total.detach(), losses.count, batch["keys"]
 
     def _read(self, stream: BatchStream) -> Batch:
-        """The next micro-batch; where the data ends the run, the samples that did it are listed in the run folder."""
+        """The next micro-batch; where too many samples are unusable, they are listed in a file of the run folder."""
         try:
             return next(stream)
         except TrainingStopped as stopped:
             if listing := getattr(stopped, "listing", ()):
                 path = Path(self.config.run_folder) / f"unusable-samples-{self.process_group.rank}.txt"
-                path.write_text("".join(f"{line}\n" for line in listing))
+                write_file(path, "".join(f"{line}\n" for line in listing))
                 raise TrainingStopped(f"{stopped}\nThe list is in {path}.") from stopped
             raise
 
     def _report_data(self) -> dict[str, int]:
-        """Samples read and left out, for the record; says it when a source was read to its end. Collective."""
+        """Samples read and left out, for the record, and a sentence at the end of each epoch; call on all processes."""
         mine = [stream.report() for stream in self.streams.values() if hasattr(stream, "report")]
         for sentence in self.data.update(report for reports in self.process_group.gather(mine) for report in reports):
             self.progress.say(sentence)
@@ -196,7 +200,7 @@ class Trainer:
                 {**steps[0], "keys": [key for one in steps for key in one["keys"]]}
                 for steps in zip(*per_process, strict=True)
             ]
-            path.write_text(json.dumps(bad, indent=1))
+            write_file(path, json.dumps(bad, indent=1))
         raise TrainingStopped(
             f"{limit} steps in a row had a loss or gradient that is not finite; their sample keys are in {path}. "
             f"Look at those samples, lower optim.lr or use precision: fp32, then go on with --resume auto."
@@ -248,4 +252,5 @@ class Trainer:
         if self.process_group.rank == 0:
             path = Path(self.config.run_folder) / "samples" / f"step-{self.counters.step:08d}.png"
             path.parent.mkdir(exist_ok=True)
-            image.save(path)
+            with atomic_write(path) as file:
+                image.save(file, "PNG")

@@ -1,4 +1,4 @@
-"""Sums over the steps since the last record, and the rates that they give over all processes."""
+"""Losses, rates and memory of the steps since the last record, over all processes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,47 @@ import time
 from collections import defaultdict
 from typing import Any
 
+import psutil
+import torch
 from torch import Tensor
 
+from ..base.precision import cpu_rate
 from ..base.processes import ProcessGroup
-from .progress import memory_used
+
+# Dense matrix-multiply peaks in FLOP/s by a part of the device's name, from the vendors' data sheets.
+PEAKS = {
+    "bf16": {
+        "B200": 2.25e15,
+        "H200": 9.89e14,
+        "H100": 9.89e14,
+        "A100": 3.12e14,
+        "L40": 1.81e14,
+        "4090": 1.65e14,
+        "A10": 1.25e14,
+    },
+    "fp16": {"V100": 1.25e14, "T4": 6.5e13},
+}
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s that the device can do at best: from a table for known GPUs, measured on a CPU.
+
+    None for a GPU that is not in the table: no utilisation is shown rather than a wrong one.
+    """
+    if device.type == "cuda" and dtype != torch.float32:
+        name = torch.cuda.get_device_name(device)
+        tables = [PEAKS["fp16"], PEAKS["bf16"]] if dtype == torch.float16 else [PEAKS["bf16"]]
+        return next((peak for table in tables for part, peak in table.items() if part in name), None)
+    if device.type != "cpu":
+        return None
+    return cpu_rate(dtype)
+
+
+def memory_used(device: torch.device) -> float:
+    """Bytes: the peak that torch allocated on a GPU, the resident set of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
 
 
 class Meter:

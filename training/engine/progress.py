@@ -7,20 +7,17 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import psutil
-import torch
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from ..base.errors import ConfigError
-from ..base.precision import cpu_rate
-from ..base.processes import ProcessGroup
+from kosmos_core.atomic import write_file
 
-if TYPE_CHECKING:
-    from .run_config import RunConfig
+from ..base.display import duration, short
+from ..base.errors import ConfigError
+from ..base.processes import ProcessGroup
 
 
 @dataclass
@@ -42,92 +39,44 @@ class LogConfig:
             raise ValueError(f"log.sample_every: {self.sample_every} must be 0 or more.")
 
 
-def short(number: float) -> str:
-    """A number with at most four digits and a unit letter: 1234567 -> 1.23M."""
-    for unit in ("", "k", "M", "G", "T", "P"):
-        if abs(number) < 999.5:
-            return f"{number:.3g}{unit}"
-        number /= 1000
-    return f"{number:.3g}E"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 2d03h, 3h05m, 4m10s or 12s."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    return f"{days}d{h:02}h" if days else f"{hours}h{m:02}m" if hours else f"{m}m{s:02}s" if m else f"{s}s"
-
-
-def memory_used(device: torch.device) -> float:
-    """Bytes: the peak that torch allocated on a GPU, the resident set of this process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return psutil.Process().memory_info().rss
-
-
-# Dense matrix-multiply peaks in FLOP/s by a part of the device's name, from the vendors' data sheets.
-PEAKS = {
-    "bf16": {
-        "B200": 2.25e15,
-        "H200": 9.89e14,
-        "H100": 9.89e14,
-        "A100": 3.12e14,
-        "L40": 1.81e14,
-        "4090": 1.65e14,
-        "A10": 1.25e14,
-    },
-    "fp16": {"V100": 1.25e14, "T4": 6.5e13},
-}
-
-
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """FLOP/s that the device can do at best: from a table for known GPUs, measured on a CPU.
-
-    None for a GPU that is not in the table: no utilisation is shown rather than a wrong one.
-    """
-    if device.type == "cuda" and dtype != torch.float32:
-        name = torch.cuda.get_device_name(device)
-        tables = [PEAKS["fp16"], PEAKS["bf16"]] if dtype == torch.float16 else [PEAKS["bf16"]]
-        return next((peak for table in tables for part, peak in table.items() if part in name), None)
-    if device.type != "cpu":
-        return None
-    return cpu_rate(dtype)
-
-
 class Progress:
-    """The reports of one run; every method does nothing on processes other than 0."""
+    """The reports of one run; every method does nothing on processes other than 0.
 
-    def __init__(self, config: RunConfig, process_group: ProcessGroup) -> None:
+    Args:
+        folder: the run folder.
+        steps: of the whole run.
+        description: the run's configuration, for trackers that show it.
+    """
+
+    def __init__(
+        self, folder: Path, steps: int, config: LogConfig, description: str, process_group: ProcessGroup
+    ) -> None:
         self.shown = process_group.rank == 0
-        self.steps = config.steps
+        self.steps = steps
         if not self.shown:
             return
-        folder = Path(config.run_folder)
         self.console = Console()
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
         self.path = folder / "log.jsonl"
         self.jsonl = self.path.open("a", buffering=1)
         self.trackers = []
-        if config.log.tensorboard:
+        if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             writer = SummaryWriter(folder / "tensorboard")
             self.trackers.append(lambda values, step: [writer.add_scalar(k, v, step) for k, v in values.items()])
-        self.trackers += [_accelerate_tracker(name, folder, config) for name in config.log.trackers]
+        self.trackers += [_accelerate_tracker(name, folder, description) for name in config.trackers]
         if self.console.is_terminal:
             self.live.start()
 
     def resume(self, step: int) -> None:
-        """Forget records of steps after `step`, which a killed run made and this one will make again."""
+        """Remove the records of steps after `step`: a killed run wrote them, and this one will write them again."""
         if not self.shown:
             return
         self.jsonl.close()
         lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]  # the last may be cut off
-        kept = [line + "\n" for line in lines if json.loads(line)["step"] <= step]
-        replacement = self.path.with_suffix(".tmp")
-        replacement.write_text("".join(kept))
-        replacement.replace(self.path)
+        valid = [line + "\n" for line in lines if json.loads(line)["step"] <= step]
+        write_file(self.path, "".join(valid))
         self.jsonl = self.path.open("a", buffering=1)
 
     def say(self, sentence: str) -> None:
@@ -151,6 +100,7 @@ class Progress:
         self.say(progress_line(record, self.steps))
 
     def close(self) -> None:
+        """Bring the records onto the disk and end the progress line."""
         if self.shown:
             self.live.stop()
             self.jsonl.flush()
@@ -177,7 +127,7 @@ def progress_line(record: Mapping[str, Any], steps: int) -> str:
     return " · ".join(parts)
 
 
-def _accelerate_tracker(name: str, folder: Path, config: RunConfig) -> Callable[[dict[str, float], int], None]:
+def _accelerate_tracker(name: str, folder: Path, description: str) -> Callable[[dict[str, float], int], None]:
     from accelerate.state import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
@@ -189,5 +139,5 @@ def _accelerate_tracker(name: str, folder: Path, config: RunConfig) -> Callable[
     kind = LOGGER_TYPE_TO_CLASS[name]
     tracker = kind(folder.name, logging_dir=folder) if kind.requires_logging_directory else kind(folder.name)
     tracker.start()
-    tracker.store_init_configuration({"config": config.to_yaml()})
+    tracker.store_init_configuration({"config": description})
     return lambda values, step: tracker.log(values, step=step)

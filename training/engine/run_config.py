@@ -8,7 +8,6 @@ error that names the nearest valid key. Each section is declared beside what it 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from kosmos_core.weights import read_config
 
 from ..base.errors import ConfigError
 from ..base.precision import Choice
-from ..base.settings import fill, plain, read_yaml
+from ..base.settings import fill, first_look, plain, read_yaml
 from ..stages import STAGES, stage_module
 from .checkpoint import CheckpointConfig
 from .optimizer import OptimConfig
@@ -114,8 +113,8 @@ def _preset(stage: str, name: str) -> KosmosGConfig:
 
 
 def _vocabulary(weights: Any, otherwise: int) -> int:
-    """The vocabulary of a Kosmos-G file: what a person should not have to look up. What is wrong with the file is said
-    where it is loaded."""
+    """The vocabulary of a Kosmos-G file, so that nobody has to look it up; where the file cannot be read, another one,
+    because loading it will say what is wrong."""
     try:
         return read_config(weights)[0].decoder.vocabulary if isinstance(weights, str) else otherwise
     except (WeightsError, OSError):
@@ -128,11 +127,7 @@ def parse(arguments: list[str]) -> RunConfig:
     Raises:
         ConfigError: a file, key or value is wrong.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", action="append", default=[])
-    for key in ("stage", "preset", "weights"):
-        first.add_argument(f"--{key}")
-    given, _ = first.parse_known_args(arguments)
+    given = first_look(arguments, "stage", "preset", "weights")
     files = {path: read_yaml(path) for path in given.config}
     merged = {key: value for values in files.values() for key, value in values.items()}
     stage = given.stage or merged.get("stage")

@@ -10,7 +10,7 @@ Each stage module (`training/stages/lm.py`, `align.py`, `instruct.py`) has
     class Config: ...       # the `task:` section of the YAML file; every field has a default and a line of doc under it
     @dataclass
     class DataConfig: ...   # the `data:` section
-    def build(config: RunConfig, device, model_device) -> Stage
+    def build(config: StageConfig, device, model_device) -> Stage
     def loss(model, ...) -> dict[str, Tensor]   # the loss alone, usable without the engine
 
 `build` puts the frozen modules on `device`, in the format they compute in, and the model on `model_device`. That may
@@ -50,7 +50,7 @@ class Stage(Protocol):
         """The data of one stream."""
 
     def training_step(self, model: nn.Module, batch: Batch, rng: RowRng) -> Losses:
-        """The loss of one micro-batch, under autocast in the run's precision. All random numbers come from `draws`;
+        """The loss of one micro-batch, under autocast in the run's precision. All random numbers come from `rng`;
         dropout's generator is seeded by the engine from (seed, step, micro-batch)."""
 
     # Optional: notes, a list of sentences for the user: where the weights come from.

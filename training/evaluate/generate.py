@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
+from ..base.display import duration
 from ..base.processes import ProcessGroup
 from .image_generator import ImageGenerator
 from .jobs import Job

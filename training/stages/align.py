@@ -8,7 +8,7 @@ mixed in (`kind: compositional`): a prompt with pictures is aligned to CLIP's st
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,9 +23,7 @@ from .alignment_loss import Reconstruction, loss, sample_losses, token_weights
 from .frozen_diffusion import configured_stable_diffusion
 from .image_embeddings import embed_blank
 from .losses import Losses
-
-if TYPE_CHECKING:
-    from ..engine.run_config import RunConfig
+from .stage_config import StageConfig
 
 __all__ = ["AlignStage", "Config", "DataConfig", "build", "loss"]
 DataConfig = AlignData
@@ -87,7 +85,7 @@ class AlignStage:
         return Losses.of_rows(mse + rec, batch["sources"], mse=mse, rec=rec)
 
 
-def build(config: RunConfig, device: torch.device, model_device: torch.device) -> AlignStage:
+def build(config: StageConfig, device: torch.device, model_device: torch.device) -> AlignStage:
     """The stage of a run's configuration; ValueError or OSError where a path or size does not fit."""
     diffusion = configured_stable_diffusion(config.task, device, config.precision)
     model, notes = start_model(config, model_device, aligner_tables=config.task.aligner_tables)

@@ -7,7 +7,7 @@ null condition, which takes the place of 10 % of the conditions.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from PIL.Image import Image
@@ -25,9 +25,7 @@ from .frozen_diffusion import configured_stable_diffusion
 from .image_embeddings import train_vision_end
 from .losses import Losses
 from .preview import Preview, rows_to_show, sample_sheet
-
-if TYPE_CHECKING:
-    from ..engine.run_config import RunConfig
+from .stage_config import StageConfig
 
 __all__ = ["Config", "DataConfig", "InstructStage", "build", "loss"]
 DataConfig = InstructData
@@ -106,7 +104,7 @@ class InstructStage:
         return sample_sheet(model, self.frozen, self.scheduler, self.shown, self.task.preview)
 
 
-def build(config: RunConfig, device: torch.device, model_device: torch.device) -> InstructStage:
+def build(config: StageConfig, device: torch.device, model_device: torch.device) -> InstructStage:
     """The stage of a run's configuration; ValueError or OSError where a path or size does not fit."""
     task, width = config.task, config.model.aligner.width
     diffusion = configured_stable_diffusion(task, device, config.precision)

@@ -7,7 +7,7 @@ data says so: text and the end of a document, never a picture.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +22,7 @@ from ..data.batch_stream import Batch, BatchStream, Stream
 from ..weights.warm_start import start_model
 from .image_embeddings import image_embeddings, train_vision_end
 from .losses import Losses
-
-if TYPE_CHECKING:
-    from ..engine.run_config import RunConfig
+from .stage_config import StageConfig
 
 DataConfig = LmData
 ROWS_OF_LOGITS = 1024  # scores for 64,007 pieces take 262 MB per 1,024 tokens: never all of a batch at once
@@ -107,7 +105,7 @@ class LmStage:
         return Losses.of_rows(total, batch["sources"], rows.bincount(minlength=len(total)))
 
 
-def build(config: RunConfig, device: torch.device, model_device: torch.device) -> LmStage:
+def build(config: StageConfig, device: torch.device, model_device: torch.device) -> LmStage:
     """The stage of a run's configuration; ValueError or OSError where a path or size does not fit."""
     model, notes = start_model(config, model_device, vision_weights=config.task.vision_weights)
     return LmStage(model, config.task, config.data, notes)

@@ -1,1 +1,1 @@
-"""The weights that a run begins with, those of other projects under our names, and where weights came from."""
+"""The weights that a run begins with, those of other projects renamed to ours, and where weights came from."""

@@ -1,4 +1,4 @@
-"""Weights of other projects under our names: Kosmos-2's, and the vision tower of CLIP (transformers or open_clip).
+"""Weights of other projects, renamed to ours: Kosmos-2's, and the vision tower of CLIP (transformers or open_clip).
 
 Kosmos-2 (arXiv 2306.14824) is Kosmos-G's relative: the same Magneto decoder with the same positions, the same resampler
 and CLIP ViT-L/14, a vocabulary with the same pieces and more behind them.
@@ -69,13 +69,20 @@ KOSMOS2_REST = {
 
 @dataclass
 class Mapped:
-    """Tensors under our names, the names of those not used, what a person should know, the parts of the model meant."""
+    """Tensors of another project under our names.
+
+    Attributes:
+        unused: names of tensors that the model has no place for.
+        notes: sentences for the user.
+        parts: the parts of the model that these weights are for.
+        rows: for a table of which only some rows are given, their numbers and these rows.
+    """
 
     weights: dict[str, Tensor]
     unused: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     parts: tuple[str, ...] = ("vision", "resampler", "decoder", "aligner")
-    rows: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # row numbers of a table, and those rows
+    rows: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -124,13 +131,13 @@ def clip_vision(path: Path, sizes: VisionConfig) -> Mapped:
     weights, unused = _vision(inside, transformers)
     if not weights:
         raise ValueError(
-            f"task.vision_weights: {path} holds no CLIP vision tower; give a transformers folder of a CLIP model or an "
+            f"{path} holds no CLIP vision tower; give a transformers folder of a CLIP model or an "
             "open_clip weight file."
         )
     depth = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
     if depth != sizes.layers:
         raise ValueError(
-            f"task.vision_weights: the vision tower of {path} has {depth} blocks, this run's has {sizes.layers}; give "
+            f"the vision tower of {path} has {depth} blocks, this run's has {sizes.layers}; give "
             "OpenAI's ViT-L/14, or change model.vision."
         )
     return Mapped({f"vision.{name}": tensor for name, tensor in weights.items()}, unused, parts=("vision",))
@@ -184,14 +191,14 @@ def kosmos2(folder: Path, sizes: KosmosGConfig, tokenizer: Tokenizer) -> Mapped:
     """
     if not is_kosmos2(folder):
         raise ValueError(
-            f"weights: {folder} is no Kosmos-2 model (its config.json does not say model_type kosmos-2); give a "
+            f"{folder} is no Kosmos-2 model (its config.json does not say model_type kosmos-2); give a "
             "transformers folder of microsoft/kosmos-2-patch14-224, or a Kosmos-G file."
         )
     described = json.loads((folder / "config.json").read_text())
     heads = (described.get("text_config") or {}).get("attention_heads", 32)
     if heads != sizes.decoder.heads or heads != sizes.resampler.heads:
         raise ValueError(
-            f"weights: {folder} has {heads} attention heads; set model.decoder.heads and model.resampler.heads to that."
+            f"{folder} has {heads} attention heads; set model.decoder.heads and model.resampler.heads to that."
         )
     weights: dict[str, Tensor] = {}
     unused: list[str] = []
@@ -239,13 +246,11 @@ def _pieces(folder: Path) -> dict[str, int]:
     except FileNotFoundError:
         pass
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"weights: {folder / 'tokenizer.json'} cannot be read ({error}); copy the folder anew."
-        ) from error
+        raise ValueError(f"{folder / 'tokenizer.json'} cannot be read ({error}); copy the folder anew.") from error
     model = folder / "sentencepiece.bpe.model"
     if not model.is_file():
         raise ValueError(
-            f"weights: {folder} has neither tokenizer.json nor sentencepiece.bpe.model, so that its embeddings cannot "
+            f"{folder} has neither tokenizer.json nor sentencepiece.bpe.model, so that its embeddings cannot "
             "be matched to pieces; copy the folder anew."
         )
     own = Tokenizer.from_files(model)

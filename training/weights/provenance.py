@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from kosmos_core import Tokenizer
+from kosmos_core.atomic import write_file
 
 from ..base.processes import ProcessGroup
-from ..engine.run_config import RunConfig
 
 TOKENIZER_FOLDER = "tokenizer"
 TOKENIZER_FILES = ("sentencepiece.bpe.model", "dict.txt")
@@ -47,22 +47,33 @@ def git_state() -> tuple[dict[str, Any], str]:
     return {"commit": commit and commit.strip(), "changed": bool(patch)}, patch
 
 
+def _write(path: Path, content: bytes) -> None:
+    """Write a file unless it is there as it should be: a run that goes on may have no room for a second copy."""
+    if not path.is_file() or path.read_bytes() != content:
+        write_file(path, content)
+
+
 def record_start(
-    config: RunConfig, process_group: ProcessGroup, resumed: Path | None, tokenizer: Tokenizer | None
+    folder: Path, config: str, process_group: ProcessGroup, resumed: Path | None, tokenizer: Tokenizer | None
 ) -> None:
     """Write config.yaml and the tokenizer's files, and add this start to starts.jsonl, with the difference from the git
-    commit beside it where files were changed."""
-    folder = Path(config.run_folder)
+    commit beside it where files were changed.
+
+    Args:
+        folder: the run folder.
+        config: the resolved configuration as YAML.
+        resumed: the checkpoint that the run goes on from.
+    """
     state, patch = git_state()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
-    (folder / "config.yaml").write_text(config.to_yaml())
+    _write(folder / "config.yaml", config.encode())
     if tokenizer is not None:
         (folder / TOKENIZER_FOLDER).mkdir(exist_ok=True)
         for name, content in zip(TOKENIZER_FILES, tokenizer.to_bytes(), strict=True):
-            (folder / TOKENIZER_FOLDER / name).write_bytes(content)
+            _write(folder / TOKENIZER_FOLDER / name, content)
     if patch:
         state["patch"] = f"git-{stamp.replace(':', '')}.patch"
-        (folder / state["patch"]).write_text(patch)
+        write_file(folder / state["patch"], patch)
     start = {
         "time": stamp,
         "command": sys.argv,

@@ -1,13 +1,16 @@
 """The model that a run begins with: new, from a Kosmos-G file of any stage, or from a Kosmos-2 folder.
 
-Weights that the stage does not need are left out and weights that the source lacks are initialised; both are said.
+Weights that the stage does not need are left out, and weights that the source lacks are initialised; notes for the
+user say which.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import safetensors
 import torch
@@ -18,15 +21,21 @@ from kosmos_core.weights import TOKENIZER_KEYS, read_config
 
 from .foreign import Mapped, clip_vision, kosmos2
 
-if TYPE_CHECKING:
-    from ..engine.run_config import RunConfig
-
 # What may differ between a weight file and a run: it changes no tensor that both have.
 FREE_SIZES = ("decoder.dropout", "resampler.attention_dropout", "aligner.reconstruction")
 
 
+class StartConfig(Protocol):
+    """What a run's configuration says of the weights that it begins with; sentences of errors name its fields."""
+
+    model: KosmosGConfig
+    weights: str | None  # a Kosmos-G file or a Kosmos-2 folder
+    tokenizer: str | None  # a folder
+    seed: int
+
+
 def start_model(
-    config: RunConfig, device: torch.device | str, *, vision_weights: str | None = None, aligner_tables: float = 1.0
+    config: StartConfig, device: torch.device | str, *, vision_weights: str | None = None, aligner_tables: float = 1.0
 ) -> tuple[KosmosG, list[str]]:
     """The model of a run, float32, with its tokenizer, and what to tell the user about where its weights come from.
 
@@ -47,16 +56,28 @@ def start_model(
     notes = []
     if config.weights:
         source = Path(config.weights)
-        mapped = kosmos2(source, config.model, tokenizer) if source.is_dir() else _kosmos_g(source, model)
+        with _naming("weights"):
+            mapped = kosmos2(source, config.model, tokenizer) if source.is_dir() else _kosmos_g(source, model)
         notes += _fill(model, mapped, f"weights: {source}")
     else:
         notes.append(f"weights: none given, initialised from seed {config.seed}")
     if vision_weights:
-        notes += _fill(model, clip_vision(Path(vision_weights), config.model.vision), f"vision: {vision_weights}")
+        with _naming("task.vision_weights"):
+            mapped = clip_vision(Path(vision_weights), config.model.vision)
+        notes += _fill(model, mapped, f"vision: {vision_weights}")
     return model, notes
 
 
-def find_tokenizer(config: RunConfig) -> Tokenizer:
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Say which key of the configuration an error of reading weights is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
+def find_tokenizer(config: StartConfig) -> Tokenizer:
     """The tokenizer of the `tokenizer` folder, else of the weights; ValueError where there is none that fits."""
     latents, source = config.model.resampler.latents, Path(config.weights) if config.weights else None
     stored = None
@@ -105,7 +126,7 @@ def _header(path: Path) -> Header:
         raise ValueError(f"weights: {error}.") from error
 
 
-def _compare_sizes(config: RunConfig) -> None:
+def _compare_sizes(config: StartConfig) -> None:
     """ValueError that lists the sizes in which the file differs from the run."""
     try:
         stored, _ = read_config(config.weights)

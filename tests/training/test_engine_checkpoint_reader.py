@@ -1,0 +1,186 @@
+"""Checkpoints hold tensors alone; old ones with pickles are read on, and no checkpoint runs code."""
+
+import io
+import os
+import pickle
+import random
+import shutil
+
+import numpy
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from tests.training.launch import everything, train
+from training import export
+from training.base.errors import CheckpointError
+from training.engine.checkpoint_reader import from_tensor, read_progress, stored, to_tensor
+from training.engine.run_state import random_state, set_random_state
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+OPTIONS = "--steps", "4", "--checkpoint.every", "2", "--optim.ema", "0.9", "--checkpoint.asynchronous", "false"
+
+
+@pytest.fixture(scope="module")
+def run(smoke_stages, tmp_path_factory):
+    """The arguments of a run of four steps, and its folder when it is done."""
+    folder = tmp_path_factory.mktemp("reader")
+    arguments = smoke_stages.arguments("lm", folder / "run", *OPTIONS)
+    result = train(arguments, folder / "log")
+    assert result.ok, result.output
+    return arguments, folder / "run"
+
+
+def as_old(checkpoint):
+    """Rewrite a checkpoint as it was stored before counters, positions and random states became tensors."""
+    state = everything(checkpoint)
+    progress, streams = from_tensor(state.pop("progress")), {}
+    for name in [name for name in state if name.startswith("data.")]:
+        streams[name] = pickle.dumps(from_tensor(state.pop(name)))
+    own = {name: state.pop(f"random.0.{name}") for name in ("python", "numpy", "torch")}
+    version, numbers, gauss = from_tensor(own["python"])
+    kind, keys, *rest = from_tensor(own["numpy"])
+    generators = {
+        "python": (version, tuple(numbers), gauss),
+        "numpy": (kind, numpy.array(keys, dtype=numpy.uint32), *rest),
+        "torch": own["torch"],
+        "cuda": [torch.get_rng_state()],  # of a machine with a GPU
+    }
+    groups = [{"lr": 0.1, "betas": (0.9, 0.98), "params": ["decoder.norm.weight"]}]
+    write(
+        checkpoint,
+        {
+            **state,
+            **streams,
+            "progress": pickle.dumps(progress),
+            "random.0": pickle.dumps(generators),
+            "optimizer.param_groups": groups,
+        },
+    )
+
+
+def write(checkpoint, state):
+    shutil.rmtree(checkpoint)
+    dcp.save(state, checkpoint_id=checkpoint, no_dist=True)
+
+
+def set_back(run_folder, copy):
+    """A copy of a run, set back to its second step."""
+    shutil.copytree(run_folder, copy)
+    shutil.rmtree(copy / "checkpoints" / "step-00000004")
+    (copy / "checkpoints" / "latest").write_text("step-00000002\n")
+    return copy / "checkpoints" / "step-00000002"
+
+
+def elsewhere(arguments, run_folder):
+    """The arguments, to go on in another folder."""
+    place = arguments.index("--run_folder")
+    return [*arguments[: place + 1], str(run_folder), *arguments[place + 2 :], "--resume", "auto"]
+
+
+def test_a_checkpoint_holds_tensors_alone(run):
+    shapes = stored(run[1] / "checkpoints" / "step-00000004")
+    assert None not in shapes.values()
+    assert {"progress", "data.0", "data.1", "random.0.python", "random.0.numpy", "random.0.torch"} < shapes.keys()
+
+
+@pytest.mark.parametrize("form", ["new", "old"])
+def test_a_checkpoint_of_either_form_goes_on_bit_equal(run, tmp_path, form):
+    arguments, whole = run
+    checkpoint = set_back(whole, tmp_path / "run")
+    if form == "old":
+        as_old(checkpoint)
+        shapes = stored(checkpoint)
+        assert shapes["progress"] is shapes["data.1"] is shapes["random.0"] is None
+    result = train(elsewhere(arguments, tmp_path / "run"), tmp_path / "log")
+    assert result.ok, result.output
+    assert "Going on from" in result.output
+    last = "checkpoints/step-00000004"
+    found, expected = everything(tmp_path / "run" / last), everything(whole / last)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        if name == "progress" or name.startswith("data."):
+            assert from_tensor(found[name]) == from_tensor(tensor), name
+        else:
+            assert torch.equal(found[name], tensor), name
+
+
+def test_an_old_checkpoint_can_be_exported(run, tmp_path):
+    checkpoint = set_back(run[1], tmp_path / "run")
+    assert export.main([str(tmp_path / "run"), str(tmp_path / "new.safetensors")]) == 0
+    as_old(checkpoint)
+    provenance = export.export(tmp_path / "run", tmp_path / "old.safetensors")
+    assert provenance["step"] == 2
+    assert (tmp_path / "old.safetensors").read_bytes() == (tmp_path / "new.safetensors").read_bytes()
+
+
+class Malicious:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mknod, (str(self.path),)
+
+
+def test_the_malicious_pickle_of_these_tests_does_run_code(tmp_path):
+    pickle.loads(pickle.dumps(Malicious(tmp_path / "ran")))
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.fixture(params=["counters", "data position", "random state", "an object", "table of contents"])
+def malicious(request, run, tmp_path):
+    """A run whose checkpoint runs code where it is unpickled, and what the refusal has to say."""
+    checkpoint = set_back(run[1], tmp_path / "run")
+    as_old(checkpoint)
+    bad = Malicious(tmp_path / "ran")
+    names = {"counters": "progress", "data position": "data.1", "random state": "random.0"}
+    state = everything(checkpoint)
+    old = {"progress": b"", "data.0": b"", "data.1": b"", "random.0": b""}
+    dcp.load(old, checkpoint_id=checkpoint, no_dist=True)
+    said = f"asks for {os.mknod.__module__}.mknod, which no checkpoint of a training contains"
+    if request.param in names:
+        old[names[request.param]] = pickle.dumps(bad)
+    elif request.param == "an object":
+        old["data.1"] = bad
+        said = "its entry data.1 is an object of Python, where a training stores tensors or bytes"
+    write(checkpoint, state | old)
+    if request.param == "table of contents":
+        file = io.BytesIO()
+        pickle.dump(bad, file)
+        (checkpoint / ".metadata").write_bytes(file.getvalue())
+    return checkpoint, said
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_with_a_sentence(run, malicious, tmp_path):
+    checkpoint, said = malicious
+    result = train(elsewhere(run[0], tmp_path / "run"), tmp_path / "log")
+    assert result.codes == [1], result.output
+    assert f"{checkpoint} was not opened: " in result.output
+    assert said in result.output
+    assert "take checkpoints from a source that you trust" in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_of_something_else_is_a_sentence(tmp_path):
+    dcp.save({"weight": torch.zeros(2)}, checkpoint_id=tmp_path / "step-2", no_dist=True)
+    with pytest.raises(CheckpointError, match="step-2 holds no counters"):
+        read_progress(tmp_path / "step-2")
+
+
+def test_a_random_state_draws_the_same_numbers_again():
+    random.gauss(0, 1), numpy.random.normal()  # both keep a second number for the next call
+    state = random_state()
+    drawn = [(random.gauss(0, 1), random.random(), numpy.random.normal(), torch.rand(3).tolist()) for _ in range(2)]
+    set_random_state(state)
+    assert drawn == [
+        (random.gauss(0, 1), random.random(), numpy.random.normal(), torch.rand(3).tolist()) for _ in range(2)
+    ]
+
+
+def test_numbers_keep_all_their_digits_as_a_tensor():
+    value = {"owed": [0.1 + 0.2, -1e-17, 2**63 - 1], "name": "Ätna"}
+    assert from_tensor(to_tensor(value)) == value

@@ -1,0 +1,182 @@
+"""Checkpoints read without running anything that is in them.
+
+torch.distributed.checkpoint unpickles a checkpoint's table of contents and every object in it, and a pickle may run any
+code. Here the table goes through an allow-list, and a run stores nothing but tensors: JSON as the bytes of a uint8
+tensor. Older checkpoints hold counters, data positions and random states as pickles; an allow-list reads those too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import metadata as contents
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.planner import ReadItem
+
+from ..base.errors import CheckpointError
+from ..base.processes import ProcessGroup
+from .checkpoint import innermost, reason
+
+FAILURES = (Exception, CheckpointException)  # the latter derives from BaseException
+CLASSES_OF_CONTENTS = (
+    contents.Metadata,
+    contents.MetadataIndex,
+    contents.StorageMeta,
+    contents.TensorStorageMetadata,
+    contents.BytesStorageMetadata,
+    contents.ChunkStorageMetadata,
+    contents.TensorProperties,
+    contents._MEM_FORMAT_ENCODING,
+    _StorageInfo,
+)
+# Where the checkpoint was written, which nothing needs: read on any system, and as Python 3.13 names it too.
+PATHS = {"PosixPath": PurePosixPath, "WindowsPath": PureWindowsPath}
+TABLE_OF_CONTENTS = {
+    ("torch", "Size"): torch.Size,
+    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
+    **{(kind.__module__, kind.__name__): kind for kind in CLASSES_OF_CONTENTS},
+    **{("torch", name): kind for name, kind in vars(torch).items() if isinstance(kind, torch.dtype)},
+    **{(module, name): kind for name, kind in PATHS.items() for module in ("pathlib", "pathlib._local")},
+}
+
+
+def _load_storage(content: bytes) -> Any:
+    """torch's own function of this purpose unpickles whatever it is given."""
+    return torch.load(io.BytesIO(content), weights_only=True)
+
+
+REBUILD_ARRAY = numpy.empty(0).__reduce__()[0]
+OLD_STATE = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch.storage", "_load_from_bytes"): _load_storage,
+    ("numpy", "ndarray"): numpy.ndarray,
+    ("numpy", "dtype"): numpy.dtype,
+    ("numpy.core.multiarray", "_reconstruct"): REBUILD_ARRAY,
+    ("numpy._core.multiarray", "_reconstruct"): REBUILD_ARRAY,
+}
+
+
+class Refused(pickle.UnpicklingError):
+    """A pickle asks for what no checkpoint of a training contains."""
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BufferedIOBase, allowed: Mapping[tuple[str, str], Any]) -> None:
+        super().__init__(file)
+        self.allowed = allowed
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.allowed:
+            raise Refused(f"it asks for {module}.{name}, which no checkpoint of a training contains")
+        return self.allowed[module, name]
+
+
+class _Reader(dcp.FileSystemReader):
+    """DCP's reader, its table of contents read through the allow-list."""
+
+    def read_metadata(self, *_: Any, **__: Any) -> contents.Metadata:
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            metadata = _Unpickler(file, TABLE_OF_CONTENTS).load()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _Planner(dcp.DefaultLoadPlanner):
+    """DCP's planner, which takes plain bytes where it would unpickle any object."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        name, content = read_item.dest_index.fqn, None
+        with contextlib.suppress(pickle.UnpicklingError):
+            content = torch.load(value, weights_only=True)
+        if not isinstance(content, bytes) or name not in self.original_state_dict:
+            raise Refused(f"its entry {name} is an object of Python, where a training stores tensors or bytes")
+        self.original_state_dict[name] = content
+
+
+def stored(path: Path) -> dict[str, tuple[int, ...] | None]:
+    """The names of everything in a checkpoint with the shapes of what is a tensor.
+
+    Raises:
+        CheckpointError: it cannot be read, or its table of contents asks for code.
+    """
+    try:
+        entries = _Reader(path).read_metadata().state_dict_metadata
+        return {name: tuple(entry.size) if hasattr(entry, "size") else None for name, entry in entries.items()}
+    except FAILURES as error:
+        raise _unreadable(path, error) from error
+
+
+def load(state: dict[str, Any], path: Path, process_group: ProcessGroup | None = None) -> None:
+    """Fill `state` in place from a checkpoint; with `process_group`, on all its processes together.
+
+    Raises:
+        CheckpointError: something is not in it, has another shape, or cannot be read.
+    """
+    single = process_group is None or not process_group.distributed
+    group = None if single else process_group.group
+    try:
+        dcp.load(state, storage_reader=_Reader(path), planner=_Planner(), process_group=group, no_dist=single)
+    except FAILURES as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: BaseException) -> CheckpointError:
+    if isinstance(refused := innermost(error), Refused):
+        return CheckpointError(
+            f"{path} was not opened: {refused}. It may run code when it is loaded; take checkpoints from a source that "
+            f"you trust."
+        )
+    return CheckpointError(f"{path} cannot be read as a checkpoint ({reason(error)}).")
+
+
+def to_tensor(value: Any) -> Tensor:
+    """A value of numbers, strings, lists and dictionaries as the bytes of its JSON, a uint8 tensor."""
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def from_tensor(tensor: Tensor) -> Any:
+    """The value that `to_tensor` made a tensor of; tuples come back as lists."""
+    return json.loads(tensor.numpy().tobytes())
+
+
+def placeholder(name: str, found: Mapping[str, tuple[int, ...] | None]) -> Tensor | bytes:
+    """What `load` fills with an entry of `stored`: bytes of a tensor, or the pickle of an old checkpoint."""
+    shape = found[name]
+    return b"" if shape is None else torch.empty(shape, dtype=torch.uint8)
+
+
+def value_of(entry: Tensor | bytes, path: Path) -> Any:
+    """The value of a filled `placeholder`.
+
+    Raises:
+        CheckpointError: it is a pickle that asks for code.
+    """
+    if isinstance(entry, Tensor):
+        return from_tensor(entry)
+    try:
+        return _Unpickler(io.BytesIO(entry), OLD_STATE).load()
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def read_progress(path: Path) -> dict[str, Any]:
+    """The counters of a checkpoint; CheckpointError where it cannot be read."""
+    found = stored(path)
+    if "progress" not in found:
+        raise CheckpointError(f"{path} holds no counters; give a checkpoint of a training.")
+    state = {"progress": placeholder("progress", found)}
+    load(state, path)
+    return value_of(state["progress"], path)

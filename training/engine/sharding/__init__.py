@@ -1,0 +1,17 @@
+"""How a stage is spread over processes: single, ddp, fsdp2 or fairscale, applied from outside the model.
+
+The model knows nothing of this package. Every engine runs the stage's step from inside one module's forward, averages
+gradients over processes, and leaves parameters under their own names, so a checkpoint of one engine loads in another.
+
+    single      one process
+    ddp         whole copies, gradients averaged; the faster choice on CPUs (measured) and for models that fit
+    fsdp2       torch `fully_shard`: parameters, gradients and optimiser state sharded; frozen modules stay whole
+    fairscale   OSS + ShardedDataParallel: optimiser state and gradients sharded, parameters whole
+"""
+
+from .config import ParallelConfig, choose_sharding
+from .engine import Engine, total_norm
+from .fsdp2 import sharding_mesh
+from .parallelize import parallelize
+
+__all__ = ["Engine", "ParallelConfig", "choose_sharding", "parallelize", "sharding_mesh", "total_norm"]
