@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 
 from ..base.display import duration
 from ..base.processes import ProcessGroup
@@ -47,7 +46,7 @@ def generate(
         made += len(batch)
         each = (time.monotonic() - start) / made
         if process_group.rank == 0:
-            left = timedelta(seconds=round(each * (total - made)))
+            left = duration(each * (total - made))
             print(f"generated {made}/{total}  {each:.2f} s a picture  {left} left", file=sys.stderr, flush=True)
     process_group.barrier()
     return made
