@@ -151,7 +151,7 @@ def test_a_cut_weight_file_is_refused_by_the_server_too(unchanged: Client, serve
 
 
 def test_two_files_queued_in_turn_never_mix_what_they_remember(unchanged: Client, server: Server) -> None:
-    other = save_tiny_kosmos(server.folder / "models/kosmos_g/other file.safetensors", seed=11)
+    other = save_tiny_kosmos(server.folder / "models/kosmos_g/other file.safetensors", seed=12)
     try:
         drawn: dict[str, list[bytes]] = {"kosmos.safetensors": [], other.name: []}
         for turn in range(3):
