@@ -232,7 +232,7 @@ def vae_config(tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _tiny_autoencoder(tensors: dict[str, Tensor], path: Path, dtype: torch.dtype) -> Any:
-    """A TAESD inside a checkpoint (`taesd_encoder.*`, `taesd_decoder.*`), which ComfyUI takes for the VAE as well."""
+    """A TAESD inside a checkpoint (`taesd_encoder.*`, `taesd_decoder.*`), which others take for the VAE as well."""
     from diffusers import AutoencoderTiny
 
     scale = float(tensors.get(f"{VAE}vae_scale", torch.tensor(1.0)))
