@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,11 @@ from ..base.precision import DTYPES, LossScale, autocast, slow_format
 from ..base.processes import StopSignal
 from ..base.rng import RowRng, seed_of
 from ..data.batch_stream import Batch, BatchStream, Stream
-from . import flops
 from .checkpoint import Checkpoints
 from .checkpoint_reader import read_progress
 from .data_reports import DataReports
 from .metrics import Meter, peak_flops
+from .operations import OperationCount, OperationCounter, batch_sizes
 from .optimizer import MovingAverage, learning_rate
 from .progress import Progress
 from .run_config import RunConfig
@@ -66,6 +67,7 @@ class Trainer:
         self.streams: dict[int, BatchStream] = {}
         self.bad_batches: list[dict[str, Any]] = []
         self.data = DataReports()
+        self.operations = OperationCount()
         self.stop = StopSignal()
         self.stopping = self.failing = 0.0
 
@@ -114,16 +116,21 @@ class Trainer:
         waited = time.perf_counter()
         batch = self._read(self.streams[micro % counters.streams])
         waited = time.perf_counter() - waited
-        # Counted while it is on the CPU: reading its lengths from a GPU would wait for the step.
-        operations = flops.of_batch(config.stage, config.model, self.engine.stage.frozen, batch)
+        # Taken while it is on the CPU: reading its lengths from a GPU would wait for the step.
+        sizes = batch_sizes(batch, config.model.ids.pad)
+        operations = self.operations.of(sizes)
+        counter = OperationCounter() if operations is None else nullcontext()
         batch = to_device(batch, device)
         torch.manual_seed(seed_of(config.seed, counters.step, micro, "dropout"))
         rng = RowRng(config.seed, counters.step, micro * config.batch.micro)
-        with self.engine.gradient_sync(last):
+        with self.engine.gradient_sync(last), counter:
             with autocast(config.precision, device):
                 losses = self.engine.step("training_step", batch, rng)
             # Engines average over processes: after it, the gradient is that of the sum of losses / batch.size.
             (losses.total * (self.process_group.world_size * counters.loss_scale.value / config.batch.size)).backward()
+        if operations is None:
+            operations = counter.total
+            self.operations.learn(sizes, operations)
         for name, (total, count) in losses.parts.items():
             meter.add_loss(name, total, count)
         meter.add_batch(len(batch["keys"]), batch["token_ids"].numel(), operations, waited)

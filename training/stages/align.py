@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from kosmos_core import KosmosG
+from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 
 from ..base.rng import RowRng
 from ..data import AlignData, align_stream
@@ -89,6 +90,11 @@ def build(config: StageConfig, device: torch.device, model_device: torch.device)
     """The stage of a run's configuration; ValueError or OSError where a path or size does not fit."""
     diffusion = configured_stable_diffusion(config.task, device, config.precision)
     model, notes = start_model(config, model_device, aligner_tables=config.task.aligner_tables)
+    return assemble(config, model, diffusion, notes)
+
+
+def assemble(config: StageConfig, model: KosmosG, diffusion: StableDiffusion, notes: list[str]) -> AlignStage:
+    """The stage from a model and a Stable Diffusion that are there; `notes` say where the model's weights are from."""
     clip = diffusion.text_encoder(width=config.model.aligner.width)
     images = any(source.kind not in TEXT_KINDS for source in config.data.sources.values())
     return AlignStage(model, config.task, config.data, diffusion.tokenizer(), notes, {"clip": clip}, images)

@@ -14,6 +14,7 @@ from PIL.Image import Image
 from torch import nn
 
 from kosmos_core import KosmosG
+from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 
 from ..base.rng import RowRng
 from ..data import InstructData, instruct_stream
@@ -94,7 +95,7 @@ class InstructStage:
         batch, weights = batch | {"latents": latents}, snr_weights(scheduler, self.task.snr_bounds).to(device)
         losses, conditions = sample_losses(model, self.frozen["unet"], scheduler, batch, noise, timesteps, drop)
         losses = losses * weights[timesteps]
-        if self.clip_tokenizer is None:
+        if "clip" not in self.frozen:
             return Losses.of_rows(losses, batch["sources"])
         mse = caption_errors(conditions, self.frozen["clip"], batch, self.task.padding_weight)
         return Losses.of_rows(losses + self.task.alignment * mse, batch["sources"], diffusion=losses, mse=mse)
@@ -106,9 +107,14 @@ class InstructStage:
 
 def build(config: StageConfig, device: torch.device, model_device: torch.device) -> InstructStage:
     """The stage of a run's configuration; ValueError or OSError where a path or size does not fit."""
-    task, width = config.task, config.model.aligner.width
-    diffusion = configured_stable_diffusion(task, device, config.precision)
+    diffusion = configured_stable_diffusion(config.task, device, config.precision)
     model, notes = start_model(config, model_device)
+    return assemble(config, model, diffusion, notes)
+
+
+def assemble(config: StageConfig, model: KosmosG, diffusion: StableDiffusion, notes: list[str]) -> InstructStage:
+    """The stage from a model and a Stable Diffusion that are there; `notes` say where the model's weights are from."""
+    task, width = config.task, config.model.aligner.width
     frozen, clip_tokenizer = {"unet": diffusion.unet(width), "vae": diffusion.vae()}, None
     if task.alignment:
         frozen["clip"], clip_tokenizer = diffusion.text_encoder(width), diffusion.tokenizer()

@@ -1,0 +1,114 @@
+"""Floating-point operations of a training step as torch counts them: what the utilisation (MFU) is measured against.
+
+Matrix products, convolutions and attention, two operations per multiply-add. Causal attention counts whole, and what is
+computed a second time in the backward pass (activation checkpointing, fused attention's scores) does not count, as is
+usual for MFU: an option that saves memory must not look like speed.
+
+Counting slows a micro-batch down, and rows of varying length make nearly every one a new shape. But the operations of
+any stage are a sum of parts that grow with the sizes listed in `batch_sizes`, so a few counted micro-batches tell those
+of all others exactly: `OperationCount` asks for another one only where a batch's sizes do not follow from those before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+aten = torch.ops.aten
+TOLERANCE = 1e-9  # of the sizes of a batch against a combination of counted ones; both are small whole numbers
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query.shape, key.shape, value.shape)
+
+
+def _attention_backward(_: Tensor, query: Tensor, key: Tensor, value: Tensor, *__: Any, **___: Any) -> int:
+    # Twice the forward pass. torch's own formula adds the scores, which fused kernels compute a second time.
+    return 2 * sdpa_flop_count(query.shape, key.shape, value.shape)
+
+
+# torch has no formula for the CPU's kernel.
+FUSED_ATTENTION = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
+
+
+def _formulas() -> dict[Any, Callable[..., int]]:
+    formulas = dict(flop_registry)
+    for name in FUSED_ATTENTION:
+        formulas[getattr(aten, f"_scaled_dot_product_{name}")] = _attention
+        formulas[getattr(aten, f"_scaled_dot_product_{name}_backward")] = _attention_backward
+    return formulas
+
+
+class OperationCounter(TorchDispatchMode):
+    """While active, `total` is the number of operations by torch's formulas.
+
+    torch's FlopCounterMode besides attributes them to modules, by hooks that keep activations alive which activation
+    checkpointing frees: a counted step would take more memory than any other.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+        self.formulas = _formulas()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        formula = self.formulas.get(func._overloadpacket)
+        # Only activation checkpointing records a graph inside of a backward pass.
+        if formula is not None and not (torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled()):
+            self.total += formula(*args, **kwargs, out_val=out)
+        return out
+
+
+def batch_sizes(batch: Mapping[str, Any], pad: int) -> Tensor:
+    """What the operations of a micro-batch grow with, float64; for a batch on the CPU, so that nothing waits.
+
+    Rows, their tokens and the squares of their lengths, each with and without padding (`pad` is its token id); squares
+    of the packed documents' lengths; images, and whether there are none; targets; captions.
+    """
+    token_ids = batch["token_ids"]
+    rows, length = token_ids.shape
+    lengths = (token_ids != pad).sum(1).double()
+    images = 0 if batch.get("pixels") is None else len(batch["pixels"])
+    documents, targets, captions = (batch.get(name) for name in ("document_ids", "loss_mask", "clip_ids"))
+    squares = 0.0
+    if documents is not None:
+        runs = [torch.unique_consecutive(row, return_counts=True)[1] for row in documents]
+        squares = float(torch.cat(runs).double().square().sum())
+    sizes = [rows, rows * length, rows * length**2, lengths.sum(), lengths.square().sum(), squares]
+    sizes += [images, images == 0, 0 if targets is None else targets[:, 1:].sum()]
+    return torch.tensor([*map(float, sizes), 0.0 if captions is None else float(len(captions))], dtype=torch.float64)
+
+
+class OperationCount:
+    """The operations of micro-batches whose sizes are known, learned from those that were counted."""
+
+    def __init__(self) -> None:
+        self.sizes: list[Tensor] = []
+        self.counts: list[float] = []
+
+    def of(self, sizes: Tensor) -> float | None:
+        """Operations of a micro-batch of these sizes (see `batch_sizes`); None where it has to be counted."""
+        if not self.sizes:
+            return None
+        counted = torch.stack(self.sizes)
+        scale = torch.maximum(counted.amax(0), sizes).clamp(min=1)
+        columns, wanted = (counted / scale).T, (sizes / scale)[:, None]
+        shares = torch.linalg.lstsq(columns, wanted, driver="gelsd").solution
+        if float((columns @ shares - wanted).abs().max()) > TOLERANCE:
+            return None
+        return float(shares[:, 0] @ torch.tensor(self.counts, dtype=torch.float64))
+
+    def learn(self, sizes: Tensor, operations: float) -> None:
+        """Take over the count of a micro-batch for which `of` gave None."""
+        self.sizes.append(sizes)
+        self.counts.append(float(operations))

@@ -1,0 +1,161 @@
+"""Memory and operations of a training on a number of processes: one step of its own stage and engine, simulated.
+
+Floating-point tensors are fake (`fake_floats`), the process group has one member that exists, and every tensor that
+would be alive is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from kosmos_core import KosmosG
+
+from ..base.errors import ConfigError
+from ..base.precision import DTYPES, autocast
+from ..base.processes import ProcessGroup
+from ..base.rng import RowRng
+from ..data.batch_stream import Batch
+from ..engine.operations import OperationCounter
+from ..engine.optimizer import MovingAverage, build_optimizer
+from ..engine.run_config import RunConfig
+from ..engine.sharding import Engine, parallelize, sharding_mesh
+from ..stages import stage_module
+from .fake_floats import fake_floats
+from .unread_stable_diffusion import UnreadStableDiffusion
+from .live_memory import LiveMemory
+from .longest_batch import batch_shape, longest_batch
+from .traffic import traffic
+
+
+@dataclass
+class Plan:
+    """What one process of a configuration needs. Bytes; operations and traffic per optimiser step."""
+
+    sharding: str
+    processes: int
+    micro_batches: int  # per process and step
+    rows: int  # of a micro-batch
+    length: int  # tokens of a row
+    images: int  # pictures of a micro-batch
+    weights: int  # this process's part of the model
+    optimizer: int  # Adam's moments and the moving average
+    frozen: int  # U-Net, VAE, CLIP
+    peak: int  # all of the above, gradients, gathered parameters and activations, at the worst moment
+    traffic: int  # sent and received by a process
+    operations: int
+
+
+def plan(config: RunConfig, processes: int, *, length: int | None = None, images: float | None = None) -> Plan:
+    """Simulate a step of process 0 of `processes`.
+
+    Args:
+        length: tokens of a row; None takes the longest that the configuration lets through.
+        images: pictures per row; None takes 1, and 0 for align.
+    Raises:
+        ConfigError: the batch does not divide over the processes, or the pictures do not fit into the rows.
+    """
+    kind = config.parallel.sharding
+    if kind == "auto":
+        kind = "single" if processes == 1 else "fsdp2"
+    micro_batches, rest = divmod(config.batch.size, config.batch.micro * processes)
+    if rest or not micro_batches:
+        raise ConfigError(
+            f"batch.size: {config.batch.size} is no multiple of batch.micro {config.batch.micro} x {processes} GPUs; "
+            f"change one of them."
+        )
+    length, image_count = batch_shape(config, length, images)
+    batch, module, diffusion = longest_batch(config, length, image_count), stage_module(config.stage), None
+    if config.stage != "lm":
+        dtype, only_clip = DTYPES[config.precision], config.stage == "align"
+        diffusion = UnreadStableDiffusion(config.task.stable_diffusion, dtype, text_encoder_only=only_clip)
+    sharded = kind == "fsdp2"
+    with _processes(processes if sharded else 1) as process_group:  # the other kinds hold whole copies
+        mesh = sharding_mesh(config.parallel, process_group) if sharded else None
+        with fake_floats() as simulated, LiveMemory() as memory:
+            stage = module.assemble(config, KosmosG(config.model), diffusion, [])
+            stage.set_trainable()
+            simulated_kind = kind if sharded else "single"
+            settings = config.parallel, config.optim, config.precision
+            engine = parallelize(stage, simulated_kind, *settings, process_group, mesh=mesh, fill=False)
+            # This process's part of each parameter: for whole lists of sharded ones torch takes most of a plan's time.
+            own = {name: nn.Parameter(_own(p.detach())) for name, p in engine.parameters.items()}
+            optimizer = build_optimizer(config.optim, list(own.values()))
+            average = MovingAverage(own, config.optim.ema) if config.optim.ema else None
+            for parameter in own.values():  # the optimiser's state exists from the first update on
+                parameter.grad = torch.zeros_like(parameter)
+            _update(optimizer, average)
+            batch = {key: simulated(value) if isinstance(value, Tensor) else value for key, value in batch.items()}
+            memory.hold(value for value in batch.values() if isinstance(value, Tensor))
+            memory.peak = memory.current
+            operations = _micro_batch(config, engine, batch)
+            for name, parameter in engine.parameters.items():
+                own[name].grad = _own(parameter.grad)
+            _update(optimizer, average)
+        weights = list(stage.model.parameters())
+        frozen = [p for module in stage.frozen.values() for p in module.parameters()]
+        moments = [t for state in optimizer.state.values() for t in state.values() if t.dim()]
+        moments += list(average.average.values()) if average else []
+        every, trained = (sum(p.numel() for p in some) for some in (weights, engine.parameters.values()))
+        held, peak = _bytes(moments), memory.peak
+        if kind == "fairscale":
+            held, peak = held // processes, peak - held + held // processes
+        return Plan(
+            sharding=kind,
+            processes=processes,
+            micro_batches=micro_batches,
+            rows=config.batch.micro,
+            length=length,
+            images=image_count,
+            weights=_bytes(weights),
+            optimizer=held,
+            frozen=_bytes(frozen),
+            peak=peak,
+            traffic=traffic(config, kind, processes, micro_batches, every, trained),
+            operations=micro_batches * operations,
+        )
+
+
+@contextmanager
+def _processes(count: int) -> Iterator[ProcessGroup]:
+    """A process group of which only process 0 exists."""
+    if count == 1:
+        yield ProcessGroup(0, 1, torch.device("cpu"))
+        return
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=count)
+    try:
+        yield ProcessGroup(0, count, torch.device("cpu"), dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()
+
+
+def _micro_batch(config: RunConfig, engine: Engine, batch: Batch) -> int:
+    """Forward and backward; returns their operations."""
+    with engine.gradient_sync(last=True), OperationCounter() as counter:
+        with autocast(config.precision, torch.device("cpu")):
+            losses = engine.step("training_step", batch, RowRng(config.seed, step=0))
+        losses.total.backward()
+    return counter.total
+
+
+def _update(optimizer: torch.optim.Optimizer, average: MovingAverage | None) -> None:
+    optimizer.step()
+    if average is not None:
+        average.update()
+    optimizer.zero_grad()
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return getattr(tensor, "_local_tensor", tensor)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(own.numel() * own.element_size() for own in map(_own, tensors))
