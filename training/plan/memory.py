@@ -27,10 +27,10 @@ from ..engine.run_config import RunConfig
 from ..engine.sharding import Engine, parallelize, sharding_mesh
 from ..stages import stage_module
 from .fake_floats import fake_floats
-from .unread_stable_diffusion import UnreadStableDiffusion
 from .live_memory import LiveMemory
 from .longest_batch import batch_shape, longest_batch
 from .traffic import traffic
+from .unread_stable_diffusion import UnreadStableDiffusion
 
 
 @dataclass
