@@ -145,7 +145,7 @@ def draw_prompts(
 
 
 @dataclass
-class EmojiPainter:
+class EmojiGenerator:
     """A frozen U-Net with an encoder in front: Kosmos-G, or its own CLIP where `encoder` is None.
 
     Guidance leads away from the encoder's null condition. Only stage 3 trains it: earlier, `clip_null` takes CLIP's.
@@ -176,7 +176,7 @@ class EmojiPainter:
             found.append(self.encoder.encode(texts[start : start + 16], own))
         return torch.cat(found)
 
-    def paint(self, texts: list[str], images: list[list[Pixels]] | None = None) -> np.ndarray:
+    def generate(self, texts: list[str], images: list[list[Pixels]] | None = None) -> np.ndarray:
         conditions, null = self.conditions(texts, images), self.conditions([""])
         settings = {"seed": self.seed, "guidance": self.guidance, "steps": self.steps, "precision": self.precision}
         return sample(self.unet, self.vae, conditions, null, self.size, **settings)
@@ -219,43 +219,43 @@ class Evaluation:
         again = ((made + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         self.add(self.judge.singles("oracle through the autoencoder", again, prompts))
 
-    def by_text(self, name: str, painter: EmojiPainter, prompts: list[PromptCase]) -> BenchmarkRow:
-        images = painter.paint([self.caption(p) for p in prompts])
+    def by_text(self, name: str, generator: EmojiGenerator, prompts: list[PromptCase]) -> BenchmarkRow:
+        images = generator.generate([self.caption(p) for p in prompts])
         return self.add(self.judge.singles(name, images, prompts))
 
-    def text(self, name: str, painter: EmojiPainter) -> BenchmarkRow:
+    def text(self, name: str, generator: EmojiGenerator) -> BenchmarkRow:
         """Rows of one and two seen nouns; the first is returned."""
-        row = self.by_text(f"{name}, text", painter, self.prompts["seen"])
-        images = painter.paint([self.caption(p) for p in self.pairs])
+        row = self.by_text(f"{name}, text", generator, self.prompts["seen"])
+        images = generator.generate([self.caption(p) for p in self.pairs])
         self.add(self.judge.pairs(f"{name}, text, two", images, self.pairs))
         return row
 
     def by_image(
-        self, name: str, painter: EmojiPainter, prompts: list[PromptCase], shuffled: bool = False
+        self, name: str, generator: EmojiGenerator, prompts: list[PromptCase], shuffled: bool = False
     ) -> BenchmarkRow:
         references = [[p.shuffled] if shuffled else list(p.references) for p in prompts]
-        images = painter.paint([p.marks for p in prompts], references)
+        images = generator.generate([p.marks for p in prompts], references)
         return self.add(self.judge.singles(name, images, prompts))
 
-    def instruct(self, painter: EmojiPainter, before: BenchmarkRow | None) -> None:
+    def instruct(self, generator: EmojiGenerator, before: BenchmarkRow | None) -> None:
         """Stage 3's rows, and the differences that the claims rest on."""
-        seen = self.text("stage 3", painter)
+        seen = self.text("stage 3", generator)
         for name, prompts in self.prompts.items():
-            row = self.by_image(f"stage 3, {name}, by picture", painter, prompts)
-            text = seen if name == "seen" else self.by_text(f"stage 3, {name}, the same in text", painter, prompts)
-            other = self.by_image(f"stage 3, {name}, shuffled pictures", painter, prompts, shuffled=True)
+            row = self.by_image(f"stage 3, {name}, by picture", generator, prompts)
+            text = seen if name == "seen" else self.by_text(f"stage 3, {name}, the same in text", generator, prompts)
+            other = self.by_image(f"stage 3, {name}, shuffled pictures", generator, prompts, shuffled=True)
             self.differences += [row.compare(text), row.compare(other), other.compare(text)]
             if name == "seen" and before is not None:
                 self.differences.append(row.compare(before))
-        images = painter.paint([p.marks for p in self.pairs], [list(p.references) for p in self.pairs])
+        images = generator.generate([p.marks for p in self.pairs], [list(p.references) for p in self.pairs])
         self.add(self.judge.pairs("stage 3, two by picture", images, self.pairs))
 
-    def unknown(self, painter: EmojiPainter, world: EmojiWorld, name: str) -> None:
+    def unknown(self, generator: EmojiGenerator, world: EmojiWorld, name: str) -> None:
         """Identities that nothing was trained on; the gallery holds them beside the known ones."""
         prompts = draw_prompts(world, world.identities, self.count, 1, 23)
         known, self.judge = self.judge, Judge(self.judge.features, world, self.judge)
-        row = self.by_image(f"stage 3, {name}, by picture", painter, prompts)
-        other = self.by_image(f"stage 3, {name}, shuffled pictures", painter, prompts, shuffled=True)
+        row = self.by_image(f"stage 3, {name}, by picture", generator, prompts)
+        other = self.by_image(f"stage 3, {name}, shuffled pictures", generator, prompts, shuffled=True)
         self.differences.append(row.compare(other))
         self.judge = known
 
@@ -307,30 +307,30 @@ def main() -> None:
     evaluation = Evaluation(world, arguments.count, arguments.guidance, diffusion)
     evaluation.oracle()
 
-    def painter_of(weights: str | None, clip_null: bool = False) -> EmojiPainter:
+    def generator_of(weights: str | None, clip_null: bool = False) -> EmojiGenerator:
         encoder = load_model(weights).eval() if weights else None
         settings = {"steps": arguments.steps, "clip_null": clip_null, "precision": arguments.precision}
-        return EmojiPainter(diffusion, encoder, world.size, arguments.guidance, **settings)
+        return EmojiGenerator(diffusion, encoder, world.size, arguments.guidance, **settings)
 
-    evaluation.text("frozen U-Net with its own CLIP", painter_of(None))
+    evaluation.text("frozen U-Net with its own CLIP", generator_of(None))
     before = None
     if arguments.align:
-        painter = painter_of(arguments.align, clip_null=True)
-        evaluation.text("stage 2", painter)
-        before = evaluation.by_image("stage 2, seen, by picture", painter, evaluation.prompts["seen"])
+        generator = generator_of(arguments.align, clip_null=True)
+        evaluation.text("stage 2", generator)
+        before = evaluation.by_image("stage 2, seen, by picture", generator, evaluation.prompts["seen"])
     if arguments.instruct:
-        painter = painter_of(arguments.instruct)
-        evaluation.instruct(painter, before)
+        generator = generator_of(arguments.instruct)
+        evaluation.instruct(generator, before)
         strangers = EmojiWorld(world.atlas, WorldSettings(world.size, HELD_OUT_NOUNS, ()))
-        evaluation.unknown(painter, strangers, "nouns held out from everything")
+        evaluation.unknown(generator, strangers, "nouns held out from everything")
         if arguments.openmoji:
             drawn = EmojiWorld(Atlas.load(arguments.openmoji), world.settings)
-            evaluation.unknown(painter, drawn, "look held out from everything")
+            evaluation.unknown(generator, drawn, "look held out from everything")
     for ablation in arguments.ablation:
         name, _, file = ablation.partition("=")
-        painter = painter_of(file)
-        evaluation.text(name, painter)
-        evaluation.by_image(f"{name}, seen, by picture", painter, evaluation.prompts["seen"])
+        generator = generator_of(file)
+        evaluation.text(name, generator)
+        evaluation.by_image(f"{name}, seen, by picture", generator, evaluation.prompts["seen"])
     print(evaluation.write(arguments.output))
 
 

@@ -15,7 +15,7 @@ from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 from training.base import contact_sheet as sheet
 
 from .atlas import ASSETS
-from .evaluate import EmojiPainter, draw_prompts
+from .evaluate import EmojiGenerator, draw_prompts
 from .scenes import EmojiWorld, Identity
 from .sheets import enlarged
 
@@ -23,7 +23,7 @@ COLUMNS, SCALE, GAP = 8, 2, 8
 BACKGROUNDS = ("blue", "yellow")
 
 
-def singles(world: EmojiWorld, painter: EmojiPainter) -> Image.Image:
+def singles(world: EmojiWorld, generator: EmojiGenerator) -> Image.Image:
     """References above what they give; the left half was seen in stage 3, the right half was held out from it."""
     half = COLUMNS // 2
     seen = [x for x in world.identities if not world.held_out_of_instruct(x)]
@@ -32,9 +32,9 @@ def singles(world: EmojiWorld, painter: EmojiPainter) -> Image.Image:
     references = [list(prompt.references) for prompt in prompts]
     rows = [[one[0] for one in references]]
     for colour in BACKGROUNDS:
-        rows.append(list(painter.paint([f"<i> on a {colour} background"] * COLUMNS, references)))
-    first, *painted = [sheet.row([enlarged(image, SCALE * world.size) for image in row], GAP) for row in rows]
-    return sheet.page(sheet.column([first, sheet.column(painted, GAP)], 3 * GAP), GAP, "white")
+        rows.append(list(generator.generate([f"<i> on a {colour} background"] * COLUMNS, references)))
+    first, *generated = [sheet.row([enlarged(image, SCALE * world.size) for image in row], GAP) for row in rows]
+    return sheet.page(sheet.column([first, sheet.column(generated, GAP)], 3 * GAP), GAP, "white")
 
 
 def main() -> None:
@@ -49,8 +49,8 @@ def main() -> None:
         image = Image.fromarray(world.reference(Identity(noun, look, hue)))
         image.resize((world.size, world.size), Image.Resampling.NEAREST).save(arguments.output / f"{noun}.png")
     diffusion = StableDiffusion(arguments.stable_diffusion, option="--stable_diffusion")
-    painter = EmojiPainter(diffusion, load_model(arguments.kosmos_g).eval(), world.size, guidance=4.0)
-    singles(world, painter).save(arguments.output / "results.png")
+    generator = EmojiGenerator(diffusion, load_model(arguments.kosmos_g).eval(), world.size, guidance=4.0)
+    singles(world, generator).save(arguments.output / "results.png")
 
 
 if __name__ == "__main__":

@@ -75,18 +75,20 @@ def measure(count: int, rounds: int, dtype: str) -> dict[str, object]:
         jobs = dreambench_jobs(subjects, folder, PROTOCOLS["kosmosg"])[:count]
         real = sorted((folder / "dataset" / subject.name).iterdir())
         references = References.read({subject.name: real}, {subject.name: subject.picked}, nets)
-        painted = folder / "pictures"
+        generated = folder / "pictures"
         for number, job in enumerate(jobs):
-            (painted / job.path).parent.mkdir(parents=True, exist_ok=True)
+            (generated / job.path).parent.mkdir(parents=True, exist_ok=True)
             noise = tiny.drawing(number, 512).effect_spread(3)
-            noise.save(painted / job.path, compress_level=1)
+            noise.save(generated / job.path, compress_level=1)
         pixels = torch.randn(count, 3, 224, 224, dtype=DTYPES[dtype])
         process_group, scoring, bare = ProcessGroup(0, 1, cpu), [], []
         for turn in range(rounds + 1):  # the first one warms up
-            for record in painted.glob("scores-*.jsonl"):
+            for record in generated.glob("scores-*.jsonl"):
                 record.unlink()
             start = time.perf_counter()
-            score(jobs, references, nets, OutputFolder(painted), process_group, all_references=False, batch_size=BATCH)
+            score(
+                jobs, references, nets, OutputFolder(generated), process_group, all_references=False, batch_size=BATCH
+            )
             middle = time.perf_counter()
             bare_networks(fastest, nets.clip, pixels)
             if turn:

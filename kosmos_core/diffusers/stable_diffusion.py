@@ -153,7 +153,7 @@ class StableDiffusion:
         except (OSError, ValueError, TypeError) as error:
             raise WeightsError(
                 f"{self.tokenizer_option}: CLIP's tokenizer cannot be read from {source} ({first_line(error)}); give a "
-                "folder with vocab.json and merges.txt, such as comfy/sd1_tokenizer of a ComfyUI installation."
+                "folder with vocab.json and merges.txt (a model that shares it has them in its folder tokenizer)."
             ) from error
 
     def scheduler(self) -> DDPMScheduler:

@@ -1,7 +1,7 @@
 """Fake floating-point tensors beside real integers: a training step of any size in seconds, without memory.
 
-A stage's shapes follow from token ids, masks and lengths, so these keep their values; of weights, images and activations
-only the shape is kept (torch's FakeTensorMode). Code that runs here needs no knowledge of it.
+A stage's shapes follow from token ids, masks and lengths, so these keep their values; of weights, images and
+activations only the shape is kept (torch's FakeTensorMode). Code that runs here needs no knowledge of it.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from ..index import DataError
 from .conversion import FOLDER, Converter, Outcome, convert_all
 from .instructpix2pix import open_edits
 from .omnigen2_uno import ImageInstructions
-from .open_images import OpenImagesPictures
+from .open_images import OpenImagesRows
 from .original_tsv import SETS, OriginalTsv
 from .web_documents import WebDocuments
 
@@ -42,7 +42,7 @@ def open_converter(given: argparse.Namespace) -> Converter:
     if given.layout == "instructpix2pix":
         return open_edits(given.source)
     if given.layout == "openimages":
-        return OpenImagesPictures(given.source, given.images, work)
+        return OpenImagesRows(given.source, given.images, work)
     if given.layout in ("mmc4", "obelics"):
         least = getattr(given, "least_similarity", 0.0)
         return WebDocuments(given.layout, given.source, given.images, work, least)

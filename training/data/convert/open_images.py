@@ -20,7 +20,7 @@ from .image_store import ImageStore
 from .parts import as_jpeg, image_part, json_part
 
 
-class OpenImagesPictures:
+class OpenImagesRows:
     """The pictures that the rows of the CSV name. Rows are read by their offsets: there are nine million."""
 
     def __init__(self, source: Path, images: Path, work: Path):
