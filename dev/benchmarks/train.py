@@ -44,7 +44,7 @@ from training.base.rng import RowRng
 from training.data import AlignData, InstructData, LmData, SourceConfig, align_stream, instruct_stream, lm_stream
 from training.data.batch_stream import BatchStream, Stream
 from training.data.synthetic import write_tars, write_vocabulary
-from training.engine import flops
+from training.engine.operations import OperationCounter
 from training.engine.optimizer import OptimConfig
 from training.engine.sharding import Engine, ParallelConfig, parallelize
 from training.smoke import make_clip_tokenizer
@@ -187,7 +187,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     stream.close()
     half = square.bfloat16()
     half_rate = product / min(turn(lambda: torch.mm(half, half)).clock for _ in range(5))
-    flop = flops.of_batch(stage, sizes, measured.frozen, batch | ({"latents": None} if stage == "instruct" else {}))
+    with OperationCounter() as counter:
+        train_step(engine, batch, options.steps + 2, options.precision)
+    flop = counter.total
 
     def at_goal_rate(kind: str) -> float:
         pairs = zip(steps, products, strict=True)

@@ -6,9 +6,18 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils.checkpoint import checkpoint
 
+from kosmos_core import KosmosG
 from training.engine.run_config import parse
-from training.plan import command as plan
+from training.plan import command
+from training.plan.fake_floats import fake_floats
+from training.plan.live_memory import LiveMemory
+from training.plan.memory import plan
+from training.plan.traffic import traffic
 
 WIDER = {
     "lm": [
@@ -31,9 +40,9 @@ WIDER = {
 
 
 def planned(arguments, *options):
-    """The plan in a process of its own: simulated tensors may stay in caches."""
-    command = [sys.executable, "-m", "training.plan", *arguments, "--json", *options]
-    done = subprocess.run(command, capture_output=True, text=True)
+    """The plan as the command prints it."""
+    words = [sys.executable, "-m", "training.plan", *arguments, "--json", *options]
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -48,8 +57,8 @@ def test_planned_memory_is_within_10_percent_of_a_measured_cpu_run(smoke_stages,
     arguments += ["--batch.streams", "1", "--weights", "null", "--tokenizer", str(smoke_stages.folder / "data")]
     # Large tensors come and go with the system's pages, so that the resident set is what is alive.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, "-m", "tests.training.measure_memory", *arguments]
-    done = subprocess.run(command, cwd=request.config.rootpath, env=environment, capture_output=True, text=True)
+    words = [sys.executable, "-m", "tests.training.measure_memory", *arguments]
+    done = subprocess.run(words, cwd=request.config.rootpath, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     measured = int(done.stdout.split("PEAK ")[1].split()[0])
     found = planned(arguments, "--gpus", "1", *([] if stage == "lm" else ["--length", "40"]))
@@ -68,13 +77,96 @@ def test_sharding_divides_what_it_should(smoke_stages, tmp_path):
 def test_traffic_is_what_ring_algorithms_send(smoke_stages, tmp_path):
     arguments = smoke_stages.arguments("lm", tmp_path / "run", "--batch.size", "8")
     config = parse(arguments)
-    weights = [type("W", (), {"numel": n, "trained": t})() for n, t in ((1000, True), (500, False))]
-    assert plan._traffic(config, "ddp", 4, 2, weights) == 0.75 * 2 * 1000 * 4
-    assert plan._traffic(config, "fsdp2", 4, 2, weights) == 0.75 * 2 * (2 * 1500 * 4 + 1000 * 4)
-    assert plan._traffic(config, "single", 1, 2, weights) == 0
+    weights = {"parameters": 1500, "trained": 1000}
+    assert traffic(config, "ddp", 4, 2, **weights) == 0.75 * 2 * 1000 * 4
+    assert traffic(config, "fsdp2", 4, 2, **weights) == 0.75 * 2 * (2 * 1500 * 4 + 1000 * 4)
+    assert traffic(config, "single", 1, 2, **weights) == 0
 
 
 def test_a_batch_that_does_not_divide_is_a_sentence(smoke_stages, tmp_path, capsys):
     arguments = smoke_stages.arguments("lm", tmp_path / "run")
-    assert plan.main([*arguments, "--gpus", "3"]) == 2
+    assert command.main([*arguments, "--gpus", "3"]) == 2
     assert "batch.size: 4 is no multiple of batch.micro 1 x 3 GPUs" in capsys.readouterr().err
+
+
+def test_pictures_that_do_not_fit_into_a_row_are_a_sentence(smoke_stages, tmp_path, capsys):
+    arguments = smoke_stages.arguments("align", tmp_path / "run")
+    assert command.main([*arguments, "--gpus", "1", "--length", "10", "--images", "3"]) == 2
+    assert "--images: 3 pictures in a row are 12 tokens, but a row has 10" in capsys.readouterr().err
+
+
+OPTIONS = [  # stage, options of the one and of the other plan, of which the other takes more memory and operations
+    ("instruct", ["--data.resolution", "64"], ["--data.resolution", "128"]),
+    ("instruct", [], ["--task.alignment", "0.5"]),
+    ("instruct", ["--task.vision_last_block", "frozen"], []),
+    ("lm", ["--task.vision_last_block", "frozen"], []),
+    ("align", ["--model.aligner.reconstruction", "false"], ["--model.aligner.reconstruction", "true"]),
+]
+
+
+@pytest.mark.parametrize(("stage", "less", "more"), OPTIONS)
+def test_options_change_memory_and_operations(smoke_stages, tmp_path, stage, less, more):
+    arguments = smoke_stages.arguments(stage, tmp_path / "run", "--batch.size", "16", "--batch.micro", "16")
+    small, large = (plan(parse([*arguments, *options]), 1) for options in (less, more))
+    assert small.operations < large.operations
+    assert small.peak < large.peak
+
+
+def test_pictures_of_stage_two_count(smoke_stages, tmp_path):
+    config = parse(smoke_stages.arguments("align", tmp_path / "run", "--batch.size", "4", "--batch.micro", "4"))
+    plain, pictured = (plan(config, 1, length=40, images=images) for images in (0, 2))
+    assert plain.images == 0
+    assert pictured.images == 8
+    assert pictured.operations > plain.operations
+    assert pictured.peak > plain.peak
+
+
+def test_the_original_s_optimiser_takes_as_much_as_adamw(smoke_stages, tmp_path):
+    arguments = smoke_stages.arguments("align", tmp_path / "run")
+    ours, original = (plan(parse([*arguments, "--optim.name", name]), 1) for name in ("adamw", "original"))
+    assert original.optimizer == ours.optimizer > 0
+
+
+def test_a_plan_leaves_nothing_simulated_behind(smoke_stages, tmp_path):
+    config = parse(smoke_stages.arguments("lm", tmp_path / "run"))
+    model = KosmosG(config.model).initialize(0).eval()
+    token_ids = torch.full((1, 300), 4)
+    before = model.hidden_states(token_ids)
+    plan(config, 1)
+    plan(config, 4)
+    assert torch.equal(model.hidden_states(token_ids), before)
+    assert type(torch.zeros(1) + 1) is torch.Tensor
+
+
+def test_live_memory_is_that_of_torchs_tracker():
+    peaks = []
+    for tracker in (LiveMemory(), MemTracker()):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.GELU(), torch.nn.Linear(256, 64))
+        x = torch.randn(100, 64)
+        (
+            tracker.track_external(model, x)
+            if isinstance(tracker, MemTracker)
+            else tracker.hold([*model.parameters(), x])
+        )
+        with tracker:
+            checkpoint(model, x, use_reentrant=False).square().mean().backward()
+        peaks.append(tracker.peak if isinstance(tracker, LiveMemory) else tracker.get_tracker_snapshot("peak"))
+    (found,) = peaks[1].values()
+    assert peaks[0] == found["Total"]
+
+
+def test_masks_and_lengths_keep_their_values_among_fake_numbers():
+    mask = torch.tensor([[True, False, True], [False, False, True]])
+    with fake_floats() as simulated:
+        hidden = torch.randn(2, 3, 8, requires_grad=True)
+        picked = hidden[mask]
+        lengths = mask.sum(1).tolist()
+        parts = picked.split(lengths)
+        picked.square().sum().backward()
+        assert lengths == [2, 1]
+        assert [tuple(part.shape) for part in parts] == [(2, 8), (1, 8)]
+        assert isinstance(hidden, FakeTensor)
+        assert hidden.grad.shape == hidden.shape
+        assert simulated(mask) is mask
+        assert isinstance(simulated(torch.ones(1)), FakeTensor)

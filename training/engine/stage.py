@@ -11,12 +11,14 @@ Each stage module (`training/stages/lm.py`, `align.py`, `instruct.py`) has
     @dataclass
     class DataConfig: ...   # the `data:` section
     def build(config: StageConfig, device, model_device) -> Stage
+    def assemble(config, diffusion, model, notes) -> Stage   # what `build` does with the models once they are read
     def loss(model, ...) -> dict[str, Tensor]   # the loss alone, usable without the engine
 
 `build` puts the frozen modules on `device`, in the format they compute in, and the model on `model_device`. That may
 be the meta device: then only the shapes of `model` are built, no value initialised or read. The engine fills parameters
 and buffers from rank 0, so that a node never holds the whole model once per GPU. A path or size that does not fit
-raises ValueError or OSError with a sentence for the user.
+raises ValueError or OSError with a sentence for the user. A plan reads no files: it calls `assemble` with a model and a
+Stable Diffusion (None in lm) that have no values.
 """
 
 from __future__ import annotations

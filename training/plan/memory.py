@@ -78,7 +78,7 @@ def plan(config: RunConfig, processes: int, *, length: int | None = None, images
     with _processes(processes if sharded else 1) as process_group:  # the other kinds hold whole copies
         mesh = sharding_mesh(config.parallel, process_group) if sharded else None
         with fake_floats() as simulated, LiveMemory() as memory:
-            stage = module.assemble(config, KosmosG(config.model), diffusion, [])
+            stage = module.assemble(config, diffusion, KosmosG(config.model), [])
             stage.set_trainable()
             simulated_kind = kind if sharded else "single"
             settings = config.parallel, config.optim, config.precision

@@ -43,11 +43,11 @@ class Config:
     """Reconstruction loss: original multiplies it by 77 / tokens, as the first implementation did; paper does not.
     `model.aligner.reconstruction: false` trains without it, and without half N: nothing reads that later."""
     aligner_tables: float = 1.0
-    """Deviation of a new AlignerNet's queries and positions. The original's 1 suits its long runs of large batches; in
-    the small world 600 steps from it learned little of the prompt, 650 from 0.03 most of it."""
+    """Deviation of a new AlignerNet's queries and positions. The original's 1 suits its long runs of large batches; a
+    short run learns the prompt sooner from a small one, such as 0.03."""
     padding_weight: float = 1.0
-    """Weight of CLIP's states behind a caption's end (paper: 1). They are most of the 77, but the U-Net hardly minds
-    their errors: in the small world exact ones gave one noun of 64 more, exact states of the words 21."""
+    """Weight of CLIP's states behind a caption's end (paper: 1). They are most of the 77, but errors in them hardly
+    change the picture, unlike errors in the states of the words."""
 
     def __post_init__(self) -> None:
         if self.padding_weight < 0:
@@ -89,12 +89,12 @@ class AlignStage:
 def build(config: StageConfig, device: torch.device, model_device: torch.device) -> AlignStage:
     """The stage of a run's configuration; ValueError or OSError where a path or size does not fit."""
     diffusion = configured_stable_diffusion(config.task, device, config.precision)
-    model, notes = start_model(config, model_device, aligner_tables=config.task.aligner_tables)
-    return assemble(config, model, diffusion, notes)
+    start = start_model(config, model_device, aligner_tables=config.task.aligner_tables)
+    return assemble(config, diffusion, *start)
 
 
-def assemble(config: StageConfig, model: KosmosG, diffusion: StableDiffusion, notes: list[str]) -> AlignStage:
-    """The stage from a model and a Stable Diffusion that are there; `notes` say where the model's weights are from."""
+def assemble(config: StageConfig, diffusion: StableDiffusion, model: KosmosG, notes: list[str]) -> AlignStage:
+    """The stage from a Stable Diffusion and a model that are there; `notes` say where the model's weights are from."""
     clip = diffusion.text_encoder(width=config.model.aligner.width)
     images = any(source.kind not in TEXT_KINDS for source in config.data.sources.values())
     return AlignStage(model, config.task, config.data, diffusion.tokenizer(), notes, {"clip": clip}, images)

@@ -88,13 +88,12 @@ class InstructStage:
 
     def training_step(self, model: KosmosG, batch: Batch, rng: RowRng) -> Losses:
         latents = encode_images(self.frozen["vae"], batch["target"], rng)
-        rows, device, scheduler = len(latents), latents.device, self.scheduler
-        noise = rng.normal("noise", tuple(latents.shape), device)
-        timesteps = rng.integers("timestep", scheduler.config.num_train_timesteps, rows, device)
-        drop = rng.uniform("null", rows, device) < self.task.null_probability
-        batch, weights = batch | {"latents": latents}, snr_weights(scheduler, self.task.snr_bounds).to(device)
-        losses, conditions = sample_losses(model, self.frozen["unet"], scheduler, batch, noise, timesteps, drop)
-        losses = losses * weights[timesteps]
+        noise = rng.normal("noise", tuple(latents.shape), latents.device)
+        timesteps = rng.integers("timestep", self.scheduler.config.num_train_timesteps, len(latents), latents.device)
+        drop = rng.uniform("null", len(latents), latents.device) < self.task.null_probability
+        batch, unet = batch | {"latents": latents}, self.frozen["unet"]
+        losses, conditions = sample_losses(model, unet, self.scheduler, batch, noise, timesteps, drop)
+        losses = losses * snr_weights(self.scheduler, self.task.snr_bounds).to(latents.device)[timesteps]
         if "clip" not in self.frozen:
             return Losses.of_rows(losses, batch["sources"])
         mse = caption_errors(conditions, self.frozen["clip"], batch, self.task.padding_weight)
@@ -108,12 +107,11 @@ class InstructStage:
 def build(config: StageConfig, device: torch.device, model_device: torch.device) -> InstructStage:
     """The stage of a run's configuration; ValueError or OSError where a path or size does not fit."""
     diffusion = configured_stable_diffusion(config.task, device, config.precision)
-    model, notes = start_model(config, model_device)
-    return assemble(config, model, diffusion, notes)
+    return assemble(config, diffusion, *start_model(config, model_device))
 
 
-def assemble(config: StageConfig, model: KosmosG, diffusion: StableDiffusion, notes: list[str]) -> InstructStage:
-    """The stage from a model and a Stable Diffusion that are there; `notes` say where the model's weights are from."""
+def assemble(config: StageConfig, diffusion: StableDiffusion, model: KosmosG, notes: list[str]) -> InstructStage:
+    """The stage from a Stable Diffusion and a model that are there; `notes` say where the model's weights are from."""
     task, width = config.task, config.model.aligner.width
     frozen, clip_tokenizer = {"unet": diffusion.unet(width), "vae": diffusion.vae()}, None
     if task.alignment:

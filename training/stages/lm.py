@@ -107,10 +107,9 @@ class LmStage:
 
 def build(config: StageConfig, device: torch.device, model_device: torch.device) -> LmStage:
     """The stage of a run's configuration; ValueError or OSError where a path or size does not fit."""
-    model, notes = start_model(config, model_device, vision_weights=config.task.vision_weights)
-    return assemble(config, model, None, notes)
+    return assemble(config, None, *start_model(config, model_device, vision_weights=config.task.vision_weights))
 
 
-def assemble(config: StageConfig, model: KosmosG, diffusion: None, notes: list[str]) -> LmStage:
+def assemble(config: StageConfig, diffusion: None, model: KosmosG, notes: list[str]) -> LmStage:
     """The stage from a model that is there; `notes` say where its weights are from."""
     return LmStage(model, config.task, config.data, notes)
