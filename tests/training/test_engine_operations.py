@@ -14,7 +14,7 @@ from training.base.precision import autocast
 from training.base.rng import RowRng
 from training.data import InstructData
 from training.engine.operations import OperationCount, OperationCounter, batch_sizes
-from training.engine.sharding.blocks import compile_blocks, recompute_activations
+from training.engine.sharding.blocks import block_lists, recompute_activations
 from training.plan.live_memory import LiveMemory
 from training.stages import align, instruct, lm
 
@@ -139,18 +139,42 @@ def test_counting_keeps_no_activation_alive():
     assert peaks[0] == peaks[1]
 
 
-def test_compiled_blocks_count_as_they_are():
-    made, rows = stage("lm"), batch("lm", (20, 20))
+def test_counted_blocks_are_compiled_afterwards_and_count_as_they_are():
+    made, rows, graphs = stage("lm"), batch("lm", (20, 20)), []
+
+    def compiler(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
     before = counted(made, rows)
-    compile_blocks(made.model)
+    for block in [block for blocks in block_lists(made.model) for block in blocks]:
+        block.compile(backend=compiler)
     assert counted(made, rows) == before
+    assert not graphs
+    step(made, rows)
+    assert graphs
+    assert counted(made, rows) == before
+
+
+def test_what_processes_have_counted_they_tell_each_other():
+    counts = [OperationCount([]) for _ in range(2)]
+    for operations, sizes in zip(counts, ([1.0, 2.0], [1.0, 3.0]), strict=True):
+        operations.learn(torch.tensor(sizes, dtype=torch.float64), 10 * sizes[0] + sizes[1])
+    told = torch.tensor([2.0, 9.0], dtype=torch.float64)
+    assert [operations.of(told) for operations in counts] == [None, None]
+    gathered = [list(operations.counted) for operations in counts]
+    for operations in counts:
+        for counted_there in gathered:
+            operations.merge(counted_there)
+        assert len(operations.counted) == 2
+        assert operations.of(told) == pytest.approx(29)
 
 
 @pytest.mark.parametrize(
     ("name", "task"), [("lm", {}), ("align", {}), ("instruct", {}), ("instruct", {"alignment": 0.5})]
 )
 def test_few_counted_batches_tell_the_operations_of_all_others(name, task):
-    made, random, operations = stage(name, **task), torch.Generator().manual_seed(0), OperationCount()
+    made, random, operations = stage(name, **task), torch.Generator().manual_seed(0), OperationCount([])
     wrong = []
     for _ in range(25):
         lengths = torch.randint(6, 40, (3,), generator=random).tolist()
@@ -163,11 +187,11 @@ def test_few_counted_batches_tell_the_operations_of_all_others(name, task):
         elif told != pytest.approx(found, rel=1e-6):
             wrong.append((lengths, images, told, found))
     assert not wrong
-    assert len(operations.counts) <= 10
+    assert len(operations.counted) <= 10
 
 
 def test_packed_documents_tell_their_operations_too():
-    made, random, operations = stage("lm"), torch.Generator().manual_seed(0), OperationCount()
+    made, random, operations = stage("lm"), torch.Generator().manual_seed(0), OperationCount([])
     for _ in range(15):
         rows = batch("lm", (24, 24))
         rows["document_ids"] = torch.randint(0, 2, (2, 24), generator=random).cumsum(1)
@@ -177,7 +201,7 @@ def test_packed_documents_tell_their_operations_too():
             operations.learn(sizes, found)
         else:
             assert told == pytest.approx(found, rel=1e-6)
-    assert len(operations.counts) <= 4
+    assert len(operations.counted) <= 4
 
 
 def test_what_a_batch_and_the_options_add_counts():

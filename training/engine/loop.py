@@ -46,6 +46,7 @@ class Counters:
     skipped_in_a_row: int = 0
     streams: int = 1
     loss_scale: LossScale = field(default_factory=LossScale)
+    counted: list[list[float]] = field(default_factory=list)  # of `OperationCount`
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -67,7 +68,7 @@ class Trainer:
         self.streams: dict[int, BatchStream] = {}
         self.bad_batches: list[dict[str, Any]] = []
         self.data = DataReports()
-        self.operations = OperationCount()
+        self.operations = OperationCount(self.counters.counted)
         self.stop = StopSignal()
         self.stopping = self.failing = 0.0
 
@@ -77,6 +78,7 @@ class Trainer:
         """Continue from a checkpoint."""
         stored = read_progress(path)
         self.counters = Counters(**{**stored, "loss_scale": LossScale(**stored["loss_scale"])})
+        self.operations = OperationCount(self.counters.counted)
         if self.config.batch.streams not in (None, self.counters.streams):
             raise ConfigError(
                 f"batch.streams: {self.config.batch.streams}, but {path} was saved with {self.counters.streams}; "
@@ -104,6 +106,8 @@ class Trainer:
                 raise ConfigError(f"data: {error}") from error
 
     def _save(self) -> None:
+        for counted in self.process_group.gather(self.counters.counted):
+            self.operations.merge(counted)
         positions = {index: stream.state_dict() for index, stream in self.streams.items()}
         self.checkpoints.save(
             self.counters.step, gather_state(self.engine, self.average, asdict(self.counters), positions)

@@ -50,12 +50,24 @@ class OperationCounter(TorchDispatchMode):
 
     torch's FlopCounterMode besides attributes them to modules, by hooks that keep activations alive which activation
     checkpointing frees: a counted step would take more memory than any other.
+
+    Compiled modules run as they are meanwhile: a module that torch.compile first meets under such a mode would stay
+    uncompiled for good (measured).
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
         self.formulas = _formulas()
+
+    def __enter__(self) -> OperationCounter:
+        self.uncompiled = torch.compiler.set_stance("force_eager")
+        self.uncompiled.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.uncompiled.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
@@ -90,25 +102,32 @@ def batch_sizes(batch: Mapping[str, Any], pad: int) -> Tensor:
 
 
 class OperationCount:
-    """The operations of micro-batches whose sizes are known, learned from those that were counted."""
+    """The operations of micro-batches whose sizes are known, learned from those that were counted.
 
-    def __init__(self) -> None:
-        self.sizes: list[Tensor] = []
-        self.counts: list[float] = []
+    counted: for each of these its `batch_sizes` and its operations, in one list of numbers. Part of a checkpoint: since
+    a counted micro-batch runs uncompiled, a resumed run has to count the very ones that an unbroken run counts.
+    """
+
+    def __init__(self, counted: list[list[float]]) -> None:
+        self.counted = counted
 
     def of(self, sizes: Tensor) -> float | None:
-        """Operations of a micro-batch of these sizes (see `batch_sizes`); None where it has to be counted."""
-        if not self.sizes:
+        """Operations of a micro-batch of these sizes; None where it has to be counted."""
+        if not self.counted:
             return None
-        counted = torch.stack(self.sizes)
-        scale = torch.maximum(counted.amax(0), sizes).clamp(min=1)
-        columns, wanted = (counted / scale).T, (sizes / scale)[:, None]
+        known, counts = torch.tensor(self.counted, dtype=torch.float64).split((len(sizes), 1), dim=1)
+        scale = torch.maximum(known.amax(0), sizes).clamp(min=1)
+        columns, wanted = (known / scale).T, (sizes / scale)[:, None]
         shares = torch.linalg.lstsq(columns, wanted, driver="gelsd").solution
-        if float((columns @ shares - wanted).abs().max()) > TOLERANCE:
-            return None
-        return float(shares[:, 0] @ torch.tensor(self.counts, dtype=torch.float64))
+        told = float((columns @ shares - wanted).abs().max()) <= TOLERANCE
+        return float(shares[:, 0] @ counts[:, 0]) if told else None
 
     def learn(self, sizes: Tensor, operations: float) -> None:
-        """Take over the count of a micro-batch for which `of` gave None."""
-        self.sizes.append(sizes)
-        self.counts.append(float(operations))
+        """Take over the count of a micro-batch, unless the counts before already told it."""
+        if self.of(sizes) is None:
+            self.counted.append([*sizes.tolist(), float(operations)])
+
+    def merge(self, counted: list[list[float]]) -> None:
+        """Learn what another process has counted."""
+        for *sizes, operations in counted:
+            self.learn(torch.tensor(sizes, dtype=torch.float64), operations)
