@@ -42,7 +42,7 @@ USUAL_PORT = 8188
 
 
 @dataclass(frozen=True)
-class Weights:
+class DemoModels:
     """The two model files of the demo and an honest word about them."""
 
     kosmos: Path
@@ -53,7 +53,7 @@ class Weights:
     guidance: float = 6.0
 
 
-def world_weights() -> Weights | None:
+def world_weights() -> DemoModels | None:
     """The trained weights in assets/world, told apart by content; None where they are not there."""
     files = sorted(WORLD.glob("*.safetensors"))
     kinds = {path: identify(path) for path in files}
@@ -62,7 +62,7 @@ def world_weights() -> Weights | None:
     if not kosmos or not checkpoints:
         return None
     remark = "The weights are the small ones of assets/world/, trained on pictures of 64 x 64 pixels."
-    return Weights(
+    return DemoModels(
         kosmos[-1],
         checkpoints[-1],
         remark,
@@ -72,7 +72,7 @@ def world_weights() -> Weights | None:
     )
 
 
-def random_weights(folder: Path) -> Weights:
+def random_weights(folder: Path) -> DemoModels:
     """Tiny random weights: the whole path works, the picture is noise."""
     remark = (
         "The weights are tiny and random, because assets/world/ holds no trained ones: the picture is coloured noise. "
@@ -80,10 +80,10 @@ def random_weights(folder: Path) -> Weights:
     )
     kosmos = save_tiny_kosmos(folder / "tiny-random-kosmos-g.safetensors")
     checkpoint = save_tiny_checkpoint(folder / "tiny-random-sd15.safetensors")
-    return Weights(kosmos, checkpoint, remark, (IMAGES / "cat.jpg", IMAGES / "coffee.jpg"))
+    return DemoModels(kosmos, checkpoint, remark, (IMAGES / "cat.jpg", IMAGES / "coffee.jpg"))
 
 
-def adapted_workflow(weights: Weights) -> dict[str, Any]:
+def adapted_workflow(weights: DemoModels) -> dict[str, Any]:
     """The shipped workflow with the demo's file names, prompt and picture size."""
     workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     images = iter(weights.images)
@@ -104,7 +104,7 @@ def adapted_workflow(weights: Weights) -> dict[str, Any]:
     return workflow
 
 
-def prepare(folder: Path) -> tuple[Weights, dict[str, Any]]:
+def prepare(folder: Path) -> tuple[DemoModels, dict[str, Any]]:
     """Put models, pictures and the adapted workflow where ComfyUI and its template browser find them."""
     prepare_folder(folder)
     weights = world_weights() or random_weights(folder / "made")
@@ -122,7 +122,7 @@ def prepare(folder: Path) -> tuple[Weights, dict[str, Any]]:
     return weights, workflow
 
 
-def save_overview(weights: Weights, drawn: Path, path: Path) -> None:
+def save_overview(weights: DemoModels, drawn: Path, path: Path) -> None:
     """The two reference pictures and the drawn one in a row, enlarged."""
     images = (*weights.images, drawn)
     row = sheet.row([sheet.thumbnail(Image.open(image), SHOWN, Image.Resampling.BICUBIC) for image in images])

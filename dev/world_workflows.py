@@ -33,7 +33,7 @@ WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "edit_instruction": (("cat.png",), ("<i> on a purple background",)),
     "regional_two_subjects": (
         ("cat.png", "pizza.png"),
-        # Each half names what the other shows: a U-Net that sees an object already paints no second one unasked.
+        # Each half names what the other shows: a U-Net that sees an object already adds no second one unasked.
         (
             "<i> and a pizza on a blue background",
             "a cat and <i> on a blue background",

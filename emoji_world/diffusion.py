@@ -31,8 +31,8 @@ from .sheets import pixel_grid
 EMPTY_CAPTIONS = 0.1
 CAPTIONS = (0.3, 0.1, 0.6)  # how many captions have each of SHARES: prompts name nouns alone, or all
 SNR_BOUNDS = (0.15, 5.0)
-# Kosmos-G's conditions are never quite CLIP's. A U-Net that has seen only CLIP's own states paints from states with a
-# twelfth of their variance in error only half of the nouns that it paints from exact ones.
+# Kosmos-G's conditions are never quite CLIP's. A U-Net that has seen only CLIP's own states draws only half as many
+# nouns right from states with an error of a twelfth of their variance as from exact ones.
 LEAN, NOISE = 0.3, 0.4
 
 

@@ -1,10 +1,10 @@
-"""What Kosmos-G reads from references, in a minute: no picture is painted.
+"""What Kosmos-G reads from references, in a minute: no picture is generated.
 
     python -m emoji_world.probe --stable_diffusion RUNS/sd/diffusers WEIGHTS [WEIGHTS ...]
 
 Every identity's reference stands in a prompt of its own. Two parts of the model are asked what it shows: the language
 model, which continuation it thinks likeliest, and AlignerNet, whose caption's CLIP states its condition is nearest to.
-Weights of stage 1 have the first only. A U-Net that paints the wrong thing from a right condition is not seen here.
+Weights of stage 1 have the first only. Whether the U-Net makes the right picture of a right condition is not seen here.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def likeliest(model: KosmosG, images: Sequence[np.ndarray], candidates: Sequence
     return found
 
 
-class Probe:
+class ReferenceProbe:
     """The identities of a world with their words, references and captions' states; a reader of weights."""
 
     def __init__(self, world: EmojiWorld, diffusion: StableDiffusion):
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--stable_diffusion", required=True, help="diffusers folder of the world")
     parser.add_argument("weights", nargs="+", help="Kosmos-G weights of any stage")
     arguments = parser.parse_args()
-    probe = Probe(
+    probe = ReferenceProbe(
         EmojiWorld.named(arguments.world), StableDiffusion(arguments.stable_diffusion, option="--stable_diffusion")
     )
     for path in arguments.weights:

@@ -1,7 +1,7 @@
 """Scenes of the emoji world: one or two objects on a plain or shaded background, with captions and exact masks.
 
 Objects have one size and lie on the autoencoder's grid of 8 pixels, so that a latent means the same thing wherever the
-object is: two cores shall learn the world in hours.
+object is: two cores are to learn the world in hours.
 """
 
 import hashlib

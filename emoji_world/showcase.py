@@ -1,4 +1,4 @@
-"""What the weights in assets/world paint: a sheet for README, and the reference pictures that `make demo` uses.
+"""What the weights in assets/world generate: a sheet for README, and the reference pictures that `make demo` uses.
 
     python -m emoji_world.showcase
 

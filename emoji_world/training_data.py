@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from kosmos_core import Tokenizer
 from training.data.decoding import on_white
-from training.data.synthetic import Parts, encoded, train_vocabulary, write_tars
+from training.data.shard_writer import Parts
+from training.data.synthetic import encoded, train_vocabulary, write_tars
 
 from .scenes import BACKGROUNDS, SHARES, WORLDS, Background, EmojiScene, EmojiWorld, Identity
 
@@ -105,7 +107,7 @@ class SampleMaker:
         return " ".join(str(word) for word in self.rng.permutation(words))
 
     def words(self, count: int) -> Iterator[Parts]:
-        """Documents for a language model that shall know words before pictures: captions, and three times as many
+        """Documents for a language model that is to know words before pictures: captions, and three times as many
         prompts in bare names, up to three times each, with what they mean behind a colon."""
         for number in range(count):
             scene = self.turned_scene(PAIRS)
@@ -215,15 +217,16 @@ class SampleMaker:
             yield {"json": described, "0_0.png": images[0], "0_1.png": images[1]}
 
 
-def write_vocabulary(world: EmojiWorld, texts: list[str], folder: Path, pieces: int) -> None:
+def write_vocabulary(world: EmojiWorld, texts: list[str], folder: Path, pieces: int) -> tuple[Path, Path]:
+    """A vocabulary of the captions and texts; returns the paths of spm.model and dict.txt."""
     rng = np.random.default_rng(0)
     captions = [world.caption(world.draw(rng), rng) for _ in range(2000)]
     captions += [f"on a {colour} background" for colour in BACKGROUNDS] + ["in grey"] * 20
-    train_vocabulary(folder, captions * 2 + texts, pieces)
+    return train_vocabulary(folder, captions * 2 + texts, pieces)
 
 
 def write_data(world: EmojiWorld, folder: Path, samples: int, pieces: int = 1000, seed: int = 0) -> int:
-    """Everything; returns the size of the vocabulary as the model counts it."""
+    """All data sets and the vocabulary, whose size it returns: what `model.decoder.vocabulary` has to be."""
     folder.mkdir(parents=True, exist_ok=True)
     make, shard = SampleMaker(world, seed), max(1, samples // 4)
     texts = glosses(samples)
@@ -236,8 +239,8 @@ def write_data(world: EmojiWorld, folder: Path, samples: int, pieces: int = 1000
     write_tars(folder / "edit", make.edit(samples), shard)
     write_tars(folder / "instruct_captions", make.captions(samples // 2, seen=True), shard)
     write_tars(folder / "words", make.words(samples), shard)
-    write_vocabulary(world, texts, folder, pieces)
-    return 4 + len((folder / "dict.txt").read_text(encoding="utf-8").splitlines()) + 6
+    vocabulary = Tokenizer.from_files(*write_vocabulary(world, texts, folder, pieces)).vocabulary
+    return vocabulary
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ from PIL import Image
 from rich.console import Console
 
 from tests.tiny.drawings import drawing
-from training.construct import operators as stages
+from training.construct import chunk_stages
 from training.construct.chunks import Chunk, SourceImage
 from training.construct.construct_config import (
     CaptionConfig,
@@ -129,19 +129,19 @@ def speed(count: int, rounds: int) -> dict:
                 mark = now
 
             parts = []
-            for chunk in stages.read_chunks(shard, 0, config):
+            for chunk in chunk_stages.read_chunks(shard, 0, config):
                 book("work")
                 chunk = passed_on(chunk)
-                stages.prepare(chunk, config)
+                chunk_stages.prepare(chunk, config)
                 chunk = passed_on(chunk)
-                stages.caption(chunk, captioner, config.filters)
+                chunk_stages.caption(chunk, captioner, config.filters)
                 chunk = passed_on(chunk)
-                stages.name_entities(chunk, extractor, config.filters)
+                chunk_stages.name_entities(chunk, extractor, config.filters)
                 chunk = passed_on(chunk)
-                stages.segment(chunk, segmenter)
+                chunk_stages.segment(chunk, segmenter)
                 chunk = passed_on(chunk)
                 book("serving")
-                parts.append(output.write_part(chunk, stages.finish(chunk, config)))
+                parts.append(output.write_part(chunk, chunk_stages.finish(chunk, config)))
             output.join(shard, parts)
             book("work")
             return spent["work"], spent["serving"]

@@ -28,7 +28,7 @@ from training.base.precision import DTYPES
 from training.base.processes import ProcessGroup
 from training.evaluate.feature_networks import FeatureNets
 from training.evaluate.jobs import dreambench_jobs
-from training.evaluate.output import OutputFolder
+from training.evaluate.output_folder import OutputFolder
 from training.evaluate.protocols import PROTOCOLS
 from training.evaluate.score import References, score
 from training.evaluate.subjects import DREAMBENCH

@@ -84,20 +84,20 @@ def images(comfyui_folder: Path) -> dict[str, Image.Image]:
 
 
 @pytest.fixture
-def probed(server: Server) -> Callable[[str], Probe]:
+def probed(server: Server) -> Callable[[str], ProbeRecord]:
     """Reads what a probe node of the given name wrote."""
 
-    def read(name: str) -> Probe:
+    def read(name: str) -> ProbeRecord:
         path = server.folder / "output" / f"{name}.safetensors"
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
-            return Probe(tensors, json.loads((file.metadata() or {}).get("scalars", "[]")))
+            return ProbeRecord(tensors, json.loads((file.metadata() or {}).get("scalars", "[]")))
 
     return read
 
 
 @dataclass(frozen=True)
-class Probe:
+class ProbeRecord:
     """What passed a probe node: tensors by name, and the scalar options of each entry of a conditioning."""
 
     tensors: dict[str, torch.Tensor]

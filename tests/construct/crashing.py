@@ -20,7 +20,7 @@ def once(folder: str, marker: str) -> bool:
     return True
 
 
-class Captions:
+class DyingCaptioner:
     """Dies on a chunk in the middle."""
 
     def __init__(self, config: CaptionConfig):
@@ -32,7 +32,7 @@ class Captions:
         return [image.given_caption for image in images]
 
 
-class Entities(Scripted):
+class DyingExtractor(Scripted):
     """Dies while it loads its model, and on a chunk in the middle."""
 
     def __init__(self, config: EntityConfig):
@@ -46,7 +46,7 @@ class Entities(Scripted):
         return super().__call__(captions)
 
 
-class Segmenter(Oracle):
+class DyingSegmenter(Oracle):
     """Dies on its third chunk, when others wait behind it."""
 
     def __init__(self, config: SegmentConfig):

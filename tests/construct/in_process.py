@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from training.construct import operators as stages
+from training.construct import chunk_stages
 from training.construct.captioners import build_captioner
 from training.construct.construct_config import ConstructConfig
 from training.construct.duplicates import near_duplicates
@@ -26,12 +26,12 @@ def construct(config: ConstructConfig) -> dict:
         if output.finished(shard):
             continue
         parts = []
-        for chunk in stages.read_chunks(shard, number, config, repeated.get(number, frozenset())):
-            stages.prepare(chunk, config)
-            stages.caption(chunk, captioner, config.filters)
-            stages.name_entities(chunk, extractor, config.filters)
-            stages.segment(chunk, segmenter)
-            parts.append(output.write_part(chunk, stages.finish(chunk, config)))
+        for chunk in chunk_stages.read_chunks(shard, number, config, repeated.get(number, frozenset())):
+            chunk_stages.prepare(chunk, config)
+            chunk_stages.caption(chunk, captioner, config.filters)
+            chunk_stages.name_entities(chunk, extractor, config.filters)
+            chunk_stages.segment(chunk, segmenter)
+            parts.append(output.write_part(chunk, chunk_stages.finish(chunk, config)))
         if parts[-1].problem:
             failed[shard.name] = parts[-1].problem
         else:
@@ -43,7 +43,7 @@ def construct(config: ConstructConfig) -> dict:
 
 def duplicates(shards: list, config: ConstructConfig) -> dict[int, frozenset[int]]:
     """Positions of near-duplicates by shard number."""
-    found = [stages.hash_shard(shard, config) for shard in shards]
+    found = [chunk_stages.hash_shard(shard, config) for shard in shards]
     repeated = iter(near_duplicates(np.concatenate([h for _, h in found]), config.filters.duplicate_distance))
     return {
         number: frozenset(position for position in positions.tolist() if next(repeated))

@@ -72,7 +72,11 @@ def test_model_processes_that_are_killed_are_replaced_and_nothing_is_lost_or_twi
     marks.mkdir()
     crashing = [
         f"--{stage}.{option}"
-        for stage, name in (("caption", "Captions"), ("entities", "Entities"), ("segment", "Segmenter"))
+        for stage, name in (
+            ("caption", "DyingCaptioner"),
+            ("entities", "DyingExtractor"),
+            ("segment", "DyingSegmenter"),
+        )
         for option in (f"kind={CRASHING}:{name}", f"model={marks}")
     ]
     run(settings(images, tmp_path / "out", *crashing))

@@ -1,4 +1,4 @@
-"""A world of five nouns with everything that its three stages need: seconds of training, so nothing good is painted."""
+"""A world of five nouns with all that its three stages need, trained for seconds: too short for a good picture."""
 
 import json
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from emoji_world.probe import Probe, caption_of, likeliest, nearest
+from emoji_world.probe import ReferenceProbe, caption_of, likeliest, nearest
 from emoji_world.scenes import EmojiWorld
 from kosmos_core import load_model
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
@@ -15,8 +15,8 @@ from kosmos_core.images import preprocess_image
 
 
 @pytest.fixture(scope="module")
-def probe(chain) -> Probe:
-    return Probe(EmojiWorld.named("test"), StableDiffusion(str(chain.folder / "sd")))
+def probe(chain) -> ReferenceProbe:
+    return ReferenceProbe(EmojiWorld.named("test"), StableDiffusion(str(chain.folder / "sd")))
 
 
 def test_conditions_are_nearest_to_the_caption_they_come_from(probe):

@@ -22,7 +22,7 @@ from training.evaluate.feature_networks import (
     prepare,
 )
 from training.evaluate.jobs import dreambench_jobs
-from training.evaluate.output import OutputFolder
+from training.evaluate.output_folder import OutputFolder
 from training.evaluate.protocols import PROTOCOLS
 from training.evaluate.score import References, copy_threshold, echo, fidelity, oracle, score
 from training.evaluate.statistics import bootstrap_interval, subject_means, summarise

@@ -18,7 +18,7 @@ CONTEXT = 768
 TIME = 4 * CHANNELS
 
 
-class Weights:
+class RandomWeights:
     """A state dict filled layer by layer with seeded random numbers of the usual scale (variance 1 / fan-in)."""
 
     def __init__(self, seed: int) -> None:
@@ -134,7 +134,7 @@ def save_tiny_checkpoint(path: Path, seed: int = 1, text_encoder: bool = False) 
 
     With `text_encoder` it also has a CLIP, which takes 246 MB more.
     """
-    weights = Weights(seed)
+    weights = RandomWeights(seed)
     unet = "model.diffusion_model."
     weights.down_path(unet)
     for index in (0, 1):
@@ -150,7 +150,7 @@ def save_tiny_checkpoint(path: Path, seed: int = 1, text_encoder: bool = False) 
 
 def save_tiny_controlnet(path: Path, seed: int = 2) -> Path:
     """Write a ControlNet for the checkpoint above; its output convolutions are not zero, as after training."""
-    weights = Weights(seed)
+    weights = RandomWeights(seed)
     prefix = "control_model."
     weights.down_path(prefix)
     widths = (3, 16, 16, 32, 32, 96, 96, 256, CHANNELS)
@@ -165,7 +165,7 @@ def save_tiny_controlnet(path: Path, seed: int = 2) -> Path:
 
 def save_tiny_lora(path: Path, seed: int = 3) -> Path:
     """Write a LoRA in kohya's naming with one U-Net layer and one text encoder layer, rank 4."""
-    weights = Weights(seed)
+    weights = RandomWeights(seed)
     unet = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
     text = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
     for name, outputs in ((unet, CHANNELS), (text, CONTEXT)):

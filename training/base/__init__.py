@@ -1,1 +1,2 @@
-"""What all of training stands on: errors, settings, process group, number formats, random numbers."""
+"""What all of training stands on: errors, settings, process group, number formats, random numbers, contact
+sheets."""

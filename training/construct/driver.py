@@ -16,7 +16,7 @@ from rich.console import Console
 
 from kosmos_core.atomic import atomic_write, write_file
 
-from . import operators as stages
+from . import chunk_stages
 from .captioners import build_captioner
 from .chunks import Chunk
 from .construct_config import ConstructConfig, WorkerPool
@@ -102,7 +102,7 @@ def _duplicates(
 
         def hash_row(row: dict[str, Any]) -> dict[str, Any]:
             number = int(row["shard"])
-            positions, hashes = stages.hash_shard(shards[number], config)
+            positions, hashes = chunk_stages.hash_shard(shards[number], config)
             with atomic_write(paths[number]) as file:
                 np.savez(file, positions=positions, hashes=hashes)
             return {"shard": number}
@@ -139,11 +139,11 @@ class _ModelStage:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         chunk = Chunk.from_row(row)
         if self.stage == "caption":
-            stages.caption(chunk, self.model, self.config.filters)
+            chunk_stages.caption(chunk, self.model, self.config.filters)
         elif self.stage == "entities":
-            stages.name_entities(chunk, self.model, self.config.filters)
+            chunk_stages.name_entities(chunk, self.model, self.config.filters)
         else:
-            stages.segment(chunk, self.model)
+            chunk_stages.segment(chunk, self.model)
         return _counted(chunk, self.stage, self.tally)
 
 
@@ -172,17 +172,17 @@ def _pipeline(
     def read(batch: dict[str, np.ndarray]) -> Iterator[dict[str, list]]:
         known, repeated = ray.get(shared)
         for number in batch["shard"].tolist():
-            for chunk in stages.read_chunks(known[number], number, config, repeated.get(number, frozenset())):
+            for chunk in chunk_stages.read_chunks(known[number], number, config, repeated.get(number, frozenset())):
                 yield {name: [value] for name, value in _counted(chunk, "read", tally).items()}
 
     def prepare(row: dict[str, Any]) -> dict[str, Any]:
         chunk = Chunk.from_row(row)
-        stages.prepare(chunk, config)
+        chunk_stages.prepare(chunk, config)
         return _counted(chunk, "prepare", tally)
 
     def finish(row: dict[str, Any]) -> dict[str, Any]:
         chunk = Chunk.from_row(row)
-        samples = stages.finish(chunk, config)
+        samples = chunk_stages.finish(chunk, config)
         try:
             part, error = output.write_part(chunk, samples), None
         except OSError as failure:

@@ -23,7 +23,7 @@ from .chunks import SourceImage
 from .construct_config import ConstructConfig
 from .open_images_table import OpenImagesTable
 
-IMAGES = (*IMAGE_ENDINGS, "bmp", "gif", "tif", "tiff")
+INPUT_ENDINGS = (*IMAGE_ENDINGS, "bmp", "gif", "tif", "tiff")
 TARS = (".tar", ".tar.gz", ".tgz")
 BESIDE = ("json", "txt")
 CLEAN_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
@@ -68,10 +68,10 @@ def find_shards(config: ConstructConfig) -> list[InputShard]:
             path = Path(folder, name)
             if name.endswith(TARS):
                 tars.append(path)
-            elif path.suffix.lower()[1:] in IMAGES:
+            elif path.suffix.lower()[1:] in INPUT_ENDINGS:
                 images.append(path.relative_to(root).as_posix())
     if not tars and not images:
-        raise ConfigError(f"input: {config.input} holds neither pictures ({', '.join(IMAGES)}) nor tars.")
+        raise ConfigError(f"input: {config.input} holds neither pictures ({', '.join(INPUT_ENDINGS)}) nor tars.")
     shards = [_tar_shard(path, root) for path in sorted(tars)]
     images.sort()
     taken = {shard.name for shard in shards}
@@ -192,7 +192,7 @@ def _grouped(tar: tarfile.TarFile) -> Iterator[Found]:
         folder, slash, name = member.name.removeprefix("./").rpartition("/")
         stem, _, ending = name.partition(".")
         ending = ending.lower()
-        if ending not in IMAGES and ending not in BESIDE:
+        if ending not in INPUT_ENDINGS and ending not in BESIDE:
             continue
         content = tar.extractfile(member).read()
         if len(content) < member.size:

@@ -89,7 +89,7 @@ def placed_pools(config: ConstructConfig) -> dict[str, WorkerPool]:
     undecided = [name for name, pool in pools.items() if pool.gpus is None and pool.kind not in KINDS_WITHOUT_GPU]
     asked = sum((pool.gpus or 0) * pool.workers for pool in pools.values())
     sharers = sum(pools[name].workers for name in undecided)
-    # As many whole GPUs as there are; where processes outnumber them they share, three to one if need be.
+    # A whole GPU for each process; where there are fewer, all get the same part of one.
     share = min(1.0, int(100 * (gpus - asked) / sharers) / 100) if sharers and gpus > asked else 0.0
     placed = {
         name: replace(pool, gpus=share if name in undecided else pool.gpus or 0.0) for name, pool in pools.items()

@@ -7,7 +7,8 @@ with a caption.
 | -------------- | -------------------- | ------------- | ------------------------------------------------------------ |
 | `token_ids`    | (b, s) int64         | all           | padded on the right                                          |
 | `image_mask`   | (b, s) bool          | all           | positions that image embeddings fill                         |
-| `pixels`       | (n, 3, S, S) f32     | all           | pictures of all rows, CLIP-normalised; None without pictures |
+| `pixels`       | (n, 3, S, S) f32     | all           | pictures of all rows, CLIP-normalised; without any None, or  |
+|                |                      |               | in align no entry, nor an `image_mask`                       |
 | `loss_mask`    | (b, s) bool          | lm            | where `token_ids[t]` is a target: text and `</s>`            |
 | `document_ids` | (b, s) int64         | lm, optional  | number of the document within its row, -1 on padding         |
 | `clip_ids`     | (b, 77) int64        | align         | the caption in CLIP's vocabulary, with CLIP's own padding    |

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from kosmos_core.atomic import atomic_write
 
-Parts = Mapping[str, bytes]
+Parts = dict[str, bytes]  # of one sample, by their names in the tar
 
 
 class ShardWriter(contextlib.ExitStack):

@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 from kosmos_core.atomic import write_file
 from kosmos_core.tokenizer import dictionary_of
 
-from .shard_writer import write_shard
+from .shard_writer import Parts, write_shard
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -36,7 +36,6 @@ COLOURS = {
 }
 BACKGROUNDS = {"white": (246, 246, 246), "grey": (140, 140, 140), "black": (24, 24, 24)}
 SHAPES = ("circle", "square", "triangle")
-Parts = dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Scene:
+class ShapeScene:
     """Shapes side by side on a plain background of `size` x `size` pixels."""
 
     size: int
@@ -87,7 +86,7 @@ class Scene:
         return image
 
 
-def random_scene(rng: random.Random, size: int, shapes: int) -> Scene:
+def random_scene(rng: random.Random, size: int, shapes: int) -> ShapeScene:
     """A scene with shapes of different kinds and colours."""
     kinds, colours = rng.sample(SHAPES, shapes), rng.sample(sorted(COLOURS), shapes)
     side = size // (shapes + 1)
@@ -95,7 +94,7 @@ def random_scene(rng: random.Random, size: int, shapes: int) -> Scene:
     for number, (kind, colour) in enumerate(zip(kinds, colours, strict=True)):
         x = size * number // shapes + rng.randrange(2, side // 4 + 3)
         placed.append(Shape(kind, colour, x, rng.randrange(2, size - side), side))
-    return Scene(size, rng.choice(sorted(BACKGROUNDS)), tuple(placed))
+    return ShapeScene(size, rng.choice(sorted(BACKGROUNDS)), tuple(placed))
 
 
 def encoded(image: Image.Image, kind: str = "JPEG") -> bytes:
@@ -166,7 +165,7 @@ def edit_samples(rng: random.Random, samples: int, size: int) -> Iterator[Parts]
             moved = [Shape(s.kind, s.colour, s.x, rng.randrange(2, size - s.side), s.side) for s in scene.shapes]
             changed = [Shape(s.kind, colour if s.kind == shape.kind else s.colour, s.x, s.y, s.side) for s in moved]
             for moment, shapes in enumerate((moved, changed)):
-                parts[f"{number}_{moment}.jpg"] = encoded(Scene(size, scene.background, tuple(shapes)).image())
+                parts[f"{number}_{moment}.jpg"] = encoded(ShapeScene(size, scene.background, tuple(shapes)).image())
         described = {"input": scene.caption, "edit": f"make the {shape.kind} {colour}", "pairs": len(parts) // 2}
         yield parts | {"json": json.dumps(described).encode()}
 

@@ -101,7 +101,7 @@ class AlignTask:
     kinds: frozenset[str] = frozenset(("text", "captions", "compositional", "original-laion"))
 
     def needed(self, kind: str) -> Callable[[str], bool] | None:
-        return None if kind == "compositional" else _only_text
+        return _only_text if kind in ("text", "captions") else None
 
     def row(self, lane: Lane) -> tuple[str, Any]:
         return lane.next(self._row)

@@ -17,7 +17,7 @@ from .fid import PROTOCOLS, ImageFiles, frechet_distance, name_of_reals, treatme
 from .generate import generate
 from .image_generator import SD_ROW, Sampling
 from .jobs import Job
-from .output import OutputFolder
+from .output_folder import OutputFolder
 from .score import require_generated
 from .table import markdown
 

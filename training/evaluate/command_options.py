@@ -14,7 +14,7 @@ from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 
 from ..base.processes import ProcessGroup
 from .image_generator import ImageGenerator, Sampling
-from .output import OutputFolder
+from .output_folder import OutputFolder
 
 
 def sampling_of(options: Namespace, scheduler: str, steps: int, guidance: float) -> Sampling:

@@ -22,7 +22,7 @@ from .feature_networks import FeatureNets
 from .generate import generate
 from .image_generator import SD_ROW, Sampling
 from .jobs import Job
-from .output import OutputFolder
+from .output_folder import OutputFolder
 from .page import PAGE, figure
 from .subjects import check_images, open_image
 

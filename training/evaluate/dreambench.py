@@ -16,7 +16,7 @@ from .feature_networks import FeatureNets
 from .generate import generate
 from .image_generator import Sampling
 from .jobs import Job, dreambench_jobs, pair_jobs
-from .output import OutputFolder
+from .output_folder import OutputFolder
 from .protocols import PROTOCOLS, PUBLISHED, Protocol
 from .score import METRICS, References, copy_threshold, echo, oracle, require_generated, score
 from .statistics import subject_means, summarise

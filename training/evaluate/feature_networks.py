@@ -26,7 +26,6 @@ from kosmos_core.images import CLIP_MEAN, CLIP_STD, planes, resize_and_crop
 from ..base.errors import ConfigError
 from .subjects import open_image
 
-DINO, CLIP = "facebook/dino-vits16", "openai/clip-vit-base-patch32"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE = 224  # pixels that both networks see
 FOREGROUND = 0.6  # share of the class token's attention that makes the foreground, as in the DINO paper's figures
@@ -94,17 +93,16 @@ class FeatureNets:
 
     def of_images(self, sources: Sequence[Path | Image.Image], batch_size: int = 32, threads: int = 1) -> ImageFeatures:
         """Features of many pictures; reading and resizing run in threads beside the networks."""
-        batches = [
-            self.of_prepared(batch) for batch in _batches(prefetched(self.prepare, sources, threads), batch_size)
-        ]
-        parts = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("dino", "clip", "foreground"))
+        prepared = prefetched(self.prepare, sources, threads)
+        found = [self.of_prepared(batch) for batch in batches(prepared, batch_size)]
+        parts = (torch.cat([getattr(part, name) for part in found]) for name in ("dino", "clip", "foreground"))
         return ImageFeatures(*parts)
 
     @torch.inference_mode()
     def of_texts(self, texts: Sequence[str], batch_size: int = 64) -> Tensor:
         """Unit-length CLIP features (n, width) of prompts, cut at CLIP's 77 tokens."""
         found = []
-        for batch in _batches(iter(texts), batch_size):
+        for batch in batches(texts, batch_size):
             tokens = self.tokenizer(batch, padding=True, truncation=True, max_length=77, return_tensors="pt")
             features = self.clip.get_text_features(**tokens.to(self.device))
             found.append(_unit(features if isinstance(features, Tensor) else features.pooler_output))
@@ -159,7 +157,9 @@ def prefetched(work: Callable[[Any], T], items: Iterable[Any], threads: int, ahe
             pending += [pool.submit(work, item) for item in islice(items, 1)]
 
 
-def _batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of `size`, the last one as long as it comes."""
+    items = iter(items)
     while batch := list(islice(items, size)):
         yield batch
 

@@ -1,4 +1,4 @@
-"""Frechet Inception Distance by torch-fidelity, with the statistics of the real pictures kept for the next run.
+"""Frechet Inception Distance by torch-fidelity, with the statistics of the real pictures cached for the next run.
 
 Two protocols that differ in what happens to pictures before the Inception network (arXiv 2310.02992, section 4.2):
     kosmosg   as the original's script: reals at 256 by tensor resizing, fakes as generated (512); sizes are unequal
@@ -72,7 +72,7 @@ def frechet_distance(
     layer: str = LAYER,
     batch_size: int = 64,
 ) -> float:
-    """FID of two sets of uint8 pictures; the reals' statistics are kept in `cache` under `reals_name`.
+    """FID of two sets of uint8 pictures; the reals' statistics are stored in the folder `cache` under `reals_name`.
 
     `inception` is the file of torch-fidelity's Inception weights (weights-inception-2015-12-05-6726825d.pth); None
     takes torch's hub cache. ConfigError where there is no such file, or fewer than two pictures on a side.

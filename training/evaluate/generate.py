@@ -10,7 +10,7 @@ from ..base.display import duration
 from ..base.processes import ProcessGroup
 from .image_generator import ImageGenerator
 from .jobs import Job
-from .output import OutputFolder
+from .output_folder import OutputFolder
 
 
 def generate(

@@ -90,7 +90,7 @@ def pair_jobs(path: str | Path, subjects: SubjectSet, data: str | Path, protocol
             raise ConfigError(f"{path}: entry {number} needs `prompt` and `image_paths`, it is {entry!r:.120}")
         conditions = tuple(_resolve(image, path, data) for image in entry["image_paths"])
         names = tuple(condition.parent.name for condition in conditions)
-        nouns = entry.get("nouns") or [subjects.noun_of(name) for name in names]
+        nouns = entry.get("nouns") or [subjects.named(name).noun for name in names]
         if len(nouns) != len(conditions):
             raise ConfigError(f"{path}: entry {number} has {len(nouns)} nouns for {len(conditions)} pictures")
         prompt = mark_nouns(entry["prompt"], nouns, protocol)
@@ -102,8 +102,8 @@ def pair_jobs(path: str | Path, subjects: SubjectSet, data: str | Path, protocol
 def _named_pair(names: Any, path: Path, subjects: SubjectSet, data: str | Path, protocol: Protocol) -> list[Job]:
     if not isinstance(names, list) or len(names) < 2:
         raise ConfigError(f"{path}: {names!r} is no pair; expected two names of subjects, such as [berry_bowl, can]")
-    nouns = [subjects.noun_of(name) for name in names]
-    chosen = [next(subject for subject in subjects.subjects if subject.name == name) for name in names]
+    chosen = [subjects.named(name) for name in names]
+    nouns = [subject.noun for subject in chosen]
     images = [next(p for p in subject_images(data, s) if p.name == s.picked) for s in chosen]
     kinds = [subject.kind for subject in chosen]
     kind = "live" if "live" in kinds else kinds[0]

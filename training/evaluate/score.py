@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,9 +12,9 @@ import torch
 
 from ..base.errors import ConfigError
 from ..base.processes import ProcessGroup
-from .feature_networks import FeatureNets, ImageFeatures, prefetched
+from .feature_networks import FeatureNets, ImageFeatures, batches, prefetched
 from .jobs import Job
-from .output import OutputFolder
+from .output_folder import OutputFolder
 
 METRICS = ("dino", "clip_i", "clip_t")
 COPY_QUANTILE = 0.95
@@ -91,7 +91,7 @@ def score(
     texts = list(dict.fromkeys(job.text for job in mine))
     text_features = dict(zip(texts, nets.of_texts(texts), strict=True)) if texts else {}
     prepared = prefetched(nets.prepare, [folder.path / job.path for job in mine], threads)
-    for batch in _chunks(mine, batch_size):
+    for batch in batches(mine, batch_size):
         result = nets.of_prepared(list(islice(prepared, len(batch))))
         records = []
         for row, job in enumerate(batch):
@@ -158,7 +158,3 @@ def copy_threshold(references: References) -> float:
             "such as 0.95"
         )
     return float(alike.quantile(COPY_QUANTILE))
-
-
-def _chunks(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
-    return (items[start : start + size] for start in range(0, len(items), size))

@@ -37,11 +37,11 @@ class SubjectSet:
     subjects: tuple[Subject, ...]
     prompts: dict[str, tuple[str, ...]]
 
-    def noun_of(self, name: str) -> str:
-        """Class noun of the subject with this folder name; ConfigError where there is none."""
+    def named(self, name: str) -> Subject:
+        """The subject with this folder name; ConfigError where there is none."""
         for subject in self.subjects:
             if subject.name == name:
-                return subject.noun
+                return subject
         raise ConfigError(
             f"'{name}' is no subject of {self.name}; known are {', '.join(x.name for x in self.subjects)}"
         )

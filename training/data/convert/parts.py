@@ -12,9 +12,9 @@ from PIL import Image
 
 from ..decoding import decode
 from ..sample_types import BadSample, Entity
+from ..shard_writer import Parts
 
-KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # Pillow's formats that training reads: their endings
-Parts = dict[str, bytes]
+TRAINING_FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # Pillow's formats that training reads: their endings
 
 
 def caption_parts(image: bytes, caption: str, described: dict[str, Any] | None = None) -> Parts:
@@ -52,8 +52,8 @@ def image_part(content: bytes, name: str = "") -> Parts:
     """
     image = decode(content)
     with contextlib.suppress(OSError), Image.open(io.BytesIO(content)) as opened:
-        if opened.format in KEPT and getattr(opened, "n_frames", 1) == 1:
-            return {f"{name}{KEPT[opened.format]}": content}
+        if opened.format in TRAINING_FORMATS and getattr(opened, "n_frames", 1) == 1:
+            return {f"{name}{TRAINING_FORMATS[opened.format]}": content}
     return {f"{name}jpg": as_jpeg(image)}
 
 
