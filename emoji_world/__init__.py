@@ -20,6 +20,6 @@ From nothing to these weights, after `pip install -e ".[train,world]"` (LOG.md h
 
 Between the runs `python -m training.export` makes one file of each, and `python -m emoji_world.probe` tells in a minute
 what a stage reads from references. The other modules: `scenes` draws pictures with captions and says what is held out
-from which stage, `sampling` makes pictures from conditions, `features` compares what pictures show, `sheets`
-shows them.
+from which stage, `sampling` makes pictures from conditions, `generator` from prompts, `features` compares what
+pictures show, `judge` names it, `sheets` shows them.
 """

@@ -9,177 +9,21 @@ were held out from stage 3 only, and those held out from everything, are reporte
 
 import argparse
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from transformers import CLIPTextModel, CLIPTokenizer
 
-from kosmos_core import KosmosG, load_model
+from kosmos_core import load_model
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
-from training.base.precision import Precision, faster_on_cpu
-from training.evaluate.statistics import bootstrap_interval
+from training.base.precision import faster_on_cpu
 
 from .atlas import Atlas
-from .diffusion import text_states
 from .features import ObjectFeatures
-from .sampling import sample
-from .scenes import (
-    BACKGROUNDS,
-    HELD_OUT_NOUNS,
-    WORLDS,
-    Background,
-    EmojiScene,
-    EmojiWorld,
-    Identity,
-    Placed,
-    WorldSettings,
-)
+from .generator import EmojiGenerator
+from .judge import BenchmarkRow, Judge, PromptCase, draw_prompts
+from .scenes import HELD_OUT_NOUNS, WORLDS, EmojiScene, EmojiWorld, WorldSettings
 from .sheets import pixel_grid
-
-Pixels = np.ndarray
-
-
-@dataclass
-class PromptCase:
-    """One picture to make: one or two identities on a background, and the pictures that show them."""
-
-    identities: tuple[Identity, ...]
-    background: Background
-    references: tuple[Pixels, ...]
-    shuffled: Pixels
-
-    @property
-    def marks(self) -> str:
-        return " and ".join(["<i>"] * len(self.identities)) + f" {self.background.phrase}"
-
-
-@dataclass
-class BenchmarkRow:
-    """Per-prompt values by metric; `compare` tests the difference to another row of the same prompts."""
-
-    name: str
-    values: dict[str, np.ndarray]
-    images: np.ndarray | None = field(default=None, repr=False)
-
-    def summary(self) -> dict:
-        return {
-            "row": self.name,
-            "prompts": len(next(iter(self.values.values()))),
-            **{metric: interval(values) for metric, values in self.values.items()},
-        }
-
-    def compare(self, other: "BenchmarkRow", metric: str = "similarity") -> dict:
-        return {"row": f"{self.name} minus {other.name}", metric: interval(self.values[metric] - other.values[metric])}
-
-
-def interval(values: np.ndarray, draws: int = 2000) -> list[float]:
-    """Mean and the ends of its 95 % bootstrap interval."""
-    return [round(float(x), 4) for x in (values.mean(), *bootstrap_interval(values, draws))]
-
-
-class Judge:
-    """Names what a picture shows: the identity of the nearest features among all of a world, and those of `known`."""
-
-    def __init__(self, features: ObjectFeatures, world: EmojiWorld, known: "Judge | None" = None):
-        self.features, self.identities = features, world.identities
-        self.gallery = features([portrait(world, identity, "grey") for identity in self.identities])
-        if known:
-            self.identities = known.identities + self.identities
-            self.gallery = torch.cat([known.gallery, self.gallery])
-        self.number = {identity: n for n, identity in enumerate(self.identities)}
-        self.nouns = np.array([identity.noun for identity in self.identities])
-
-    def singles(self, name: str, images: np.ndarray, prompts: list[PromptCase]) -> BenchmarkRow:
-        """Similarity to the identity asked for, whether it is the nearest of all, and whether the nearest one's noun is
-        right."""
-        scores = self.features(list(images)) @ self.gallery.T
-        wanted = [self.number[prompt.identities[0]] for prompt in prompts]
-        nearest = scores.argmax(1).numpy()
-        nouns = self.nouns[nearest]
-        values = {
-            "similarity": scores[torch.arange(len(wanted)), wanted].numpy(),
-            "identity": (nearest == np.array(wanted)).astype(float),
-            "noun": np.array([noun == p.identities[0].noun for noun, p in zip(nouns, prompts, strict=True)], float),
-        }
-        return BenchmarkRow(name, values, images)
-
-    def pairs(self, name: str, images: np.ndarray, prompts: list[PromptCase]) -> BenchmarkRow:
-        """Both nouns right in their halves, and each half nearer to its own identity than to the other's."""
-        middle = images.shape[2] // 2
-        halves = [self.features(list(x)) @ self.gallery.T for x in (images[:, :, :middle], images[:, :, middle:])]
-        both, own = [], []
-        for row, prompt in enumerate(prompts):
-            numbers = [self.number[identity] for identity in prompt.identities]
-            nouns = [self.nouns[half[row].argmax()] for half in halves]
-            both.append(float(all(n == x.noun for n, x in zip(nouns, prompt.identities, strict=True))))
-            own.append(float(all(halves[i][row, numbers[i]] > halves[i][row, numbers[1 - i]] for i in range(2))))
-        return BenchmarkRow(name, {"both nouns": np.array(both), "own reference": np.array(own)}, images)
-
-
-def portrait(world: EmojiWorld, identity: Identity, colour: str) -> Pixels:
-    """An identity alone in the middle of a plain background."""
-    edge = (world.size - world.object_size) // 2
-    return world.render(EmojiScene((Placed(identity, edge, edge, world.object_size),), Background(colour)))[0]
-
-
-def draw_prompts(
-    world: EmojiWorld, identities: list[Identity], count: int, entities: int, seed: int
-) -> list[PromptCase]:
-    """Prompts over the identities in turn; references stand on white, shuffled ones show another noun."""
-    rng = np.random.default_rng(seed)
-    order = [identities[i] for i in rng.permutation(len(identities))]
-    prompts = []
-    for number in range(count):
-        chosen = [order[number % len(order)]]
-        others = [x for x in identities if x.noun != chosen[0].noun]
-        while len(chosen) < entities:
-            chosen.append(others[rng.integers(len(others))])
-        references = tuple(world.reference(x) for x in chosen)
-        other = world.reference(others[rng.integers(len(others))])
-        colour = str(rng.choice([name for name in BACKGROUNDS if name != "white"]))
-        prompts.append(PromptCase(tuple(chosen), Background(colour), references, other))
-    return prompts
-
-
-@dataclass
-class EmojiGenerator:
-    """A frozen U-Net with an encoder in front: Kosmos-G, or its own CLIP where `encoder` is None.
-
-    Guidance leads away from the encoder's null condition. Only stage 3 trains it: earlier, `clip_null` takes CLIP's.
-    """
-
-    diffusion: StableDiffusion
-    encoder: KosmosG | None
-    size: int  # pixels of a side
-    guidance: float
-    steps: int = 20
-    seed: int = 1
-    clip_null: bool = False
-    precision: Precision = field(default_factory=faster_on_cpu)
-
-    def __post_init__(self) -> None:
-        self.unet, self.vae = self.diffusion.unet(), self.diffusion.vae()
-
-    def clip(self) -> tuple[CLIPTextModel, CLIPTokenizer]:
-        return self.diffusion.text_encoder(), self.diffusion.tokenizer()
-
-    @torch.no_grad()
-    def conditions(self, texts: list[str], images: list[list[Pixels]] | None = None) -> torch.Tensor:
-        if self.encoder is None or (self.clip_null and texts == [""]):
-            return text_states(*self.clip(), texts).float()
-        found = []
-        for start in range(0, len(texts), 16):
-            own = None if images is None else [[Image.fromarray(x) for x in p] for p in images[start : start + 16]]
-            found.append(self.encoder.encode(texts[start : start + 16], own))
-        return torch.cat(found)
-
-    def generate(self, texts: list[str], images: list[list[Pixels]] | None = None) -> np.ndarray:
-        conditions, null = self.conditions(texts, images), self.conditions([""])
-        settings = {"seed": self.seed, "guidance": self.guidance, "steps": self.steps, "precision": self.precision}
-        return sample(self.unet, self.vae, conditions, null, self.size, **settings)
 
 
 class Evaluation:

