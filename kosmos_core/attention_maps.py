@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from .prompt import ImageMark
 from .tokenizer import Layout, Tokenizer
 
-LARGEST_MAP = 64  # places of a side in a trace
-TRACE_BYTES = 512 * 2**20
-WORD_START = "▁"
+LARGEST_MAP = 64  # longest side of a recorded map; larger ones are shrunk
+TRACE_BYTES = 512 * 2**20  # a trace that holds this much records nothing new
+WORD_START = "▁"  # SentencePiece's mark of a piece that begins a word
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,17 @@ def token_groups(layout: Layout, tokenizer: Tokenizer) -> list[TokenGroup]:
 
 def _without_bare_spaces(groups: list[TokenGroup]) -> list[TokenGroup]:
     """A piece that is a space alone goes to the group after it, or at the end to the one before."""
-    kept: list[TokenGroup] = []
+    merged: list[TokenGroup] = []
     pending: tuple[int, ...] = ()
     for group in groups:
         if not group.label:
             pending += group.tokens
             continue
-        kept.append(TokenGroup(group.label, pending + group.tokens, group.slot))
+        merged.append(TokenGroup(group.label, pending + group.tokens, group.slot))
         pending = ()
     if pending:
-        kept[-1] = TokenGroup(kept[-1].label, kept[-1].tokens + pending, kept[-1].slot)
-    return kept
+        merged[-1] = TokenGroup(merged[-1].label, merged[-1].tokens + pending, merged[-1].slot)
+    return merged
 
 
 @dataclass
@@ -83,7 +83,7 @@ def recorded(query_decoder: nn.Module) -> Iterator[SlotAttention]:
     """Record the cross-attention of a QueryDecoder while the context is open; ValueError for several packed prompts."""
     attention = SlotAttention()
 
-    def look(module: nn.Module, arguments: tuple) -> None:
+    def record(module: nn.Module, arguments: tuple) -> None:
         x, memory, pattern = arguments
         if pattern.lengths is not None:
             raise ValueError("attention is recorded for one prompt at a time, not for packed ones")
@@ -92,7 +92,7 @@ def recorded(query_decoder: nn.Module) -> Iterator[SlotAttention]:
         weights = _weights(query, key, module.heads, pattern.key_bias)
         attention.layers.append(weights.mean(1).cpu())
 
-    hooks = [block.cross_attention.register_forward_pre_hook(look) for block in query_decoder.blocks]
+    hooks = [block.cross_attention.register_forward_pre_hook(record) for block in query_decoder.blocks]
     try:
         yield attention
     finally:

@@ -26,9 +26,9 @@ def blend(first: Tensor, second: Tensor, amount: float, mode: str) -> Tensor:
     """Mix two conditions with `amount` (0..1) of the second; ValueError where they do not fit or the mode is unknown.
 
     lerp: straight line. slerp per slot: along the arc between the slots' directions, norms on a straight line.
-    keep slot 0: lerp, slot 0 always the first's. concat: slots of both side by
-    side; up to 0.5 all of the first's and a growing number of the second's, after it all of the second's and ever fewer
-    of the first's. Slots are left out from the back.
+    keep slot 0: lerp, slot 0 always the first's. concat: slots of both, one after the other; up to an amount of 0.5
+    all of the first's and a growing number of the second's, above it all of the second's and ever fewer of the first's.
+    Slots are left out from the back.
     """
     if not 0 <= amount <= 1:
         raise ValueError(f"amount is {amount}; expected 0 to 1.")
