@@ -12,12 +12,19 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.checkpoint import checkpoint
 
 from kosmos_core import KosmosG
+from training import run
+from training.base.processes import ProcessGroup
+from training.base.rng import RowRng
+from training.engine.operations import OperationCounter
 from training.engine.run_config import parse
+from training.engine.sharding import parallelize
 from training.plan import command
 from training.plan.fake_floats import fake_floats
 from training.plan.live_memory import LiveMemory
+from training.plan.longest_batch import batch_shape, longest_batch
 from training.plan.memory import plan
 from training.plan.traffic import traffic
+from training.stages import stage_module
 
 WIDER = {
     "lm": [
@@ -119,6 +126,29 @@ def test_pictures_of_stage_two_count(smoke_stages, tmp_path):
     assert pictured.images == 8
     assert pictured.operations > plain.operations
     assert pictured.peak > plain.peak
+
+
+@pytest.mark.parametrize("stage", ["lm", "align", "instruct"])
+def test_planned_operations_are_those_of_the_real_models(smoke_stages, tmp_path, stage):
+    config = parse(smoke_stages.arguments(stage, tmp_path / "run", "--batch.size", "4", "--batch.micro", "4"))
+    device = torch.device("cpu")
+    made = stage_module(stage).build(config, device, device)
+    made.set_trainable()
+    settings = config.parallel, config.optim, config.precision
+    engine = parallelize(made, "single", *settings, ProcessGroup(0, 1, device))
+    batch = longest_batch(config, *batch_shape(config, None, None))
+    with OperationCounter() as counter:
+        engine.step("training_step", batch, RowRng(config.seed, step=0)).total.backward()
+    assert plan(config, 1).operations == counter.total > 0
+
+
+def test_planned_operations_are_those_that_a_run_logs(smoke_stages, tmp_path):
+    arguments = smoke_stages.arguments("align", tmp_path / "run", "--steps", "3", "--data.pad_to", "40")
+    assert run.main(arguments) == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    expected = plan(parse(arguments), 1, length=40).operations
+    for record in records:
+        assert record["flops_per_second"] * record["seconds_per_step"] == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_original_s_optimiser_takes_as_much_as_adamw(smoke_stages, tmp_path):

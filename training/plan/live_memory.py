@@ -1,7 +1,7 @@
 """Bytes of all tensors that are alive, followed operation by operation; works on fake tensors, which take no memory.
 
-torch's own tracker (torch.distributed._tools.mem_tracker) finds the same peak, and a test holds ours against it; but it
-refuses models with frozen parameters, and its notes on each module make a plan ten times slower.
+torch's trackers (torch.distributed._tools) find the same peaks. MemTracker, the one for a single process, fails where
+parameters are frozen, as some are in every stage; FSDPMemTracker, which takes them, is for `fully_shard` alone.
 """
 
 from __future__ import annotations
