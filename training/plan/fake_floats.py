@@ -6,7 +6,7 @@ activations only the shape is kept (torch's FakeTensorMode). Code that runs here
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,7 +68,7 @@ class _RealIntegers(TorchDispatchMode):
 
 
 @contextmanager
-def fake_floats() -> Iterator[Any]:
+def fake_floats() -> Iterator[Callable[[Tensor], Tensor]]:
     """Inside, new floating-point tensors are fake; yields a function that makes a real tensor one of the simulation."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     try:

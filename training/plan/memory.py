@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kosmos_core import KosmosG
+from kosmos_core.safetensors_file import WeightsError
 
 from ..base.errors import ConfigError
 from ..base.precision import DTYPES, autocast
@@ -58,7 +59,8 @@ def plan(config: RunConfig, processes: int, *, length: int | None = None, images
         length: tokens of a row; None takes the longest that the configuration lets through.
         images: pictures per row; None takes 1, and 0 for align.
     Raises:
-        ConfigError: the batch does not divide over the processes, or the pictures do not fit into the rows.
+        ConfigError: the batch does not divide over the processes, the pictures do not fit into the rows, or the
+            folder of `task.stable_diffusion` describes a model of another family.
     """
     kind = config.parallel.sharding
     if kind == "auto":
@@ -70,19 +72,42 @@ def plan(config: RunConfig, processes: int, *, length: int | None = None, images
             f"change one of them."
         )
     length, image_count = batch_shape(config, length, images)
-    batch, module, diffusion = longest_batch(config, length, image_count), stage_module(config.stage), None
+    found = _simulate(config, processes if kind == "fsdp2" else 1, longest_batch(config, length, image_count))
+    if kind == "fairscale":  # simulated as one process, which holds the whole optimiser
+        whole = found["optimizer"]
+        found |= {"optimizer": whole // processes, "peak": found["peak"] - whole + whole // processes}
+    parameters, trained = found.pop("parameters"), found.pop("trained")
+    return Plan(
+        sharding=kind,
+        processes=processes,
+        micro_batches=micro_batches,
+        rows=config.batch.micro,
+        length=length,
+        images=image_count,
+        traffic=traffic(config, kind, processes, micro_batches, parameters, trained),
+        operations=micro_batches * found.pop("operations"),
+        **found,
+    )
+
+
+def _simulate(config: RunConfig, processes: int, batch: Batch) -> dict[str, int]:
+    """Bytes of `weights`, `optimizer`, `frozen` and `peak`, numbers of `parameters`, `trained` ones, and `operations`
+    of one micro-batch, for the first of so many processes that shard the model."""
+    module, diffusion = stage_module(config.stage), None
     if config.stage != "lm":
         dtype, only_clip = DTYPES[config.precision], config.stage == "align"
         diffusion = UnreadStableDiffusion(config.task.stable_diffusion, dtype, text_encoder_only=only_clip)
-    sharded = kind == "fsdp2"
-    with _processes(processes if sharded else 1) as process_group:  # the other kinds hold whole copies
-        mesh = sharding_mesh(config.parallel, process_group) if sharded else None
+    kind = "single" if processes == 1 else "fsdp2"
+    with _processes(processes) as process_group:
+        mesh = sharding_mesh(config.parallel, process_group) if kind == "fsdp2" else None
         with fake_floats() as simulated, LiveMemory() as memory:
-            stage = module.assemble(config, diffusion, KosmosG(config.model), [])
+            try:
+                stage = module.assemble(config, diffusion, KosmosG(config.model), [])
+            except WeightsError as error:
+                raise ConfigError(f"{error}") from error
             stage.set_trainable()
-            simulated_kind = kind if sharded else "single"
             settings = config.parallel, config.optim, config.precision
-            engine = parallelize(stage, simulated_kind, *settings, process_group, mesh=mesh, fill=False)
+            engine = parallelize(stage, kind, *settings, process_group, mesh=mesh, fill=False)
             # This process's part of each parameter: for whole lists of sharded ones torch takes most of a plan's time.
             own = {name: nn.Parameter(_own(p.detach())) for name, p in engine.parameters.items()}
             optimizer = build_optimizer(config.optim, list(own.values()))
@@ -98,27 +123,16 @@ def plan(config: RunConfig, processes: int, *, length: int | None = None, images
                 own[name].grad = _own(parameter.grad)
             _update(optimizer, average)
         weights = list(stage.model.parameters())
-        frozen = [p for module in stage.frozen.values() for p in module.parameters()]
         moments = [t for state in optimizer.state.values() for t in state.values() if t.dim()]
-        moments += list(average.average.values()) if average else []
-        every, trained = (sum(p.numel() for p in some) for some in (weights, engine.parameters.values()))
-        held, peak = _bytes(moments), memory.peak
-        if kind == "fairscale":
-            held, peak = held // processes, peak - held + held // processes
-        return Plan(
-            sharding=kind,
-            processes=processes,
-            micro_batches=micro_batches,
-            rows=config.batch.micro,
-            length=length,
-            images=image_count,
-            weights=_bytes(weights),
-            optimizer=held,
-            frozen=_bytes(frozen),
-            peak=peak,
-            traffic=traffic(config, kind, processes, micro_batches, every, trained),
-            operations=micro_batches * operations,
-        )
+        return {
+            "weights": _bytes(weights),
+            "optimizer": _bytes([*moments, *(average.average.values() if average else ())]),
+            "frozen": _bytes(p for part in stage.frozen.values() for p in part.parameters()),
+            "peak": memory.peak,
+            "parameters": sum(p.numel() for p in weights),
+            "trained": sum(p.numel() for p in engine.parameters.values()),
+            "operations": operations,
+        }
 
 
 @contextmanager
