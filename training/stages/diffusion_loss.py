@@ -20,8 +20,8 @@ def sample_losses(
     model: KosmosG, unet: nn.Module, scheduler: Any, batch: Batch, noise: Tensor, timesteps: Tensor, drop: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mean squared error of the predicted noise of each sample, (b,) float32, and their conditions (b, 77, 768)."""
-    features, anchor = image_embeddings(model, batch.get("pixels"))
-    conditions, null = encode_with_null(model, batch["token_ids"], batch.get("image_mask"), features)
+    embeddings, anchor = image_embeddings(model, batch.get("pixels"))
+    conditions, null = encode_with_null(model, batch["token_ids"], batch.get("image_mask"), embeddings)
     condition = torch.where(drop.to(null.device)[:, None, None], null, conditions) + anchor
     noisy = scheduler.add_noise(batch["latents"], noise, timesteps)
     predicted = unet(noisy.to(unet.dtype), timesteps, encoder_hidden_states=condition.to(unet.dtype)).sample

@@ -1,4 +1,4 @@
-"""What stages 1 and 3 share: picture tokens of a batch, and the end of the vision tower that trains."""
+"""What stages 1 and 3 share: the image embeddings of a batch, and which end of the vision tower trains."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from kosmos_core import KosmosG
 
 
 def image_embeddings(model: KosmosG, pixels: Tensor | None) -> tuple[Tensor | None, Tensor | float]:
-    """Picture tokens (n, latents, width) of a batch, and a zero to be added to what the loss is made of.
+    """Image embeddings (n, latents, width) of a batch, and a zero to be added to what the loss is computed from.
 
-    A batch without pictures gives None, but sends a blank picture through the vision tower with weight 0: processes
-    that train together gather weights and sum gradients together, so each of them has to touch every trained module.
+    A batch without pictures gives None, but a blank picture goes through vision tower and resampler and into that zero:
+    processes gather weights and sum gradients together, so each of them has to use every trained module in each batch.
     """
     if pixels is not None and len(pixels):
         return model.embed_images(pixels), 0.0
@@ -22,7 +22,7 @@ def image_embeddings(model: KosmosG, pixels: Tensor | None) -> tuple[Tensor | No
 
 
 def embed_blank(model: KosmosG) -> Tensor:
-    """Picture tokens of a blank picture, for the sake of the modules that this touches."""
+    """Image embeddings (1, latents, width) of a blank picture, where only the use of the modules matters."""
     size = model.config.vision.image_size
     return model.embed_images(torch.zeros(1, 3, size, size, device=model.device))
 

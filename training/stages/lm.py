@@ -42,15 +42,15 @@ def token_losses(model: KosmosG, batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each target (t,) in nats and the row of the batch that it stands in (t,)."""
     token_ids, documents = batch["token_ids"], batch.get("document_ids")
     rows, length = token_ids.shape
-    features, anchor = image_embeddings(model, batch.get("pixels"))
+    embeddings, anchor = image_embeddings(model, batch.get("pixels"))
     mask = batch.get("image_mask")
     if documents is None:
-        hidden = model.hidden_states(token_ids, mask, features)
+        hidden = model.hidden_states(token_ids, mask, embeddings)
     else:
         row = torch.arange(rows, device=token_ids.device)[:, None]
         _, lengths = torch.unique_consecutive(documents + row * (length + 1), return_counts=True)
         packed = None if mask is None else mask.reshape(1, -1)
-        hidden = model.hidden_states(token_ids.reshape(1, -1), packed, features, lengths.tolist())
+        hidden = model.hidden_states(token_ids.reshape(1, -1), packed, embeddings, lengths.tolist())
         hidden = hidden.reshape(rows, length, -1)
     valid = batch["loss_mask"][:, 1:]
     states, targets = hidden[:, :-1][valid] + anchor, token_ids[:, 1:][valid]

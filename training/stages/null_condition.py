@@ -9,7 +9,7 @@ from kosmos_core import KosmosG
 
 
 def encode_with_null(
-    model: KosmosG, token_ids: Tensor, image_mask: Tensor | None, image_features: Tensor | None
+    model: KosmosG, token_ids: Tensor, image_mask: Tensor | None, image_embeddings: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Conditions (b, 77, 768) of a batch and the null condition (1, 77, 768), in one pass through the language model.
 
@@ -19,5 +19,6 @@ def encode_with_null(
     null[:, 0] = model.config.ids.bos
     if image_mask is not None:
         image_mask = torch.cat([image_mask, torch.zeros_like(image_mask[:1])])
-    conditions = model.encode_tokens(torch.cat([token_ids, null]), image_mask=image_mask, image_features=image_features)
+    token_ids = torch.cat([token_ids, null])
+    conditions = model.encode_tokens(token_ids, image_mask=image_mask, image_features=image_embeddings)
     return conditions[:-1], conditions[-1:]
