@@ -3,8 +3,9 @@
     python -m training.plan --config training/configs/instruct.yaml --gpus 64
 
 A step of the configured stage is run on tensors without memory by the engine's own code, sharded over that many
-simulated processes; every tensor that would be alive is counted. Not counted: the CUDA context (about 0.5 GB per GPU),
-the allocator's fragmentation and the libraries' workspaces. Speeds assume the matrix-product rate and network bandwidth
+simulated processes; every tensor that would be alive is counted. Not counted: gradients that wait for the next
+micro-batch of the same step, the CUDA context (about 0.5 GB per GPU), the allocator's fragmentation and the libraries'
+workspaces. Speeds assume the matrix-product rate and network bandwidth
 that you state.
 """
 
