@@ -37,6 +37,13 @@ def narrowed(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.float8_e4m3fn if ".blocks." in name and tensor.ndim > 1 else torch.float16)
 
 
+def _damaged(run_folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{run_folder} is no run folder that a training left ({type(error).__name__}: {' '.join(str(error).split())}); "
+        f"copy config.yaml, starts.jsonl and tokenizer/ anew."
+    )
+
+
 def export(
     run_folder: str | Path,
     output: str | Path,
@@ -54,7 +61,7 @@ def export(
         dtype: float32, bfloat16, float16, or float8_e4m3fn: the blocks' matrices in fp8, the rest in float16.
         half: M leaves out AlignerNet's training half, which stage 2 needs and nothing else; MN keeps what there is.
     Raises:
-        CheckpointError: there is no such run, checkpoint or moving average, or it cannot be read.
+        CheckpointError: there is no such run, checkpoint or moving average, or one of its files cannot be read.
     """
     run_folder, output = Path(run_folder), Path(output)
     try:
@@ -65,6 +72,8 @@ def export(
             f"{run_folder} is no run folder ({error.strerror}: {error.filename}); give the --run_folder of a training, "
             f"which holds config.yaml, starts.jsonl and checkpoints."
         ) from None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise _damaged(run_folder, error) from error
     folder = run_folder / "checkpoints"
     path = latest_checkpoint(folder) if step is None else folder / f"step-{step:08d}"
     if path is None or not path.is_dir():
@@ -72,33 +81,44 @@ def export(
         raise CheckpointError(
             f"{folder} has no checkpoint{'' if step is None else f' of step {step}'}; found: {found}."
         )
-    sizes = KosmosGConfig.from_dict(config["model"])
+    step = read_progress(path)["step"]
+    try:
+        sizes = KosmosGConfig.from_dict(config["model"])
+        provenance = {
+            "stage": str(config["stage"]),
+            "step": step,
+            "weights": "moving average" if ema else "last",
+            "data": sorted((config.get("data") or {}).get("sources") or {}),
+            "config": config,
+            "git": starts[-1]["git"],
+            "versions": starts[-1]["versions"],
+            "starts": len(starts),
+        }
+        files = [run_folder / TOKENIZER_FOLDER / name for name in TOKENIZER_FILES]
+        tokenizer = Tokenizer.from_files(*files, latents=sizes.resampler.latents) if files[0].is_file() else None
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise _damaged(run_folder, error) from error
     if half == "M" and sizes.aligner:
         sizes = replace(sizes, aligner=replace(sizes.aligner, reconstruction=False))
     with torch.device("meta"):
         names = KosmosG(sizes).state_dict()
-    weights = {name: torch.empty_like(tensor, device="cpu") for name, tensor in names.items()}
     found = stored(path)
+    if different := [name for name, tensor in names.items() if found.get(f"model.{name}") != tuple(tensor.shape)]:
+        raise CheckpointError(
+            f"{path} is of another model than {run_folder / 'config.yaml'} describes: {different[0]} and "
+            f"{len(different) - 1} other tensors differ; give the run folder as the training left it."
+        )
+    weights = {name: torch.empty_like(tensor, device="cpu") for name, tensor in names.items()}
     averaged = {name: weights[name] for name in weights if ema and f"average.{name}" in found}
     if ema and not averaged:
         raise CheckpointError(f"--ema: {path} holds no moving average; train with optim.ema above 0, or leave it out.")
     plain = {name: tensor for name, tensor in weights.items() if name not in averaged}
     load({"model": plain, "average": averaged}, path)
-    files = [run_folder / TOKENIZER_FOLDER / name for name in TOKENIZER_FILES]
-    tokenizer = Tokenizer.from_files(*files, latents=sizes.resampler.latents) if files[0].is_file() else None
-    provenance = {
-        "stage": config["stage"],
-        "step": read_progress(path)["step"],
-        "weights": "moving average" if ema else "last",
-        "data": sorted((config.get("data") or {}).get("sources") or {}),
-        "config": config,
-        "git": starts[-1]["git"],
-        "versions": starts[-1]["versions"],
-        "starts": len(starts),
-    }
     if dtype == FP8:
         weights = {name: narrowed(name, tensor) for name, tensor in weights.items()}
-    save_weights(output, weights, sizes, tokenizer, stage=config["stage"], provenance=provenance, dtype=DTYPES[dtype])
+    save_weights(
+        output, weights, sizes, tokenizer, stage=provenance["stage"], provenance=provenance, dtype=DTYPES[dtype]
+    )
     return provenance
 
 

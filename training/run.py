@@ -66,6 +66,9 @@ def train(config: RunConfig, process_group: ProcessGroup) -> None:
         raise ConfigError(f"{error}") from error
     stage.set_trainable()
     engine = parallelize(stage, kind, config.parallel, config.optim, config.precision, process_group)
+    trainer = Trainer(config, engine, checkpoints)
+    if start is not None:  # before anything is written: a checkpoint that cannot be read leaves the folder as it was
+        trainer.restore(start)
     folder, described = Path(config.run_folder), config.to_yaml()
     if process_group.rank == 0:
         try:
@@ -76,15 +79,13 @@ def train(config: RunConfig, process_group: ProcessGroup) -> None:
             ) from error
     progress = Progress(folder, config.steps, config.log, described, process_group)
     try:
-        trainer = Trainer(config, engine, checkpoints, progress)
         if start is not None:
-            trainer.restore(start)
             progress.resume(trainer.counters.step)
             progress.say(f"Going on from {start}.")
         else:
             for note in getattr(stage, "notes", ()):
                 progress.say(note)
-        trainer.run()
+        trainer.run(progress)
     finally:
         progress.close()
 

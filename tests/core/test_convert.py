@@ -166,6 +166,13 @@ def test_a_truncated_checkpoint_is_named_as_damaged(tmp_path):
         convert(tmp_path / "c.pt", tmp_path / "k.safetensors")
 
 
+@pytest.mark.parametrize("content", [b"hello", b"", b"\x80\x02K", b"(lp0\n."])
+def test_a_file_of_something_else_is_a_sentence(tmp_path, capsys, content):
+    (tmp_path / "c.pt").write_bytes(content)
+    assert main([str(tmp_path / "c.pt"), str(tmp_path / "out.safetensors")]) == 1
+    assert f"not converted: {tmp_path / 'c.pt'} " in capsys.readouterr().err
+
+
 def test_the_source_is_never_its_own_target(tmp_path):
     copy = tmp_path / "c.pt"
     copy.write_bytes(FINAL.read_bytes())

@@ -14,7 +14,8 @@ import torch.distributed.checkpoint as dcp
 from tests.training.launch import everything, train
 from training import export
 from training.base.errors import CheckpointError
-from training.engine.checkpoint_reader import from_tensor, read_progress, stored, to_tensor
+from training.engine.checkpoint import latest_checkpoint
+from training.engine.checkpoint_reader import from_tensor, read_progress, stored, to_tensor, value_of
 from training.engine.run_state import random_state, set_random_state
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -162,6 +163,120 @@ def test_a_checkpoint_that_would_run_code_is_refused_with_a_sentence(run, malici
     assert said in result.output
     assert "take checkpoints from a source that you trust" in result.output
     assert "Traceback" not in result.output
+    assert not (tmp_path / "ran").exists()
+
+
+def contents(folder):
+    """Every file of a folder with its bytes."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class Addresses:
+    """A NumPy array of Python objects, which a forged dtype lets bytes be the addresses of."""
+
+    def __reduce__(self):
+        rebuild, arguments, _ = numpy.empty(0).__reduce__()
+        return rebuild, arguments, (1, (1,), ForgedDtype(), False, b"A" * 8)
+
+
+class ForgedDtype:
+    def __reduce__(self):
+        no_objects_inside = 0
+        fields = {"a": (numpy.dtype("O"), 0)}
+        return numpy.dtype, ("V8", False, True), (3, "|", None, ("a",), fields, 8, 1, no_objects_inside)
+
+
+def test_bytes_of_an_old_random_state_are_never_addresses(tmp_path):
+    array = value_of(pickle.dumps(Addresses()))
+    assert array.tolist() == [0x41414141, 0x41414141]
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_an_old_random_state_is_read_in_every_form_of_pickle(protocol):
+    kind, keys, *_ = numpy.random.get_state()
+    assert value_of(pickle.dumps((kind, keys), protocol))[1].tolist() == keys.tolist()
+
+
+def repack(checkpoint, change):
+    """Write a checkpoint again with another table of contents."""
+    metadata = dcp.FileSystemReader(checkpoint).read_metadata()
+    change(metadata)
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(metadata))
+
+
+def read_another_file(metadata):
+    for part in metadata.storage_data.values():
+        part.relative_path = "../../secret"
+
+
+def enormous(metadata):
+    metadata.state_dict_metadata["progress"].size = torch.Size([10**17])
+
+
+def spoil(checkpoint, name, value):
+    write(checkpoint, everything(checkpoint) | {name: value})
+
+
+DAMAGE = {
+    "a file outside": lambda checkpoint: repack(checkpoint, read_another_file),
+    "more counters than memory holds": lambda checkpoint: repack(checkpoint, enormous),
+    "counters that are no JSON": lambda checkpoint: spoil(checkpoint, "progress", torch.tensor([255, 1]).byte()),
+    "counters without a step": lambda checkpoint: spoil(checkpoint, "progress", to_tensor({"steps": 2})),
+    "counters of another program": lambda checkpoint: spoil(checkpoint, "progress", to_tensor({"step": 2, "a": 1})),
+    "a position of something else": lambda checkpoint: spoil(checkpoint, "data.1", to_tensor([1])),
+    "a random state of something else": lambda checkpoint: spoil(checkpoint, "random.0.python", to_tensor({"a": 1})),
+    "an empty table of contents": lambda checkpoint: (checkpoint / ".metadata").write_bytes(b""),
+    "a table of contents of something else": lambda checkpoint: (checkpoint / ".metadata").write_bytes(
+        pickle.dumps({"a": 1})
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_a_sentence_and_changes_nothing_in_the_folder(run, tmp_path, damage):
+    checkpoint = set_back(run[1], tmp_path / "run")
+    DAMAGE[damage](checkpoint)
+    before = contents(tmp_path / "run")
+    result = train(elsewhere(run[0], tmp_path / "run"), tmp_path / "log")
+    assert result.codes == [1], result.output
+    assert f"error: {checkpoint} " in result.output
+    assert "Traceback" not in result.output
+    assert contents(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("pointer", [b"\xff\xfe", b"../../step-00000002", b"/etc", b"step-00000009", b"a\0b", b""])
+def test_a_pointer_to_no_checkpoint_of_the_folder_is_not_followed(run, tmp_path, pointer):
+    checkpoint = set_back(run[1], tmp_path / "run")
+    shutil.copytree(checkpoint, tmp_path / "step-00000002")
+    shutil.copytree(checkpoint, checkpoint.parent / "step-00000003.old-7")  # a user's copy is none to go on from
+    (checkpoint.parent / "latest").write_bytes(pointer)
+    assert latest_checkpoint(checkpoint.parent) == checkpoint
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.yaml", b"\xff\xfe\x00"),
+        ("config.yaml", b"a: [1"),
+        ("config.yaml", b"- 1"),
+        ("config.yaml", b"!!python/object/apply:os.mknod ['ran']"),
+        ("config.yaml", b"stage: lm\nmodel: {decoder: {width: wide}}"),
+        ("config.yaml", b"stage: lm\nmodel: {decoder: {width: 1048576, vocabulary: 1048576}}"),
+        ("starts.jsonl", b""),
+        ("starts.jsonl", b"{"),
+        ("starts.jsonl", b"[1]"),
+        ("tokenizer/sentencepiece.bpe.model", b"no model"),
+        ("tokenizer/dict.txt", b"\xff"),
+    ],
+)
+def test_a_damaged_file_of_the_run_folder_is_a_sentence_at_export(run, tmp_path, capsys, monkeypatch, file, content):
+    monkeypatch.chdir(tmp_path)
+    set_back(run[1], tmp_path / "run")
+    (tmp_path / "run" / file).write_bytes(content)
+    assert export.main([str(tmp_path / "run"), str(tmp_path / "out.safetensors")]) == 1
+    assert f"{tmp_path / 'run'}" in (said := capsys.readouterr().err)
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out.safetensors").exists()
     assert not (tmp_path / "ran").exists()
 
 

@@ -100,6 +100,16 @@ def test_no_argument_at_all_asks_for_a_configuration():
         parse([])
 
 
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_help_needs_no_configuration(capsys, word):
+    with pytest.raises(SystemExit) as ended:
+        parse([word])
+    assert ended.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--optim.lr" in shown
+    assert "--stage NAME --help, or --config FILE --help, shows them" in shown
+
+
 def test_the_vocabulary_is_that_of_the_weights(smoke_stages):
     weights = smoke_stages.folder / "lm.safetensors"
     given = ["--stage", "align", "--preset", "tiny", "--run_folder", "run", "--weights", str(weights)]

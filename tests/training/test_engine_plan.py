@@ -216,3 +216,19 @@ def test_masks_and_lengths_keep_their_values_among_fake_numbers():
         assert hidden.grad.shape == hidden.shape
         assert simulated(mask) is mask
         assert isinstance(simulated(torch.ones(1)), FakeTensor)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--gpus", "0", "above 0"),
+        ("--length", "-4", "above 0"),
+        ("--tflops", "0", "above 0"),
+        ("--efficiency", "nan", "above 0"),
+        ("--bandwidth", "0", "above 0"),
+        ("--images", "-1", "0 or more"),
+    ],
+)
+def test_a_number_that_makes_no_plan_is_named(capsys, option, value, expected):
+    assert command.main(["--gpus", "2", option, value]) == 2
+    assert capsys.readouterr().err == f"error: {option}: {value} must be {expected}.\n"

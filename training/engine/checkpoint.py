@@ -75,7 +75,8 @@ def step_of(path: Path) -> int:
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest step first."""
-    found = [path for path in folder.glob("step-*[0-9]") if (path / ".metadata").is_file()]
+    named = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    found = [path for path in named if (path / ".metadata").is_file()]
     return sorted(found, key=step_of)
 
 
@@ -84,7 +85,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
     complete = complete_checkpoints(folder)
     pointer = folder / "latest"
     if pointer.is_file():
-        named = folder / pointer.read_text().strip()
+        named = folder / pointer.read_text(errors="replace").strip()
         if named in complete:
             return named
     return complete[-1] if complete else None

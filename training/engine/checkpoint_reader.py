@@ -12,7 +12,7 @@ import io
 import json
 import pickle
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.planner import ReadItem
 
-from ..base.errors import CheckpointError
+from ..base.errors import CheckpointError, ConfigError, TrainingStopped
 from ..base.processes import ProcessGroup
 from .checkpoint import innermost, reason
 
@@ -57,15 +57,36 @@ def _load_storage(content: bytes) -> Any:
     return torch.load(io.BytesIO(content), weights_only=True)
 
 
-REBUILD_ARRAY = numpy.empty(0).__reduce__()[0]
+class _OldArray:
+    """The whole numbers of 32 bits of a NumPy array, read from its pickle (and a stand-in for its dtype).
+
+    NumPy's own classes would do what the pickle says, and a pickle can say that bytes are addresses of Python objects.
+    """
+
+    def __init__(self, *_: Any) -> None:
+        self.state: tuple = ()
+
+    def __setstate__(self, state: tuple) -> None:
+        self.state = state
+
+    def tolist(self) -> list[int]:
+        return numpy.frombuffer(self.state[-1], dtype="<u4").tolist()
+
+
+def _from_buffer(content: bytes, *_: Any) -> _OldArray:
+    """An array in the form in which Python 3.14 pickles it."""
+    array = _OldArray()
+    array.state = (bytes(content),)
+    return array
+
+
 OLD_STATE = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch.storage", "_load_from_bytes"): _load_storage,
-    ("numpy", "ndarray"): numpy.ndarray,
-    ("numpy", "dtype"): numpy.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): REBUILD_ARRAY,
-    ("numpy._core.multiarray", "_reconstruct"): REBUILD_ARRAY,
+    **{("numpy", name): _OldArray for name in ("ndarray", "dtype")},
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _OldArray for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
 }
 
 
@@ -90,6 +111,9 @@ class _Reader(dcp.FileSystemReader):
     def read_metadata(self, *_: Any, **__: Any) -> contents.Metadata:
         with (Path(self.path) / ".metadata").open("rb") as file:
             metadata = _Unpickler(file, TABLE_OF_CONTENTS).load()
+        for part in metadata.storage_data.values():
+            if PureWindowsPath(part.relative_path).name != part.relative_path:
+                raise Refused(f"it asks for the file {part.relative_path}, which is none of its own")
         metadata.storage_meta.load_id = self.load_id
         return metadata
 
@@ -106,17 +130,33 @@ class _Planner(dcp.DefaultLoadPlanner):
         self.original_state_dict[name] = content
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever the content of a checkpoint leads to into a CheckpointError with a sentence."""
+    try:
+        yield
+    except (CheckpointError, ConfigError, TrainingStopped):
+        raise
+    except FAILURES as error:
+        if isinstance(refused := innermost(error), Refused):
+            raise CheckpointError(
+                f"{path} was not opened: {refused}. It may run code when it is loaded; take checkpoints from a source "
+                f"that you trust."
+            ) from error
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint ({reason(error)}); go on from an earlier one with --resume PATH."
+        ) from error
+
+
 def stored(path: Path) -> dict[str, tuple[int, ...] | None]:
     """The names of everything in a checkpoint with the shapes of what is a tensor.
 
     Raises:
         CheckpointError: it cannot be read, or its table of contents asks for code.
     """
-    try:
+    with reading(path):
         entries = _Reader(path).read_metadata().state_dict_metadata
-        return {name: tuple(entry.size) if hasattr(entry, "size") else None for name, entry in entries.items()}
-    except FAILURES as error:
-        raise _unreadable(path, error) from error
+        return {str(name): tuple(entry.size) if hasattr(entry, "size") else None for name, entry in entries.items()}
 
 
 def load(state: dict[str, Any], path: Path, process_group: ProcessGroup | None = None) -> None:
@@ -127,19 +167,8 @@ def load(state: dict[str, Any], path: Path, process_group: ProcessGroup | None =
     """
     single = process_group is None or not process_group.distributed
     group = None if single else process_group.group
-    try:
+    with reading(path):
         dcp.load(state, storage_reader=_Reader(path), planner=_Planner(), process_group=group, no_dist=single)
-    except FAILURES as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: BaseException) -> CheckpointError:
-    if isinstance(refused := innermost(error), Refused):
-        return CheckpointError(
-            f"{path} was not opened: {refused}. It may run code when it is loaded; take checkpoints from a source that "
-            f"you trust."
-        )
-    return CheckpointError(f"{path} cannot be read as a checkpoint ({reason(error)}).")
 
 
 def to_tensor(value: Any) -> Tensor:
@@ -158,18 +187,11 @@ def placeholder(name: str, found: Mapping[str, tuple[int, ...] | None]) -> Tenso
     return b"" if shape is None else torch.empty(shape, dtype=torch.uint8)
 
 
-def value_of(entry: Tensor | bytes, path: Path) -> Any:
-    """The value of a filled `placeholder`.
-
-    Raises:
-        CheckpointError: it is a pickle that asks for code.
-    """
+def value_of(entry: Tensor | bytes) -> Any:
+    """The value of a filled `placeholder`; raises `Refused` for a pickle that asks for code."""
     if isinstance(entry, Tensor):
         return from_tensor(entry)
-    try:
-        return _Unpickler(io.BytesIO(entry), OLD_STATE).load()
-    except Exception as error:
-        raise _unreadable(path, error) from error
+    return _Unpickler(io.BytesIO(entry), OLD_STATE).load()
 
 
 def read_progress(path: Path) -> dict[str, Any]:
@@ -177,6 +199,10 @@ def read_progress(path: Path) -> dict[str, Any]:
     found = stored(path)
     if "progress" not in found:
         raise CheckpointError(f"{path} holds no counters; give a checkpoint of a training.")
-    state = {"progress": placeholder("progress", found)}
-    load(state, path)
-    return value_of(state["progress"], path)
+    with reading(path):
+        state = {"progress": placeholder("progress", found)}
+        load(state, path)
+        progress = value_of(state["progress"])
+        if not isinstance(progress, dict) or not isinstance(progress.get("step"), int):
+            raise ValueError("its counters are none of a training")
+        return progress

@@ -26,7 +26,7 @@ from ..base.processes import StopSignal
 from ..base.rng import RowRng, seed_of
 from ..data.batch_stream import Batch, BatchStream, Stream
 from .checkpoint import Checkpoints
-from .checkpoint_reader import read_progress
+from .checkpoint_reader import read_progress, reading
 from .data_reports import DataReports
 from .metrics import Meter, peak_flops
 from .operations import OperationCount, OperationCounter, batch_sizes
@@ -57,9 +57,9 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 class Trainer:
     """One run: the engine that trains its stage, its data streams, and how far it has come."""
 
-    def __init__(self, config: RunConfig, engine: Engine, checkpoints: Checkpoints, progress: Progress) -> None:
+    def __init__(self, config: RunConfig, engine: Engine, checkpoints: Checkpoints) -> None:
         self.config, self.engine, self.process_group = config, engine, engine.process_group
-        self.checkpoints, self.progress = checkpoints, progress
+        self.checkpoints = checkpoints
         self.average = MovingAverage(engine.parameters, config.optim.ema) if config.optim.ema else None
         self.counters = Counters(
             streams=config.batch.streams or self.process_group.world_size, loss_scale=LossScale.of(config.precision)
@@ -77,7 +77,8 @@ class Trainer:
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint."""
         stored = read_progress(path)
-        self.counters = Counters(**{**stored, "loss_scale": LossScale(**stored["loss_scale"])})
+        with reading(path):
+            self.counters = Counters(**{**stored, "loss_scale": LossScale(**stored["loss_scale"])})
         self.operations = OperationCount(self.counters.counted)
         if self.config.batch.streams not in (None, self.counters.streams):
             raise ConfigError(
@@ -86,8 +87,9 @@ class Trainer:
             )
         self._open_streams()
         positions = restore_state(path, self.engine, self.average, list(self.streams))
-        for index, position in positions.items():
-            self.streams[index].load_state_dict(position)
+        with reading(path):
+            for index, position in positions.items():
+                self.streams[index].load_state_dict(position)
 
     def _open_streams(self) -> None:
         count, process_group = self.counters.streams, self.process_group
@@ -219,13 +221,14 @@ class Trainer:
 
     # -- the run
 
-    def run(self) -> None:
+    def run(self, progress: Progress) -> None:
         """Train to the last step, or until a signal asks to stop; either way the state is saved.
 
         Raises:
             TrainingStopped: too many steps in a row were not finite.
             CheckpointError: the state could not be saved.
         """
+        self.progress = progress
         config, counters = self.config, self.counters
         if not self.streams:
             self._open_streams()

@@ -27,6 +27,9 @@ from .optimizer import OptimConfig
 from .progress import LogConfig
 from .sharding import ParallelConfig
 
+OWN_KEYS = """
+Every stage has keys of its own below task and data; --stage NAME --help, or --config FILE --help, shows them.
+"""
 PRESETS = ("official", "medium", "tiny")
 
 
@@ -131,7 +134,9 @@ def parse(arguments: list[str]) -> RunConfig:
     files = {path: read_yaml(path) for path in given.config}
     merged = {key: value for values in files.values() for key, value in values.items()}
     stage = given.stage or merged.get("stage")
-    if stage is None and not given.config and not {"-h", "--help"} & set(arguments):
+    if stage is None and {"-h", "--help"} & set(arguments):
+        return fill(RunConfig, arguments, "python -m training.run", f"{__doc__}{OWN_KEYS}")
+    if stage is None and not given.config:
         raise ConfigError("--config: none given; name a file such as training/configs/align/single-gpu.yaml.")
     if stage not in STAGES:
         raise ConfigError(f"stage: {stage!r} is none of {', '.join(STAGES)}; set it in the file or with --stage.")

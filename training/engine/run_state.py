@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
 from ..base.errors import CheckpointError
-from .checkpoint_reader import from_tensor, load, placeholder, stored, to_tensor, value_of
+from .checkpoint_reader import from_tensor, load, placeholder, reading, stored, to_tensor, value_of
 from .optimizer import MovingAverage
 from .sharding import Engine
 
@@ -109,15 +109,17 @@ def restore_state(path: Path, engine: Engine, average: MovingAverage | None, str
     # Absent with more processes than saved it; all draws that matter are of (seed, step, row) anyway.
     own = f"random.{engine.process_group.rank}"
     generators = [name for name in found if name == own or name.startswith(f"{own}.")]
-    for name in [*(f"data.{index}" for index in streams), *generators]:
-        state[name] = placeholder(name, found)
+    with reading(path):
+        for name in [*(f"data.{index}" for index in streams), *generators]:
+            state[name] = placeholder(name, found)
     load(state, path, engine.process_group)
     set_model_state_dict(model, state["model"])
     engine.load_optimizer_state(state["optimizer"]["state"])
     if average is not None and not averaged:
         average.restart()
-    if own in state:
-        set_random_state(_from_old_form(value_of(state[own], path)))
-    elif generators:
-        set_random_state({name.removeprefix(f"{own}."): state[name] for name in generators})
-    return {index: value_of(state[f"data.{index}"], path) for index in streams}
+    with reading(path):
+        if own in state:
+            set_random_state(_from_old_form(value_of(state[own])))
+        elif generators:
+            set_random_state({name.removeprefix(f"{own}."): state[name] for name in generators})
+        return {index: value_of(state[f"data.{index}"]) for index in streams}

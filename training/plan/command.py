@@ -53,6 +53,15 @@ def report(found: Plan, tflops: float, efficiency: float, bandwidth: float) -> T
     return table
 
 
+def _check(options: argparse.Namespace) -> None:
+    """ConfigError names the first option whose number makes no sense."""
+    for name in ("gpus", "length", "tflops", "efficiency", "bandwidth"):
+        if (value := getattr(options, name)) is not None and not value > 0:
+            raise ConfigError(f"--{name}: {value:g} must be above 0.")
+    if options.images is not None and not options.images >= 0:
+        raise ConfigError(f"--images: {options.images:g} must be 0 or more.")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -73,6 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not any(word.startswith("--run_folder") for word in rest):
         rest += ["--run_folder", "unused"]
     try:
+        _check(options)
         config = parse(rest)
         config.precision = "bf16" if config.precision == "auto" else config.precision  # what GPUs of today have
         found = plan(config, options.gpus, length=options.length, images=options.images)
