@@ -91,13 +91,15 @@ class MicroBatchReader(IterableDataset):
         if worker:
             torch.set_num_threads(1)
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        mixture, lanes = copy.deepcopy(self.mixture), {}
+        mixture, lanes, rows = copy.deepcopy(self.mixture), {}, []
         # A worker's turn comes every `workers` micro-batches; `workers` divides the lanes, so its lanes stay its own.
         for number in itertools.count(self.start + own, workers):
-            mixture.advance_to(number // self.stream.per_step)
-            wanted = mixture.rows_of_step()[self.stream.rows(number)]
+            step = number // self.stream.per_step
+            if not rows or mixture.step < step:  # once a step: ordering thousands of rows takes milliseconds
+                mixture.advance_to(step)
+                rows = mixture.rows_of_step()
             try:
-                yield self._read(wanted, number % self.lanes, lanes)
+                yield self._read(rows[self.stream.rows(number)], number % self.lanes, lanes)
             except DataError as error:
                 yield error  # raised in a worker, it would arrive wrapped in that process's traceback
                 return
