@@ -19,6 +19,7 @@ from ..base import contact_sheet as sheet
 from ..base.rng import RowRng
 from ..data import InstructData, instruct_stream
 from ..data.batch_stream import Batch, Stream
+from ..data.batches import padded
 from .null_condition import encode_with_null
 
 CELL = 192  # pixels of a side in the grid
@@ -67,13 +68,9 @@ def prompt_batch(prompts: list[PreviewPrompt], tokenizer: Tokenizer, image_size:
                 pixels.append(preprocess_image(open_image(path), size=image_size))
             except ImageError as error:
                 raise ValueError(f"task.preview.prompts: {error}") from error
-    longest = max(len(layout.token_ids) for layout in layouts)
-    pads = [longest - len(layout.token_ids) for layout in layouts]
     return {
-        "token_ids": torch.tensor(
-            [[*x.token_ids, *[tokenizer.ids.pad] * pad] for x, pad in zip(layouts, pads, strict=True)]
-        ),
-        "image_mask": torch.tensor([[*x.image_mask, *[False] * pad] for x, pad in zip(layouts, pads, strict=True)]),
+        "token_ids": padded([layout.token_ids for layout in layouts], tokenizer.ids.pad, torch.int64),
+        "image_mask": padded([layout.image_mask for layout in layouts], False, torch.bool),
         "pixels": torch.stack(pixels) if pixels else None,
     }
 
