@@ -26,14 +26,14 @@ from .sharding import Engine
 
 def random_state() -> dict[str, Tensor]:
     """The state of every global random generator of this process."""
-    kind, keys, *rest = numpy.random.get_state()
-    state = {
-        "python": to_tensor(random.getstate()),
-        "numpy": to_tensor([kind, keys.tolist(), *rest]),
-        "torch": torch.get_rng_state(),
-    }
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return state | {f"cuda.{device}": generator for device, generator in enumerate(cuda)}
+    return _in_tensors(
+        {
+            "python": random.getstate(),
+            "numpy": numpy.random.get_state(),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+    )
 
 
 def set_random_state(state: dict[str, Tensor]) -> None:
@@ -47,8 +47,8 @@ def set_random_state(state: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state_all(cuda)
 
 
-def _from_old_form(state: dict[str, Any]) -> dict[str, Tensor]:
-    """The random states of a checkpoint that holds them as one pickle, in the form of `random_state`."""
+def _in_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The generators' own states, which older checkpoints hold as they are, in the form of `random_state`."""
     kind, keys, *rest = state["numpy"]
     return {
         "python": to_tensor(state["python"]),
@@ -119,7 +119,7 @@ def restore_state(path: Path, engine: Engine, average: MovingAverage | None, str
         average.restart()
     with reading(path):
         if own in state:
-            set_random_state(_from_old_form(value_of(state[own])))
+            set_random_state(_in_tensors(value_of(state[own])))
         elif generators:
             set_random_state({name.removeprefix(f"{own}."): state[name] for name in generators})
         return {index: value_of(state[f"data.{index}"]) for index in streams}
