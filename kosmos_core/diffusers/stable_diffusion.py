@@ -242,14 +242,14 @@ def load_controlnet(
 
 def _existing_path(path: str | Path, option: str, what: str) -> Path:
     """The file or folder, or the hub cache's folder of that name."""
-    from huggingface_hub import snapshot_download
-
     expected = f"give {what} as a diffusers folder or as a single .safetensors or .ckpt file"
     if not str(path):
         raise WeightsError(f"{option}: no model given; {expected}.")
     found = Path(path).expanduser()
     if found.exists():
         return found
+    from huggingface_hub import snapshot_download
+
     try:
         return Path(snapshot_download(str(path), local_files_only=True))
     except (OSError, ValueError) as error:
