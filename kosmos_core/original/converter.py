@@ -85,9 +85,7 @@ def read_original(
     assumed = tuple(
         f"{part}.heads {getattr(config, part).heads}"
         for part in ("vision", "decoder", "aligner")
-        if getattr(config, part)
-        and f"{part}.heads" not in (overrides or {})
-        and not (part == "decoder" and told_heads)
+        if getattr(config, part) and f"{part}.heads" not in (overrides or {}) and not (part == "decoder" and told_heads)
     )
     stage = "lm" if config.aligner is None else "align" if has_training_half else "instruct"
     return Conversion(weights, config, stage, ignored, assumed)

@@ -15,7 +15,17 @@ from ..safetensors_file import WeightsError, read_header
 from .strict_pickle import LARGEST_PICKLE, Allowed, Refused, StrictUnpickler
 
 # Classes of these packages describe the training run; a stand-in keeps what they hold and does nothing.
-DESCRIPTIVE_PACKAGES = ("argparse", "collections", "enum", "fairseq", "omegaconf", "pathlib", "torchscale", "typing", "unilm")
+DESCRIPTIVE_PACKAGES = (
+    "argparse",
+    "collections",
+    "enum",
+    "fairseq",
+    "omegaconf",
+    "pathlib",
+    "torchscale",
+    "typing",
+    "unilm",
+)
 # What omegaconf notes as the type of an option.
 DESCRIPTIVE_TYPES = ("bool", "bytes", "dict", "float", "int", "list", "object", "set", "str", "tuple")
 
@@ -141,7 +151,8 @@ def _read(path: Path) -> Any:
     except Exception as error:  # pickle, zip and torch each raise errors of their own
         reason = str(error).split("\n")[0].split(". ")[0] or "it ends too early"
         raise WeightsError(
-            f"{path} cannot be read ({reason:.200}); it is damaged or no PyTorch checkpoint: give the original's .pt file"
+            f"{path} cannot be read ({reason:.200}); it is damaged or no PyTorch checkpoint: give the original's .pt "
+            "file"
         ) from error
 
 

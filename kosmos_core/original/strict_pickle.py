@@ -8,6 +8,7 @@ is either checked or refused.
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +17,13 @@ LARGEST_PICKLE = 64 << 20  # bytes, tensors aside; the original's own checkpoint
 PLAIN_KEYS = (str, bytes, int, float, type(None))
 
 # Operations that make plain values, fill lists and dictionaries, remember values, or name what the list must allow.
-OPERATIONS = (
+OPERATIONS = re.findall(
+    r"\w+",
     "PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT LONG LONG1 LONG4 BININT BININT1 BININT2 FLOAT "
     "BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES "
     "SHORT_BINBYTES BINBYTES8 EMPTY_LIST LIST EMPTY_DICT EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 GET BINGET LONG_BINGET "
-    "PUT BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL"
-).split()
+    "PUT BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL",
+)
 
 
 class Refused(pickle.UnpicklingError):
@@ -33,6 +35,10 @@ class Allowed:
     """A function that a pickle may call; the pickle holds this wrapper, so it can neither change nor inspect it."""
 
     call: Callable[..., Any]
+
+
+def _kind(value: Any) -> str:
+    return "function" if type(value) is Allowed else type(value).__name__
 
 
 class _Operations(dict):
@@ -47,17 +53,18 @@ class StrictUnpickler(pickle._Unpickler):
     """
 
     classes_with_state: frozenset[type] = frozenset()
+    largest = LARGEST_PICKLE  # bytes
 
     def __init__(self, file: Any, **options: Any) -> None:
         super().__init__(file, **options)
         read, readline = self._file_read, self._file_readline
-        left = LARGEST_PICKLE
+        left = self.largest
 
         def counted(content: bytes) -> bytes:
             nonlocal left
             left -= len(content)
             if left < 0:
-                raise Refused(f"its values take more than {LARGEST_PICKLE >> 20} MB")
+                raise Refused(f"its values take more than {self.largest >> 20} MB")
             return content
 
         self._file_read = lambda size: counted(read(min(size, left + 1)))
@@ -76,7 +83,7 @@ class StrictUnpickler(pickle._Unpickler):
     def set_state(self, instance: Any, state: Any) -> None:
         """Give an instance what it held when it was stored."""
         if type(instance) not in self.classes_with_state:
-            raise Refused(f"it sets attributes of a {type(instance).__name__}")
+            raise Refused(f"it sets attributes of a {_kind(instance)}")
         if hasattr(instance, "__setstate__"):
             instance.__setstate__(state)
         elif isinstance(state, dict):
@@ -87,7 +94,7 @@ class StrictUnpickler(pickle._Unpickler):
     def set_items(self, target: Any, pairs: list[tuple[Any, Any]]) -> None:
         """Fill a dictionary."""
         if type(target) is not dict:
-            raise Refused(f"it sets entries of a {type(target).__name__}")
+            raise Refused(f"it sets entries of a {_kind(target)}")
         for key, value in pairs:
             self.check_key(key)
             target[key] = value
@@ -100,7 +107,7 @@ class StrictUnpickler(pickle._Unpickler):
     def extend(self, target: Any, values: list[Any]) -> None:
         """Fill a list."""
         if type(target) is not list:
-            raise Refused(f"it appends to a {type(target).__name__}")
+            raise Refused(f"it appends to a {_kind(target)}")
         target.extend(values)
 
     def persistent(self, identifier: Any) -> Any:
@@ -138,6 +145,10 @@ class StrictUnpickler(pickle._Unpickler):
         values = self.pop_mark()
         self.extend(self.stack[-1], values)
 
+    def _bytearray(self) -> None:
+        size = int.from_bytes(self.read(8), "little")
+        self.append(bytearray(self.read(size)))  # Python's own takes the memory before it reads
+
     def _persistent(self) -> None:
         self.append(self.persistent(self.stack.pop()))
 
@@ -151,4 +162,5 @@ class StrictUnpickler(pickle._Unpickler):
     dispatch[pickle.DICT[0]] = _make_dictionary
     dispatch[pickle.APPEND[0]] = _append
     dispatch[pickle.APPENDS[0]] = _append_marked
+    dispatch[pickle.BYTEARRAY8[0]] = _bytearray
     dispatch[pickle.BINPERSID[0]] = _persistent

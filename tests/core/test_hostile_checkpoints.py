@@ -52,7 +52,7 @@ SETS_ATTRIBUTES = [
 @pytest.mark.parametrize("write", [legacy_file, zip_file])
 def test_no_attribute_of_a_function_of_torch_can_be_set(write, description, tmp_path):
     before = dict(vars(torch._utils._rebuild_tensor_v2)), torch._utils._rebuild_tensor_v2.__defaults__
-    assert "it sets attributes of a Allowed" in refusal(write(tmp_path / "c.pt", description))
+    assert "it sets attributes of a function" in refusal(write(tmp_path / "c.pt", description))
     assert (dict(vars(torch._utils._rebuild_tensor_v2)), torch._utils._rebuild_tensor_v2.__defaults__) == before
 
 
@@ -117,7 +117,8 @@ def circular():
 
 
 @pytest.mark.parametrize(
-    "description", [deep(50), circular(), {1: 2, None: 3}, {"model": {3: 4}}, [1], "text", {"decoder_attention_heads": "x"}]
+    "description",
+    [deep(50), circular(), {1: 2, None: 3}, {"model": {3: 4}}, [1], "text", {"decoder_attention_heads": "x"}],
 )
 def test_odd_descriptions_of_a_run_tell_no_heads(description, tmp_path):
     torch.save(with_model(args=description, cfg=description), tmp_path / "c.pt")
@@ -157,8 +158,8 @@ def test_archives_that_are_more_than_a_checkpoint_are_refused(tmp_path):
     assert "is compressed" in refusal(bomb)
 
 
-def test_a_description_is_read_up_to_a_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr("kosmos_core.original.strict_pickle.LARGEST_PICKLE", 1000)
+def test_a_description_is_read_up_to_a_bound(monkeypatch):
+    monkeypatch.setattr(StrictUnpickler, "largest", 1000)
     with pytest.raises(Refused, match="its values take more than"):
         StrictUnpickler(io.BytesIO(pickle.dumps(["x" * 100] * 5 + [str(i) * 50 for i in range(50)], 2))).load()
 
