@@ -14,6 +14,7 @@ import contextlib
 import functools
 import logging
 import os
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -109,8 +110,10 @@ class TextEncoder(torch.nn.Module):
         self.casting = [module for module in self.model.modules() if hasattr(module, "comfy_cast_weights")]
         for module in self.casting:
             module.compute_dtype = compute_dtype
+        # Weak: ComfyUI takes an encoder that refers to itself for a memory leak.
+        count = weakref.WeakMethod(self._count_block)
         for block in self.blocks():
-            block.register_forward_hook(self._count_block)
+            block.register_forward_hook(lambda *_: count()())
 
     def blocks(self) -> list[torch.nn.Module]:
         """Every transformer block, for progress."""
@@ -118,7 +121,7 @@ class TextEncoder(torch.nn.Module):
         stacks = [model.vision, model.decoder, model.aligner.source_encoder, model.aligner.query_decoder]
         return [block for stack in stacks for block in stack.blocks]
 
-    def _count_block(self, *_: Any) -> None:
+    def _count_block(self) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         if self.on_block is not None:
             self.on_block()

@@ -1,4 +1,4 @@
-"""A node pack for the tests alone: loads weights when they are needed on a CPU, which ComfyUI does on NVIDIA cards only.
+"""A node pack for the tests alone: dynamic loading on a CPU, which ComfyUI does on NVIDIA cards only.
 
 What needs a graphics driver is replaced: pinned memory by nothing, and the step that brings a layer's weight to the
 device and patches it on the way by the same on the CPU. Who notes which patches where is ComfyUI's own.
