@@ -78,16 +78,32 @@ def _describe(path: str | os.PathLike, header: Header) -> tuple[KosmosGConfig, d
     version = header.metadata.get("format_version")
     if version != FORMAT_VERSION:
         raise WeightsError(
-            f"{path} has format version {version}, this release reads version {FORMAT_VERSION}; "
+            f"{path} has format version {version!r:.40}, this release reads version {FORMAT_VERSION}; "
             "update Kosmos-G, or convert the original checkpoint again"
         )
     try:
         config = KosmosGConfig.from_dict(json.loads(header.metadata["config"]))
         provenance = json.loads(header.metadata.get("provenance", "{}"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path} has unreadable metadata ({error}); export or convert it again") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} has unreadable metadata ({error!s:.200}); export or convert it again") from error
+    _check_sizes(path, config, header)
     description = {key: header.metadata.get(key) for key in ("stage", "dtype")} | {"provenance": provenance}
     return config, description
+
+
+def _check_sizes(path: str | os.PathLike, config: KosmosGConfig, header: Header) -> None:
+    """Refuse a config that is larger than the tensors beside it, before anything of its size is made."""
+    longest = max((size for shape in header.shapes.values() for size in shape), default=0)
+    for part, sizes in config.to_dict().items():
+        for name, value in (sizes or {}).items():
+            # The side of an image is no tensor's; the number of its patches is.
+            size = config.vision.tokens if name == "image_size" else value
+            layers = name.endswith("layers")
+            if type(size) is int and size > (len(header.shapes) if layers else longest):
+                held = f"{len(header.shapes)} tensors" if layers else f"no tensor with an axis longer than {longest}"
+                raise WeightsError(
+                    f"{path} says that its {part}.{name} is {value!r:.40}, but holds {held}; export or convert it again"
+                )
 
 
 def load_model(
