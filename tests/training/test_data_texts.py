@@ -20,7 +20,7 @@ def test_a_byte_order_mark_tells_the_encoding_and_is_no_part_of_the_text(encodin
     "content", ["H\u00fcndchen".encode("latin-1"), "a dog".encode("utf-16-le"), b"\xef\xbb\xbf\xff", b"\xff\xfea"]
 )
 def test_other_encodings_are_refused_instead_of_guessed(content):
-    with pytest.raises(ValueError, match="decode|zero bytes|truncated"):
+    with pytest.raises(ValueError, match=r"decode|zero bytes|truncated"):
         decode_text(content)
 
 
