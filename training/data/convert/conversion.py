@@ -23,7 +23,7 @@ from kosmos_core.atomic import UNFINISHED, write_file
 
 from ..index import DataError, index_dataset
 from ..process_map import process_map
-from ..sample_types import BadSample
+from ..sample_types import BadSample, one_bad_sample
 from ..shard_writer import Parts, ShardWriter
 
 FOLDER = ".conversion"
@@ -102,7 +102,8 @@ def convert_shard(converter: Converter, output: Path, shard_size: int, shard: in
         writers: dict[str, ShardWriter] = {}
         for number in range(start, stop):
             try:
-                folder, key, parts = converter.convert(number)
+                with one_bad_sample():
+                    folder, key, parts = converter.convert(number)
             except BadSample as bad:
                 skipped[bad.reason] += 1
                 examples.setdefault(bad.reason, []).append(number)
