@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
+from kosmos_core.images import MAX_PIXELS
+
 from ..base import contact_sheet as sheet
 from .cookers import cook
 from .decoding import decode, decode_mask, on_white
@@ -29,7 +31,7 @@ class Card:
     small: list[Image.Image] = field(default_factory=list)
 
 
-def dataset_sheet(dataset: IndexedDataset, kind: str, count: int, max_pixels: int) -> Image.Image | None:
+def dataset_sheet(dataset: IndexedDataset, kind: str, count: int, max_pixels: int = MAX_PIXELS) -> Image.Image | None:
     """`count` usable samples from all over the data set on one page; None where there is none."""
     reader = Reader(dataset, kind)
     cards: list[Card] = []

@@ -30,7 +30,7 @@ from ..base.text import encoding_of
 from .process_map import process_map
 
 ENDINGS = (".tar", ".jsonl", ".tsv")
-PACKED = tuple(f"{ending}.{packing}" for ending in ENDINGS for packing in ("gz", "zst", "bz2", "xz")) + (".tgz",)
+PACKED = (".tgz", *(f"{ending}.{packing}" for ending in ENDINGS for packing in ("gz", "zst", "bz2", "xz")))
 RECORD = f"{MAIN_FOLDER_NAME}/kosmos-g-index.json"
 
 
