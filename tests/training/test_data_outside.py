@@ -88,6 +88,12 @@ def test_a_file_that_comes_twice_in_a_sample_is_counted(tmp_path):
             read(path, "captions", number)
 
 
+def test_an_unsorted_tar_is_refused_with_the_way_out(tmp_path):
+    path = tar(tmp_path / "a.tar", [("0.jpg", IMAGE), ("1.jpg", IMAGE), ("0.txt", b"a dog"), ("1.txt", b"a cat")])
+    with pytest.raises(DataError, match="members of a sample are not next to each other; pack them anew"):
+        index_dataset(path)
+
+
 DEEP = b'{"caption": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"
 HOSTILE = {
     "deep json": ("captions", {"jpg": IMAGE, "json": DEEP}, "bad json"),

@@ -31,6 +31,7 @@ from .process_map import process_map
 
 ENDINGS = (".tar", ".jsonl", ".tsv")
 PACKED = (".tgz", *(f"{ending}.{packing}" for ending in ENDINGS for packing in ("gz", "zst", "bz2", "xz")))
+UNSORTED = "members of a sample are not next to each other; pack them anew, with tar --sort=name"
 RECORD = f"{MAIN_FOLDER_NAME}/kosmos-g-index.json"
 
 
@@ -255,6 +256,7 @@ def _tar_offsets(path: Path) -> tuple[list[int], str | None]:
     """
     offsets: list[int] = []
     end, last = 0, None
+    keys: set[str] = set()
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         try:
@@ -264,8 +266,11 @@ def _tar_offsets(path: Path) -> tuple[list[int], str | None]:
                     name = split_name_re.match(member.name)
                     if name and member.isreg() and not skip_meta_re.match(member.name):
                         if name[1] != last:
+                            if name[1] in keys:
+                                return [], UNSORTED
                             offsets.append(member.offset)
                             last = name[1]
+                            keys.add(last)
                         if not member.issparse() and member.offset_data + member.size > size:
                             raise tarfile.ReadError("unexpected end of data")
                     end = tar.offset  # of the next header; a sparse member is shorter than its size
