@@ -10,7 +10,7 @@ contradict each other, so that there is room above a weight of 1. Steps, noise a
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,6 @@ from .scenes import EmojiWorld
 from .weight_curves import figure, table
 
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
-FEW = (0.5, 1.0, 2.0)  # for the places whose pictures are not all painted
 SHARPNESS = 0.05  # the judge's cosines are divided by it before the softmax
 GUIDANCE, STEPS, SEED = 4.0, 6, 3
 
@@ -167,6 +166,7 @@ def shipped(prompt: WeightedPrompt, weight: float) -> Tensor:
     return prompt.model.align(prompt.states, key_weights=prompt.weights(weight)[None])[0]
 
 
+CHOSEN = "readings (chosen)"
 PLACES: dict[str, Callable[[WeightedPrompt, float], Tensor]] = {
     "keys of the encoder": partial(biased, encoder=True, decoder=False),
     "keys of the cross-attention": partial(biased, encoder=False, decoder=True),
@@ -176,14 +176,15 @@ PLACES: dict[str, Callable[[WeightedPrompt, float], Tensor]] = {
     "with - without, masked": partial(extrapolated, without="without"),
     "with - without, removed": partial(extrapolated, without="removed"),
     "with - without, padded": partial(extrapolated, without="padded"),
-    "readings (chosen)": shipped,
+    CHOSEN: shipped,
 }
+# What is the same by construction is painted once: at 0 keys and readings, up to 1 readings and extrapolation.
 PAINTED = {
-    "keys of both": WEIGHTS,
-    "values": FEW,
-    "embeddings": FEW,
-    "with - without, masked": WEIGHTS,
-    "readings (chosen)": WEIGHTS,
+    "keys of both": (0.5, 1.0, 2.0, 3.0),
+    "values": (0.5, 1.0, 2.0),
+    "embeddings": (0.5, 1.0, 2.0),
+    "with - without, masked": (1.0, 1.5, 2.0, 3.0),
+    CHOSEN: WEIGHTS,
 }
 ONLY_CHOSEN = "nested, several"  # a kind for which the other places have no rule
 
@@ -216,10 +217,10 @@ def decided(aligner: AlignerNet, prompts: list[WeightedPrompt]) -> dict[str, flo
     }
 
 
-def moved(prompts: list[WeightedPrompt], place: str) -> dict[float, float]:
+def moved(prompts: list[WeightedPrompt], place: str, weights: Sequence[float] = WEIGHTS) -> dict[float, float]:
     """Distance to the neutral condition, as a share of the distance that removing the part from the prompt makes."""
     found: dict[float, float] = {}
-    for weight in WEIGHTS:
+    for weight in weights:
         found[weight] = float(
             np.mean([(PLACES[place](x, weight) - x.neutral).norm() / (x.removed - x.neutral).norm() for x in prompts])
         )
@@ -265,7 +266,7 @@ def painted(painter: Painter, kind: str, prompts: list[WeightedPrompt]) -> dict[
     neutral = [0.0, painter.probability(base, cases)]
     curves: dict[str, dict[float, list[float]]] = {}
     for place, weights in PAINTED.items():
-        if kind == ONLY_CHOSEN and PLACES[place] is not shipped:
+        if kind == ONLY_CHOSEN and place != CHOSEN:
             continue
         curves[place] = {}
         for weight in weights:
@@ -283,15 +284,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kosmos_g", type=Path, default=ASSETS / "emoji-world-kosmos-g.safetensors")
     parser.add_argument("--stable_diffusion", type=Path, default=ASSETS / "emoji-world-sd.safetensors")
-    parser.add_argument("--count", type=int, default=12, help="prompts of each kind")
-    parser.add_argument("--paint", type=int, default=12, help="how many of them are painted; 0 paints none")
+    parser.add_argument("--count", type=int, default=12, help="prompts of each kind whose conditions are compared")
+    parser.add_argument("--paint", type=int, default=12, help="prompts of each kind that are painted; 0: none")
     parser.add_argument("--output", type=Path, required=True, help="folder for the tables, numbers and figure")
     arguments = parser.parse_args()
     world, model = EmojiWorld.named("full"), load_model(arguments.kosmos_g).eval()
-    kinds = {
-        kind: [WeightedPrompt(model, x) for x in cases] for kind, cases in cases_of(world, arguments.count).items()
-    }
-    plain = {kind: prompts for kind, prompts in kinds.items() if kind != ONLY_CHOSEN}
+    drawn = cases_of(world, max(arguments.count, arguments.paint))
+    kinds = {kind: [WeightedPrompt(model, x) for x in cases] for kind, cases in drawn.items()}
+    plain = {kind: prompts[: arguments.count] for kind, prompts in kinds.items() if kind != ONLY_CHOSEN}
     report: dict = {"attention": {kind: decided(model.aligner, prompts) for kind, prompts in plain.items()}}
     print(json.dumps(report["attention"], indent=1), flush=True)
     arguments.output.mkdir(parents=True, exist_ok=True)

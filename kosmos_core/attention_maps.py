@@ -76,11 +76,14 @@ class SlotAttention:
     layers: list[Tensor] = field(default_factory=list)
 
     def mean(self) -> Tensor:
-        """Mean over layers and heads, (b, slots, tokens); every row sums to 1. A weighted prompt has a b per reading."""
+        """Mean over layers and heads, (readings, slots, tokens); every row sums to 1.
+
+        A prompt without weights is one reading, a weighted one has several (see `emphasis`).
+        """
         return torch.stack(self.layers).mean(0)
 
     def of_prompt(self, weights: Sequence[float]) -> Tensor:
-        """The same for one prompt whose tokens have these weights, (slots, tokens): the mean over its readings."""
+        """Mean over the readings of one prompt whose tokens have these weights, (slots, tokens); rows sum to 1."""
         # In the model weights are float32, where two that differ in double precision may be one.
         shares = [reading.share for reading in readings(torch.tensor(weights, dtype=torch.float32).tolist())]
         return torch.einsum("r,rst->st", torch.tensor(shares), self.mean())
