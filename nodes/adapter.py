@@ -14,11 +14,12 @@ import contextlib
 import functools
 import logging
 import os
+import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import comfy.model_management
@@ -28,11 +29,13 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..kosmos_core import KosmosG, Prompt, load_model
+from ..kosmos_core import Prompt, load_model
 from ..kosmos_core.attention_maps import recorded
 from ..kosmos_core.reference import Source, image_embeddings, model_fingerprint
 from ..kosmos_core.remembered import computation_state, weight_sample
-from ..kosmos_core.weights import WeightsError, read_config, read_header
+from ..kosmos_core.saved_clip import DESCRIPTION, description_tensor, read_kosmos_header
+from ..kosmos_core.weights import WeightsError, file_metadata, read_config, tokenizer_tensors
+from .connections import tell
 from .operations import Operations
 
 KEY = "kosmos_g"
@@ -44,8 +47,9 @@ Section = list[tuple[Any, ...]]
 class PromptTokenizer:
     """The `tokenizer` of the CLIP: prompts in the node grammar to sections of entries."""
 
-    def __init__(self, model: KosmosG) -> None:
-        self.model = model
+    def __init__(self, encoder: TextEncoder) -> None:
+        self.model = encoder.model
+        self.description = encoder.description
 
     def tokenize_with_weights(
         self, text: str | Prompt, return_word_ids: bool = False, images: Sequence[Tensor | Source] = (), **_: Any
@@ -81,8 +85,10 @@ class PromptTokenizer:
         return list(zip(section, pieces, strict=True))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Nothing beyond the model's own weights."""
-        return {}
+        """What makes a file of the weights that ComfyUI saves readable: the tokenizer and the file's description."""
+        if _into_checkpoint():
+            return {}
+        return {**tokenizer_tensors(self.model.tokenizer), DESCRIPTION: description_tensor(self.description)}
 
 
 class TextEncoder(torch.nn.Module):
@@ -93,6 +99,9 @@ class TextEncoder(torch.nn.Module):
         operations = model_options.get("custom_operations") or Operations
         self.model = load_model(path, device, dtype, operations, training_half=False)
         self.path = path
+        _, described = read_config(path)
+        provenance = {**described["provenance"], "saved": f"by ComfyUI, from {Path(path).name}"}
+        self.description = file_metadata(self.model.config, described["stage"], {dtype}, provenance)
         self._file_state = _file_state(path)
         self._vision_sample = weight_sample(self.model.vision, self.model.resampler)
         self.dtypes = {dtype}
@@ -239,9 +248,27 @@ class TextEncoder(torch.nn.Module):
         aligner = readings * longest * (config.aligner.ffn_width + 6 * config.aligner.width)
         return 4 * 2 * max(vision, decoder, aligner)
 
+    def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Tensor]:
+        """As in torch; empty where a checkpoint of an image model is saved, in which nothing would read it."""
+        if not _into_checkpoint():
+            return super().state_dict(*arguments, **options)
+        tell(
+            "Kosmos-G is left out of this checkpoint: nothing would read it there. Save its CLIP with CLIPSave, and "
+            "load that file with Load Kosmos-G beside the checkpoint."
+        )
+        return {}
+
     def load_sd(self, sd: dict[str, Tensor]) -> Any:
         """Load a state dict of the model, as ComfyUI's own encoders do."""
         return self.model.load_state_dict(sd, strict=False)
+
+
+def _into_checkpoint() -> bool:
+    """Whether ComfyUI's `save_checkpoint` is asking, which says so to no one: CLIPSave asks by the same calls."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not comfy.sd.save_checkpoint.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _file_state(path: str) -> tuple[int, int] | None:
@@ -284,10 +311,11 @@ def load_clip(
         return built[0]
 
     def tokenizer(**_: Any) -> PromptTokenizer:
-        return PromptTokenizer(built[0].model)
+        return PromptTokenizer(built[0])
 
     target = SimpleNamespace(params={}, clip=encoder, tokenizer=tokenizer)
-    parameters = sum(torch.Size(shape).numel() for shape in read_header(path).shapes.values())
+    header, _ = read_kosmos_header(path)
+    parameters = sum(torch.Size(shape).numel() for shape in header.shapes.values())
     # Only a ComfyUI that has dynamic loading knows the word.
     loading = {"disable_dynamic": True} if disable_dynamic else {}
     clip = comfy.sd.CLIP(target, parameters=parameters, model_options=options, **loading)

@@ -146,8 +146,8 @@ class SingleFile:
         tensors = self.tensors(prefix)
         if f"{prefix}input_hint_block.0.weight" not in tensors:
             raise WeightsError(
-                f"{self.path} holds no ControlNet (no tensor named input_hint_block... or {HINT}...); give a ControlNet "
-                "for SD1.5"
+                f"{self.path} holds no ControlNet (no tensor named input_hint_block... or {HINT}...); give a "
+                "ControlNet for SD1.5"
             )
         return self._module(ControlNetModel, tensors, lambda: unet_config(tensors, prefix, self.path), dtype)
 
