@@ -16,11 +16,12 @@ from .chunks import Chunk, SourceImage, UnusableImage
 from .construct_config import ConstructConfig, FilterConfig
 from .duplicates import perceptual_hash
 from .entity_extractors import Extractor
-from .input_shards import DamagedShard, InputShard, read_shard
+from .input_shards import InputShard, read_shard
 from .masks import EntityCrop, find_crop
 from .sample_encoding import EncodedSample, FoundEntity, encode
 from .segmenters import Segmenter
 from .square_images import decode_square, resize, square_side
+from .tar_members import DamagedShard
 
 HASH_DECODE_SIDE = 64
 

@@ -113,8 +113,12 @@ def summary(stats: dict[str, Any]) -> Table:
     table.add_column("count", justify="right")
     for name in ("shards", "pictures", "samples", "entities"):
         table.add_row(name, f"{stats[name]:,}")
-    for title, name in (("pictures left out", "pictures_left_out"), ("entities left out", "entities_left_out")):
-        if stats[name]:
+    for title, name in (
+        ("pictures left out", "pictures_left_out"),
+        ("entities left out", "entities_left_out"),
+        ("files left out", "files_left_out"),
+    ):
+        if stats.get(name):
             table.add_section()
             table.add_row(f"[bold]{title}[/]", f"[bold]{sum(stats[name].values()):,}[/]")
             for reason, count in stats[name].items():
