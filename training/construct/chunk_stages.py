@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from .caption_spans import place
+from .caption_words import word_count
 from .captioners import Captioner
 from .chunks import Chunk, SourceImage, UnusableImage
 from .construct_config import ConstructConfig, FilterConfig
@@ -92,8 +93,8 @@ def caption(chunk: Chunk, captioner: Captioner, filters: FilterConfig) -> None:
         return
     kept = []
     for image, text in zip(chunk.images, captioner(chunk.images), strict=True):
-        words = len(text.split())
-        if words == 0:
+        words = word_count(text)
+        if not text.strip():
             chunk.skip(image.key, "caption: empty")
         elif words < filters.min_words:
             chunk.skip(image.key, "caption: too short")
