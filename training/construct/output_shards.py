@@ -6,7 +6,7 @@
     DIR/construct.json      the settings that all shards were made with
     DIR/stats.json          the sum over all shards
     DIR/.work/              unfinished parts, perceptual hashes, digests of the input; safe to delete
-    DIR/.set_aside/         shards whose input is no longer there; they come back with it
+    DIR/.work/set_aside/    shards whose input is no longer there; they come back with it
 
 Nothing in these files depends on time, machine or number of processes.
 """
@@ -170,7 +170,7 @@ class ConstructionOutput:
         Returns a sentence that names what was moved away, "" where nothing was.
         """
         wanted = {shard.name for shard in shards}
-        aside = self.folder / ".set_aside"
+        aside = self.work / "set_aside"
         for stats in sorted(aside.rglob("*.stats.json")):
             name = "/".join(stats.relative_to(aside).parts[1:]).removesuffix(".stats.json")
             if name in wanted and not (self.folder / f"{name}.stats.json").exists():

@@ -39,14 +39,13 @@ def run(options: Namespace, process_group: ProcessGroup) -> None:
     if options.only == "score":
         for own in jobs.values():
             require_generated(own, OutputFolder(options.output))
+    else:
+        make = open_generators(options, {name: (rows[name], jobs[name]) for name in rows}, sampling, process_group)
     if options.only != "generate" and not process_group.rank:
         check_extractor(options.inception, options.extractor, options.layer)
+        check_images(reals)
         if warning := warning_of_size(len(captions), len(reals)):
             print(warning, file=sys.stderr)
-    if options.only != "score":
-        if not process_group.rank:
-            check_images(reals)
-        make = open_generators(options, {name: (rows[name], jobs[name]) for name in rows}, sampling, process_group)
     folder, sampling = open_output(
         options,
         sampling,

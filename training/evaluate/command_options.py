@@ -23,7 +23,12 @@ from .output_folder import OutputFolder
 
 
 def sampling_of(options: Namespace, scheduler: str, steps: int, guidance: float) -> Sampling:
-    """How pictures are sampled; what the options leave open is the command's own default."""
+    """How pictures are sampled; what the options leave open is the command's own default.
+
+    WeightsError where pictures are to be made and there is nothing at `--sd`: the first thing to be said.
+    """
+    if getattr(options, "only", None) != "score":
+        StableDiffusion(options.sd, option="--sd")
     return Sampling(
         options.scheduler or scheduler,
         options.steps or steps,
@@ -64,7 +69,6 @@ def open_generators(
     Each is loaded, and forgotten but for the first that has pictures to make, so that memory holds one at a time; where
     all pictures of all rows are there, none is. WeightsError or ConfigError where one cannot be used.
     """
-    StableDiffusion(options.sd, option="--sd")
     missing = [
         name for name, (_, jobs) in rows.items() if any(not Path(options.output, job.path).exists() for job in jobs)
     ]

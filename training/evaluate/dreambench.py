@@ -44,11 +44,11 @@ def run(options: Namespace, process_group: ProcessGroup) -> None:
     if scoring and options.copy_threshold is None and all(len(paths) < 2 for paths in images.values()):
         raise ConfigError(NO_PAIR)
     sampling = sampling_of(options, protocol.scheduler, protocol.steps, protocol.guidance)
+    if options.only != "score":
+        make = open_generators(options, {"": (options.weights, jobs)}, sampling, process_group)
     nets = None
     if scoring:
         nets = FeatureNets(options.dino, options.clip, process_group.device, DTYPES[options.scoring_dtype])
-    if options.only != "score":
-        make = open_generators(options, {"": (options.weights, jobs)}, sampling, process_group)
     folder, sampling = open_output(
         options,
         sampling,
