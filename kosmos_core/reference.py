@@ -23,6 +23,7 @@ from .crops import Crop
 from .images import CLIP_MEAN, CLIP_STD, normalise, resize_and_crop, to_rgb
 from .prompt import ImageMark, Prompt, Segment, Text
 from .safetensors_file import WeightsError, read_header, write
+from .saved_clip import read_kosmos_header
 
 FORMAT = "kosmos-g-reference"
 FORMAT_VERSION = "1"
@@ -189,10 +190,11 @@ def model_fingerprint(path: str | os.PathLike) -> str:
 @lru_cache(maxsize=16)
 def _fingerprint(path: str, modified: int, size: int) -> str:
     digest = hashlib.blake2b(digest_size=16)
+    header, prefix = read_kosmos_header(path)
     with safetensors.safe_open(path, framework="pt") as file:
-        for name in sorted(file.keys()):
+        for name in sorted(header.shapes):
             if name.startswith(("vision.", "resampler.")):
-                tensor = file.get_tensor(name).contiguous()
+                tensor = file.get_tensor(prefix + name).contiguous()
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
                 digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
     return digest.hexdigest()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import operator
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,7 +34,9 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-LARGEST_HEADER = 100_000_000  # the format's own bound
+LARGEST_HEADER = (
+    16 << 20
+)  # bytes; the format allows 100 MB, which take gigabytes to read, and no model needs one of them
 
 
 class WeightsError(ValueError):
@@ -56,22 +59,29 @@ def read_header(path: str | os.PathLike) -> Header:
         raise WeightsError(f"{path} is {'a folder' if path.is_dir() else 'missing'}; give a .safetensors file")
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(8)
+        start, brace = file.read(8), file.read(1)
         length = int.from_bytes(start, "little")
-        if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+        if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and brace != b"{"):
             raise WeightsError(
                 f"{path} is a PyTorch checkpoint (a pickle), which is not opened here; convert it with "
                 f"`python -m kosmos_core.convert {path.name} kosmos-g.safetensors --spm ... --dict ...`"
+            )
+        if LARGEST_HEADER < length <= size:
+            raise WeightsError(
+                f"{path} has a header of {length:,} bytes, which no model needs (at most {LARGEST_HEADER:,} are read); "
+                "give a Kosmos-G .safetensors file"
             )
         if len(start) < 8 or not 2 <= length <= LARGEST_HEADER:
             raise WeightsError(f"{path} is not a safetensors file; give a Kosmos-G .safetensors file")
         if 8 + length > size:
             raise WeightsError(f"{path} is cut short: {size} bytes, its header alone needs {8 + length}; copy it again")
         try:
-            entries = json.loads(file.read(length))
-            metadata = dict(entries.pop("__metadata__", {}))
-            shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+            entries = json.loads(brace + file.read(length - 1))
+            metadata = {key: str(value) for key, value in entries.pop("__metadata__", {}).items()}
+            shapes = {name: tuple(map(operator.index, entry["shape"])) for name, entry in entries.items()}
             dtypes = {name: entry["dtype"] for name, entry in entries.items()}
+            if not all(map(str.isprintable, entries)):
+                raise ValueError("names that no line can show")
             end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise WeightsError(f"{path} is not a safetensors file (its header is unreadable); copy it again") from error

@@ -1,9 +1,7 @@
 """Kosmos-G as a ComfyUI CLIP: the one place where the two meet.
 
 `load_clip` returns a genuine comfy.sd.CLIP whose tokenizer and text encoder are the classes here. Offloading, partial
-loading, hooks, cloning and every node that takes a CLIP are therefore ComfyUI's own. The tests run it on ComfyUI
-0.3.75; for 0.8 and later, where CLIP also announces the execution device and asks for a memory estimate, it was written
-after their source code.
+loading, hooks, cloning and every node that takes a CLIP are therefore ComfyUI's own.
 
 A prompt's tokens are {"kosmos_g": [section, ...]}, a section being a list of (entry, weight). An entry is a token id
 or, where a picture's embeddings go, {"type": "image", "data": source}, as in ComfyUI's own encoders that read pictures.
@@ -13,23 +11,31 @@ The source is a prepared picture (3, S, S) or the source of a reference.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import os
+import sys
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import comfy.model_management
+import comfy.patcher_extension
 import comfy.sd
 import comfy.utils
 import torch
 from torch import Tensor
 
-from ..kosmos_core import KosmosG, Prompt, load_model
+from ..kosmos_core import Prompt, load_model
 from ..kosmos_core.attention_maps import recorded
 from ..kosmos_core.reference import Source, image_embeddings, model_fingerprint
-from ..kosmos_core.weights import WeightsError, read_config, read_header
+from ..kosmos_core.remembered import computation_state, weight_sample
+from ..kosmos_core.saved_clip import DESCRIPTION, description_tensor, read_kosmos_header
+from ..kosmos_core.weights import WeightsError, file_metadata, read_config, tokenizer_tensors
+from .connections import tell
 from .operations import Operations
 
 KEY = "kosmos_g"
@@ -41,8 +47,9 @@ Section = list[tuple[Any, ...]]
 class PromptTokenizer:
     """The `tokenizer` of the CLIP: prompts in the node grammar to sections of entries."""
 
-    def __init__(self, model: KosmosG) -> None:
-        self.model = model
+    def __init__(self, encoder: TextEncoder) -> None:
+        self.model = encoder.model
+        self.description = encoder.description
 
     def tokenize_with_weights(
         self, text: str | Prompt, return_word_ids: bool = False, images: Sequence[Tensor | Source] = (), **_: Any
@@ -78,8 +85,10 @@ class PromptTokenizer:
         return list(zip(section, pieces, strict=True))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Nothing beyond the model's own weights."""
-        return {}
+        """What makes a file of the weights that ComfyUI saves readable: the tokenizer and the file's description."""
+        if _into_checkpoint():
+            return {}
+        return {**tokenizer_tensors(self.model.tokenizer), DESCRIPTION: description_tensor(self.description)}
 
 
 class TextEncoder(torch.nn.Module):
@@ -90,22 +99,30 @@ class TextEncoder(torch.nn.Module):
         operations = model_options.get("custom_operations") or Operations
         self.model = load_model(path, device, dtype, operations, training_half=False)
         self.path = path
+        _, described = read_config(path)
+        provenance = {**described["provenance"], "saved": f"by ComfyUI, from {Path(path).name}"}
+        self.description = file_metadata(self.model.config, described["stage"], {dtype}, provenance)
+        self._file_state = _file_state(path)
+        self._vision_sample = weight_sample(self.model.vision, self.model.resampler)
         self.dtypes = {dtype}
         self.device = device  # where the layers compute; ComfyUI's model patcher changes it
         self.execution_device: torch.device | None = None
-        self.clean_patches: Any = None
-        self.replaced: Sequence[dict[str, Any]] = ()
+        self.applied: frozenset[str] = frozenset()  # weights that are not the file's, as of ComfyUI's latest loading
+        self.hooked: Mapping[str, Any] = {}  # weights that a hook has replaced since then
+        self.injected = False  # whether another pack's code is in the modules: it may change any of them
+        self.explained: Any = None  # the state of the patches that the log has a line on
         self.on_block: Callable[[], None] | None = None
         self._cached_texts: OrderedDict[tuple, Tensor] = OrderedDict()
+        self._cached_state: bytes | None = None  # under which all of them were computed
         # ComfyUI stores text encoders in a small type and computes in float32: so here, unless a type was chosen.
         compute_dtype = model_options.get("kosmos_g_compute_dtype", torch.float32)
         self.casting = [module for module in self.model.modules() if hasattr(module, "comfy_cast_weights")]
         for module in self.casting:
             module.compute_dtype = compute_dtype
-        vision = {*self.model.vision.modules(), *self.model.resampler.modules()}
-        self._casting_vision = [module for module in self.casting if module in vision]
+        # Weak: ComfyUI takes an encoder that refers to itself for a memory leak.
+        count = weakref.WeakMethod(self._count_block)
         for block in self.blocks():
-            block.register_forward_hook(self._count_block)
+            block.register_forward_hook(lambda *_: count()())
 
     def blocks(self) -> list[torch.nn.Module]:
         """Every transformer block, for progress."""
@@ -113,7 +130,7 @@ class TextEncoder(torch.nn.Module):
         stacks = [model.vision, model.decoder, model.aligner.source_encoder, model.aligner.query_decoder]
         return [block for stack in stacks for block in stack.blocks]
 
-    def _count_block(self, *_: Any) -> None:
+    def _count_block(self) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         if self.on_block is not None:
             self.on_block()
@@ -130,8 +147,9 @@ class TextEncoder(torch.nn.Module):
         """Condition (1, 77 per section, 768) and a pooled output of zeros, which Stable Diffusion 1.5 does not read."""
         if KEY not in tokens:
             raise ValueError(f"These tokens are for {', '.join(tokens)}, not for Kosmos-G: tokenize with its own CLIP.")
-        self._explain_patches()
-        condition = torch.cat([self._cached(section) for section in tokens[KEY]], dim=1)
+        device = self.execution_device or self.device
+        state = None if self.patched() else computation_state(device, self.model)
+        condition = torch.cat([self._cached(section, state) for section in tokens[KEY]], dim=1)
         condition = condition.to(comfy.model_management.intermediate_device())
         return condition, condition.new_zeros(len(condition), condition.shape[-1])
 
@@ -149,17 +167,22 @@ class TextEncoder(torch.nn.Module):
 
     def patched(self) -> bool:
         """Whether other weights than the file's are in place, from a merge or a hook: nothing is cached then."""
-        return any(self.replaced) or any(module.weight_function for module in self.casting)
+        return bool(self.applied or self.hooked or self.injected)
 
     def fingerprint(self) -> str:
         """Hash of the parts of the loaded file that turn pictures into embeddings.
 
         Raises ValueError where other weights than the file's are in place there: they have no file to be known by.
         """
-        names = (name for replaced in self.replaced for name in replaced)
-        if any(name.startswith(VISION_WEIGHTS) for name in names) or any(
-            module.weight_function for module in self._casting_vision
-        ):
+        if _file_state(self.path) != self._file_state:
+            raise ValueError(
+                f"{self.path} was replaced or removed after it was loaded, so that saved references cannot be told to "
+                "belong to it or not: run the graph again, which loads the file anew."
+            )
+        patched = any(name.startswith(VISION_WEIGHTS) for name in (*self.applied, *self.hooked))
+        # Other packs also write into the weights without a word to ComfyUI's patcher.
+        sample = weight_sample(self.model.vision, self.model.resampler)
+        if patched or self.injected or sample != self._vision_sample:
             raise ValueError(
                 "This CLIP's picture part is not that of a Kosmos-G file any more: a merge or a hook changed it, and "
                 "saved references belong to one file. Save and load references with the CLIP of Load Kosmos-G itself; "
@@ -173,10 +196,13 @@ class TextEncoder(torch.nn.Module):
             condition = self._encode(section)
         return condition[0].cpu(), attention.mean()[0]
 
-    def _cached(self, section: Section) -> Tensor:
+    def _cached(self, section: Section, state: bytes | None) -> Tensor:
         """`_encode`, whose result is cached where the section is text alone, such as the negative prompt."""
-        if self.patched() or any(isinstance(entry, dict) for entry, *_ in section):
+        if state is None or any(isinstance(entry, dict) for entry, *_ in section):
             return self._encode(section)
+        if state != self._cached_state:
+            self._cached_texts.clear()
+            self._cached_state = state
         key = tuple((entry, weight) for entry, weight, *_ in section)
         if key not in self._cached_texts:
             self._cached_texts[key] = self._encode(section).cpu()
@@ -208,13 +234,6 @@ class TextEncoder(torch.nn.Module):
             image_features=torch.stack(embeddings) if embeddings else None,
         )
 
-    def _explain_patches(self) -> None:
-        """One line when a LoRA was applied: its U-Net part works, but CLIP's names are not Kosmos-G's."""
-        current = getattr(self, "current_weight_patches_uuid", None)
-        if self.clean_patches is not None and current not in (None, self.clean_patches):
-            self.clean_patches = current
-            logging.info("Kosmos-G: a LoRA's U-Net part applies, its text encoder keys do not: they belong to CLIP.")
-
     def memory_estimation_function(self, tokens: Any, device: torch.device | None = None) -> int:
         """Bytes of activations for one picture and one prompt, asked by ComfyUI 0.8 and later before it makes room."""
         config = self.model.config
@@ -223,16 +242,48 @@ class TextEncoder(torch.nn.Module):
         decoder = longest * (config.decoder.ffn_width + 6 * config.decoder.width)
         return 4 * 2 * max(vision, decoder)
 
+    def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Tensor]:
+        """As in torch; empty where a checkpoint of an image model is saved, in which nothing would read it."""
+        if not _into_checkpoint():
+            return super().state_dict(*arguments, **options)
+        tell(
+            "Kosmos-G is left out of this checkpoint: nothing would read it there. Save its CLIP with CLIPSave, and "
+            "load that file with Load Kosmos-G beside the checkpoint."
+        )
+        return {}
+
     def load_sd(self, sd: dict[str, Tensor]) -> Any:
         """Load a state dict of the model, as ComfyUI's own encoders do."""
-        self._cached_texts.clear()
         return self.model.load_state_dict(sd, strict=False)
 
 
-def load_clip(path: str | Path, dtype: torch.dtype | None = None, device: torch.device | None = None) -> comfy.sd.CLIP:
+def _into_checkpoint() -> bool:
+    """Whether ComfyUI's `save_checkpoint` is asking, which says so to no one: CLIPSave asks by the same calls."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not comfy.sd.save_checkpoint.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+
+def _file_state(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+def load_clip(
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    *,
+    disable_dynamic: bool = False,
+) -> comfy.sd.CLIP:
     """Load a Kosmos-G file as a ComfyUI CLIP; None leaves the type or the device to ComfyUI.
 
-    A chosen type is also computed in, except float16 on a CPU, which is slow there. Raises WeightsError.
+    A chosen type is also computed in, except float16 on a CPU, which is slow there. `disable_dynamic` loads the weights
+    as a whole where ComfyUI would bring them to the device when they are needed. Raises WeightsError.
     """
     config, _ = read_config(path)
     if config.aligner is None:
@@ -254,15 +305,49 @@ def load_clip(path: str | Path, dtype: torch.dtype | None = None, device: torch.
         return built[0]
 
     def tokenizer(**_: Any) -> PromptTokenizer:
-        return PromptTokenizer(built[0].model)
+        return PromptTokenizer(built[0])
 
     target = SimpleNamespace(params={}, clip=encoder, tokenizer=tokenizer)
-    parameters = sum(torch.Size(shape).numel() for shape in read_header(path).shapes.values())
-    clip = comfy.sd.CLIP(target, parameters=parameters, model_options=options)
-    built[0].clean_patches = clip.patcher.patches_uuid
-    # Where ComfyUI keeps the weights that it replaced; every clone of the CLIP has the same two dictionaries.
-    built[0].replaced = (clip.patcher.backup, clip.patcher.hook_backup)
+    header, _ = read_kosmos_header(path)
+    parameters = sum(torch.Size(shape).numel() for shape in header.shapes.values())
+    # Only a ComfyUI that has dynamic loading knows the word.
+    loading = {"disable_dynamic": True} if disable_dynamic else {}
+    clip = comfy.sd.CLIP(target, parameters=parameters, model_options=options, **loading)
+    kinds = comfy.patcher_extension.CallbacksMP
+    note = functools.partial(_note_patches, clean=clip.patcher.patches_uuid)
+    clip.patcher.add_callback_with_key(kinds.ON_LOAD, KEY, note)
+    for kind, injected in ((kinds.ON_INJECT_MODEL, True), (kinds.ON_EJECT_MODEL, False)):
+        clip.patcher.add_callback_with_key(kind, KEY, functools.partial(_note_injection, injected=injected))
+    # How ComfyUI makes a second copy of the weights: for another device, or one that is not loaded dynamically.
+    clip.patcher.cached_patcher_init = (load_patcher, (path, dtype, device))
     return clip
+
+
+def load_patcher(
+    path: str | Path, dtype: torch.dtype | None, device: torch.device | None, disable_dynamic: bool = False
+) -> Any:
+    """The model patcher of `load_clip`, as ComfyUI asks for one through `cached_patcher_init`."""
+    return load_clip(path, dtype, device, disable_dynamic=disable_dynamic).patcher
+
+
+def _note_patches(patcher: Any, *_: Any, clean: Any) -> None:
+    """Tell the text encoder, whenever ComfyUI loads it, which of its weights are not its file's.
+
+    Only the patcher that loads it knows: clones with other patches share the encoder, and where ComfyUI keeps the
+    originals says nothing, as it also puts unpatched weights there. `clean` is the state of a CLIP fresh from its file.
+    """
+    encoder = patcher.model
+    replaced = (name for name in patcher.object_patches if name.startswith("model."))
+    encoder.applied = frozenset((*patcher.patches, *patcher.weight_wrapper_patches, *replaced))
+    encoder.hooked = patcher.hook_backup
+    if patcher.patches_uuid not in (clean, encoder.explained) and not encoder.applied:
+        encoder.explained = patcher.patches_uuid
+        logging.info("Kosmos-G: a LoRA's U-Net part applies, its text encoder keys do not: they belong to CLIP.")
+
+
+def _note_injection(patcher: Any, *_: Any, injected: bool) -> None:
+    """Tell the text encoder that another pack's code has been put into its modules, or was taken out again."""
+    patcher.model.injected = injected
 
 
 def encoder_of(clip: Any) -> TextEncoder:

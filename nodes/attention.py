@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,7 +44,26 @@ def step_of(options: dict[str, Any]) -> int:
     return int((sigmas[:-1].to("cpu") >= options["sigmas"][0].to("cpu") * (1 - 1e-5)).sum()) - 1
 
 
-def recorder(trace: Trace, modules: dict[BlockName, torch.nn.Module], first: int, last: int) -> Callable:
+class SamplingModel(threading.local):
+    """The U-Net that is computing in this thread: not always the one that the nodes were given.
+
+    ComfyUI may sample on a copy, for hooks or for another graphics card, whose weights and places are its own.
+    """
+
+    def __init__(self, blocks: tuple[str, ...]) -> None:
+        self.blocks = blocks
+        self.modules: dict[BlockName, torch.nn.Module] = {}
+
+    def enter(self, executor: Any, *arguments: Any, **options: Any) -> Any:
+        """Note the modules of the U-Net that ComfyUI calls through `executor`, and call it."""
+        self.modules = {name: module for name, module in cross_attentions(executor.class_obj) if name[0] in self.blocks}
+        try:
+            return executor(*arguments, **options)
+        finally:
+            self.modules = {}
+
+
+def recorder(trace: Trace, sampling: SamplingModel, first: int, last: int) -> Callable:
     """A patch of cross-attention that looks on and changes nothing.
 
     It computes queries and keys a second time from the same weights (LoRAs included), in the recorded blocks alone, and
@@ -52,9 +72,9 @@ def recorder(trace: Trace, modules: dict[BlockName, torch.nn.Module], first: int
 
     def look(n: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         name = (*options["block"], options.get("block_index", 0))
-        if name in modules and "cond_or_uncond" in options and first <= step_of(options) < last:
+        module = sampling.modules.get(name)
+        if module is not None and "cond_or_uncond" in options and first <= step_of(options) < last:
             height, width = options["activations_shape"][-2:]
-            module = modules[name]
             batch = len(n) // len(options["cond_or_uncond"])
             for row in range(len(n)):  # one by one: a large picture's attention need not be held for a whole batch
                 query, key = module.to_q(n[row : row + 1]), module.to_k(context[row : row + 1])
@@ -120,19 +140,20 @@ class KosmosGAttentionRecorder(io.ComfyNode):
             raise ValueError(
                 f"The model is a {type(unet).__name__}, but Kosmos-G is for Stable Diffusion 1.5: connect its MODEL."
             )
-        modules = {name: module for name, module in cross_attentions(unet) if name[0] in BLOCKS[blocks]}
-        if not modules:
+        if not any(name[0] in BLOCKS[blocks] for name, _ in cross_attentions(unet)):
             raise ValueError(f"This model has no cross-attention in its {blocks} blocks: choose other blocks.")
         trace = Trace()
         patched = model.clone()
-        patched.set_model_attn2_patch(recorder(trace, modules, first_step, end_step))
+        sampling = SamplingModel(BLOCKS[blocks])
+        patched.set_model_attn2_patch(recorder(trace, sampling, first_step, end_step))
 
         def sample_anew(executor: Callable, *arguments: Any, **options: Any) -> Any:
             trace.clear()
             return executor(*arguments, **options)
 
-        kind = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
-        patched.add_wrapper_with_key(kind, "kosmos_g_attention_recorder", sample_anew)
+        kinds = comfy.patcher_extension.WrappersMP
+        patched.add_wrapper_with_key(kinds.OUTER_SAMPLE, "kosmos_g_attention_recorder", sample_anew)
+        patched.add_wrapper_with_key(kinds.DIFFUSION_MODEL, "kosmos_g_attention_recorder", sampling.enter)
         return io.NodeOutput(patched, trace)
 
 

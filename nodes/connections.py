@@ -1,4 +1,6 @@
-"""Whether an output of the running node is connected to anything: what nobody reads need not be computed.
+"""What the running node has to do with its graph: whether an output is read, and where a remark on it is shown.
+
+What nobody reads need not be computed.
 
 ComfyUI tells a node nothing about its outputs, but it does say which node of which prompt is running, in `execute` and
 in `fingerprint_inputs` alike. A node that leaves out an output has to put `is_read` of it into its fingerprint:
@@ -7,6 +9,8 @@ otherwise ComfyUI would hand its cached result, which lacks the output, to a gra
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
 from typing import Any
 
@@ -30,6 +34,16 @@ def is_read(output: int, node_class: str) -> bool:
         return any(_links_to(value, wanted) for node in prompt.values() for value in node["inputs"].values())
     except (ImportError, AttributeError, IndexError, KeyError, StopIteration, TypeError):
         return True
+
+
+def tell(remark: str) -> None:
+    """Show a remark on the running node, whoever's it is, and write it to the log."""
+    logging.warning(remark)
+    with contextlib.suppress(ImportError, AttributeError, KeyError):
+        from comfy_execution.utils import get_executing_context
+
+        node_id = get_executing_context().node_id
+        sys.modules["server"].PromptServer.instance.send_progress_text(remark, node_id)
 
 
 def _links_to(value: Any, wanted: list[Any]) -> bool:

@@ -25,7 +25,7 @@ from ..safetensors_file import WeightsError
 from ..tokenizer import Tokenizer
 from ..weights import save_weights
 from .pickle_reader import read_checkpoint
-from .tensor_names import deduce_config, ignored_reason, new_name, told_heads
+from .tensor_names import deduce_config, ignored_reason, new_name
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -59,7 +59,7 @@ def read_original(
 
     Raises WeightsError where tensors are missing, unknown or of the wrong shape.
     """
-    state, description = read_checkpoint(path)
+    state, told_heads = read_checkpoint(path)
     has_training_half = "aligner.decoder_query" in state
     if half == "MN" and not has_training_half:
         raise WeightsError(f"{path} has no training half of AlignerNet (a final file never has); leave out --half MN")
@@ -79,15 +79,13 @@ def read_original(
     if unknown:
         shown = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
         ignored[f"not part of the original: {shown}"] = len(unknown)
-    deduced = deduce_config(state, description, training_half=training_half)
+    deduced = deduce_config(state, told_heads, training_half=training_half)
     config = _override(deduced, overrides or {})
     _check(path, weights, config)
     assumed = tuple(
         f"{part}.heads {getattr(config, part).heads}"
         for part in ("vision", "decoder", "aligner")
-        if getattr(config, part)
-        and f"{part}.heads" not in (overrides or {})
-        and not (part == "decoder" and told_heads(description))
+        if getattr(config, part) and f"{part}.heads" not in (overrides or {}) and not (part == "decoder" and told_heads)
     )
     stage = "lm" if config.aligner is None else "align" if has_training_half else "instruct"
     return Conversion(weights, config, stage, ignored, assumed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,8 +101,9 @@ def _in_block(stack: str, match: re.Match, parts: Mapping[str, str]) -> str | No
     return None
 
 
-def deduce_config(state: Mapping[str, Tensor], description: Mapping[str, Any], *, training_half: bool) -> KosmosGConfig:
-    """Sizes read from the tensors; head counts from the run description, else 64 per head.
+def deduce_config(state: Mapping[str, Tensor], told_heads: int | None, *, training_half: bool) -> KosmosGConfig:
+    """Sizes read from the tensors; the language model's heads, which the resampler shares, as told,
+    else 64 per head.
 
     Raises WeightsError where the vision tower, the resampler or the language model is not there.
     """
@@ -124,7 +124,7 @@ def deduce_config(state: Mapping[str, Tensor], description: Mapping[str, Any], *
     vocabulary, width = sizes("gpt_model.decoder.embed_tokens.weight", 2)
     vision_width, _, patch, _ = sizes("img_model.visual.conv1.weight", 4)
     side = round((shape("img_model.visual.positional_embedding")[0] - 1) ** 0.5) * patch
-    heads = told_heads(description) or _heads(width)
+    heads = told_heads or _heads(width)
     config = KosmosGConfig(
         VisionConfig(
             image_size=side,
@@ -160,13 +160,6 @@ def deduce_config(state: Mapping[str, Tensor], description: Mapping[str, Any], *
             reconstruction=training_half,
         ),
     )
-
-
-def told_heads(description: Mapping[str, Any]) -> int | None:
-    """The language model's heads, which the resampler shares, where the run description tells them."""
-    options = description.get("model") if isinstance(description.get("model"), dict) else description
-    heads = options.get("decoder_attention_heads")
-    return heads if isinstance(heads, int) else None
 
 
 def _heads(width: int) -> int:

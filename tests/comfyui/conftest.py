@@ -87,13 +87,14 @@ def images(comfyui_folder: Path) -> dict[str, Image.Image]:
 def probed(server: Server) -> Callable[[str], ProbeRecord]:
     """Reads what a probe node of the given name wrote."""
 
-    def read(name: str) -> ProbeRecord:
-        path = server.folder / "output" / f"{name}.safetensors"
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
-            return ProbeRecord(tensors, json.loads((file.metadata() or {}).get("scalars", "[]")))
+    return lambda name: read_probe(server, name)
 
-    return read
+
+def read_probe(server: Server, name: str) -> ProbeRecord:
+    """What a probe node of the given name wrote."""
+    with safe_open(server.folder / "output" / f"{name}.safetensors", framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
+        return ProbeRecord(tensors, json.loads((file.metadata() or {}).get("scalars", "[]")))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -11,7 +13,7 @@ import torch
 
 from kosmos_core import KosmosG, KosmosGConfig, Tokenizer, WeightsError, load_model, save_model
 from kosmos_core.safetensors_file import read_header
-from kosmos_core.weights import identify, read_config
+from kosmos_core.weights import _describe, identify, read_config
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +29,9 @@ def path(model, tmp_path):
     return tmp_path / "any name.safetensors"
 
 
-def rewrite(path, *, drop=(), add=None, replace=None, metadata=None):
+def rewrite(path, *, drop=(), add=None, changed=None, metadata=None):
     tensors = {k: v for k, v in safetensors.torch.load_file(path).items() if k not in drop}
-    tensors |= (add or {}) | (replace or {})
+    tensors |= (add or {}) | (changed or {})
     safetensors.torch.save_file(tensors, path, metadata=read_header(path).metadata | (metadata or {}))
 
 
@@ -87,7 +89,7 @@ def test_at_most_ten_names_are_listed(path):
 
 
 def test_wrong_shapes_are_shown_as_a_table(path):
-    rewrite(path, replace={"decoder.norm.weight": torch.zeros(5)})
+    rewrite(path, changed={"decoder.norm.weight": torch.zeros(5)})
     with pytest.raises(WeightsError) as error:
         load_model(path)
     head, row = str(error.value).splitlines()[-2:]
@@ -141,7 +143,7 @@ def test_a_truncated_file_is_called_so(path, share):
 
 def test_another_format_version_is_refused_with_the_way_out(path):
     rewrite(path, metadata={"format_version": "2"})
-    with pytest.raises(WeightsError, match=r"format version 2, this release reads version 1; update"):
+    with pytest.raises(WeightsError, match=r"format version '2', this release reads version 1; update"):
         load_model(path)
 
 
@@ -211,7 +213,7 @@ def test_half_a_tokenizer_or_a_broken_one_is_refused(path):
     with pytest.raises(WeightsError, match="holds only one of"):
         load_model(path)
     path.write_bytes(whole)
-    rewrite(path, replace={"tokenizer.sentencepiece": torch.zeros(9, dtype=torch.uint8)})
+    rewrite(path, changed={"tokenizer.sentencepiece": torch.zeros(9, dtype=torch.uint8)})
     with pytest.raises(WeightsError, match="broken tokenizer"):
         load_model(path)
 
@@ -240,3 +242,61 @@ def test_a_place_that_cannot_be_written_is_named_as_it_was_given(model, tmp_path
     finally:
         tmp_path.chmod(0o755)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_larger_than_the_tensors_beside_it_is_refused_before_a_model_is_made(path):
+    header = read_header(path)
+    sizes = [(part, name) for part, sizes in KosmosGConfig.tiny().to_dict().items() for name in sizes]
+    assert len(sizes) > 20
+    for part, name in sizes:
+        for size in (10**6, 10**18, 10**400):
+            config = KosmosGConfig.tiny().to_dict()
+            config[part][name] = size
+            metadata = header.metadata | {"config": json.dumps(config)}
+            started = time.process_time()
+            with pytest.raises(WeightsError, match=f"{part}.{name}|{part}.heads") as caught:
+                _describe(path, replace(header, metadata=metadata))
+            assert time.process_time() - started < 0.5
+            assert len(str(caught.value)) < 500
+    config = KosmosGConfig.tiny().to_dict()
+    config["decoder"]["layers"] = 10**6
+    rewrite(path, metadata={"config": json.dumps(config)})
+    with pytest.raises(WeightsError, match=r"its decoder\.layers is 1000000, but holds \d+ tensors"):
+        load_model(path)
+
+
+def test_a_header_whose_length_begins_like_a_pickle_is_read(path):
+    """0x80 is a pickle's first byte, and one in 32 of the lengths that other programs write."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    padded = length + (0x80 - length) % 0x100
+    path.write_bytes(padded.to_bytes(8, "little") + content[8 : 8 + length].ljust(padded) + content[8 + length :])
+    assert identify(path) is None
+    load_model(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"x": {"dtype": "F32", "shape": ["1"], "data_offsets": [0, 4]}}',
+        b'{"x": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 4]}}',
+        b'{"x": {"dtype": "F32", "shape": "11", "data_offsets": [0, 4]}}',
+        b'{"x": {"dtype": "F32", "shape": [1], "data_offsets": {}}}',
+        b'{"x\\u001b[2J": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"__metadata__": []}',
+        b"[" * 200_000,
+        b"[]",
+    ],
+)
+def test_a_header_of_another_make_is_one_sentence(tmp_path, header):
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+    with pytest.raises(WeightsError, match="its header is unreadable"):
+        identify(tmp_path / "x.safetensors")
+
+
+def test_a_header_too_large_for_any_model_is_not_read(tmp_path):
+    with (tmp_path / "x.safetensors").open("wb") as file:
+        file.write((90_000_001).to_bytes(8, "little") + b"{")
+        file.truncate(90_000_100)
+    with pytest.raises(WeightsError, match="header of 90,000,001 bytes"):
+        identify(tmp_path / "x.safetensors")

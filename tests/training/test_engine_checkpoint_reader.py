@@ -14,6 +14,7 @@ import torch.distributed.checkpoint as dcp
 from tests.training.launch import everything, train
 from training import export
 from training.base.errors import CheckpointError
+from training.engine import checkpoint_reader as reader
 from training.engine.checkpoint import latest_checkpoint
 from training.engine.checkpoint_reader import from_tensor, read_progress, stored, to_tensor, value_of
 from training.engine.run_state import random_state, set_random_state
@@ -299,3 +300,23 @@ def test_a_random_state_draws_the_same_numbers_again():
 def test_numbers_keep_all_their_digits_as_a_tensor():
     value = {"owed": [0.1 + 0.2, -1e-17, 2**63 - 1], "name": "Ätna"}
     assert from_tensor(to_tensor(value)) == value
+
+
+@pytest.mark.parametrize("allowed", [reader.TABLE_OF_CONTENTS, reader.OLD_STATE])
+def test_what_a_list_allows_cannot_be_changed(allowed):
+    for module, name in allowed:
+        for state in (b"}X\x08\x00\x00\x00__name__X\x04\x00\x00\x00evils", b"N}X\x08\x00\x00\x00__init__Ns\x86"):
+            change = b"\x80\x02c" + f"{module}\n{name}\n".encode() + state + b"b."
+            with pytest.raises(reader.Refused, match="sets attributes of a"):
+                reader._Unpickler(io.BytesIO(change), allowed).load()
+
+
+def test_an_entry_that_would_be_hashed_for_hours_is_refused():
+    nested = ()
+    for _ in range(60):
+        nested = (nested, nested)
+    index = reader.contents.MetadataIndex("x")
+    object.__setattr__(index, "fqn", nested)
+    content = pickle.dumps(index, 2)
+    with pytest.raises(reader.Refused, match="an entry without a name"):
+        reader._Unpickler(io.BytesIO(b"\x80\x02}" + content[2:-1] + b"Ns."), reader.TABLE_OF_CONTENTS).load()

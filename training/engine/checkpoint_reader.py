@@ -11,8 +11,9 @@ import contextlib
 import io
 import json
 import pickle
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from enum import Enum
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -24,6 +25,8 @@ from torch.distributed.checkpoint import metadata as contents
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.planner import ReadItem
+
+from kosmos_core.original.strict_pickle import Allowed, Refused, StrictUnpickler
 
 from ..base.errors import CheckpointError, ConfigError, TrainingStopped
 from ..base.processes import ProcessGroup
@@ -41,20 +44,31 @@ CLASSES_OF_CONTENTS = (
     contents._MEM_FORMAT_ENCODING,
     _StorageInfo,
 )
+
+
+def _instance(kind: type, *values: Any) -> Any:
+    """An instance that gets its fields afterwards, or a member of an enumeration."""
+    return kind(*values) if issubclass(kind, Enum) else object.__new__(kind)
+
+
 # Where the checkpoint was written, which nothing needs: read on any system, and as Python 3.13 names it too.
 PATHS = {"PosixPath": PurePosixPath, "WindowsPath": PureWindowsPath}
 TABLE_OF_CONTENTS = {
-    ("torch", "Size"): torch.Size,
-    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
-    **{(kind.__module__, kind.__name__): kind for kind in CLASSES_OF_CONTENTS},
+    ("torch", "Size"): Allowed(lambda sizes=(): torch.Size(sizes)),
+    ("torch.serialization", "_get_layout"): Allowed(torch.serialization._get_layout),
+    **{(kind.__module__, kind.__name__): Allowed(partial(_instance, kind)) for kind in CLASSES_OF_CONTENTS},
     **{("torch", name): kind for name, kind in vars(torch).items() if isinstance(kind, torch.dtype)},
-    **{(module, name): kind for name, kind in PATHS.items() for module in ("pathlib", "pathlib._local")},
+    **{(module, name): Allowed(kind) for name, kind in PATHS.items() for module in ("pathlib", "pathlib._local")},
 }
 
 
 def _load_storage(content: bytes) -> Any:
     """torch's own function of this purpose unpickles whatever it is given."""
     return torch.load(io.BytesIO(content), weights_only=True)
+
+
+def _rebuild(storage: Any, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
+    return torch._utils._rebuild_tensor(storage, offset, size, stride)
 
 
 class _OldArray:
@@ -81,20 +95,20 @@ def _from_buffer(content: bytes, *_: Any) -> _OldArray:
 
 
 OLD_STATE = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch.storage", "_load_from_bytes"): _load_storage,
-    **{("numpy", name): _OldArray for name in ("ndarray", "dtype")},
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _OldArray for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
+    ("_codecs", "encode"): Allowed(lambda text, *_: text.encode("latin1")),
+    ("collections", "OrderedDict"): Allowed(lambda *_: {}),
+    ("torch.storage", "_load_from_bytes"): Allowed(_load_storage),
+    ("torch._utils", "_rebuild_tensor_v2"): Allowed(_rebuild),
+    **{("numpy", name): Allowed(_OldArray) for name in ("ndarray", "dtype")},
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): Allowed(_OldArray) for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): Allowed(_from_buffer) for core in ("core", "_core")},
 }
 
 
-class Refused(pickle.UnpicklingError):
-    """A pickle asks for what no checkpoint of a training contains."""
+class _Unpickler(StrictUnpickler):
+    classes_with_state = frozenset({_OldArray, *CLASSES_OF_CONTENTS})
+    largest = 2 << 30  # a table of contents takes 170 bytes for each tensor and process
 
-
-class _Unpickler(pickle.Unpickler):
     def __init__(self, file: io.BufferedIOBase, allowed: Mapping[tuple[str, str], Any]) -> None:
         super().__init__(file)
         self.allowed = allowed
@@ -103,6 +117,12 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) not in self.allowed:
             raise Refused(f"it asks for {module}.{name}, which no checkpoint of a training contains")
         return self.allowed[module, name]
+
+    def check_key(self, key: Any) -> None:
+        if type(key) is not contents.MetadataIndex:
+            super().check_key(key)
+        elif type(key.fqn) is not str or type(key.offset) not in (torch.Size, type(None)):
+            raise Refused("its table of contents has an entry without a name")
 
 
 class _Reader(dcp.FileSystemReader):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import collections
+import copy
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import comfy.model_management
+import comfy.sd
+import comfy.sd1_clip
 import folder_paths
 import torch
 from comfy_api.latest import ComfyExtension, io
@@ -82,6 +87,71 @@ class ProbeModel(Probe):
         return io.NodeOutput(patched)
 
 
+class ProbeTwin(Probe):
+    """The model on a copy of its weights with other attention keys, as ComfyUI samples on copies of its own."""
+
+    inputs = (io.Model.Input("model"),)
+    outputs = (io.Model.Output(),)
+
+    @classmethod
+    def execute(cls, model: Any) -> io.NodeOutput:
+        twin = model.clone()
+        twin.model = copy.deepcopy(model.model)
+        for name, weight in twin.model.named_parameters():
+            if name.endswith("attn2.to_k.weight"):
+                weight.mul_(5)
+        return io.NodeOutput(twin)
+
+
+class ProbeBackup(Probe):
+    """Keeps copies of unpatched weights where ComfyUI keeps the originals of patched ones, as dynamic loading does."""
+
+    inputs = (io.Clip.Input("clip"),)
+    outputs = (io.Clip.Output(),)
+
+    @classmethod
+    def execute(cls, clip: Any) -> io.NodeOutput:
+        clip.load_model()
+        kept = collections.namedtuple("Dimension", ["weight", "inplace_update"])
+        for name, weight in clip.cond_stage_model.named_parameters():
+            clip.patcher.backup[name] = kept(weight, False)
+        return io.NodeOutput(clip)
+
+
+class ProbeCorePatch(Probe):
+    """By how much patches change what a small CLIP of ComfyUI's own encodes: the control for the pack's."""
+
+    inputs = (io.Boolean.Input("dynamic"),)
+    outputs = (io.String.Output(),)
+
+    @classmethod
+    def execute(cls, dynamic: bool) -> io.NodeOutput:
+        sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+        sizes |= {"hidden_act": "quick_gelu", "max_position_embeddings": 77, "vocab_size": 49408, "eos_token_id": 49407}
+
+        class Encoder(comfy.sd1_clip.SDClipModel):
+            def __init__(self, device: Any, dtype: Any, model_options: dict[str, Any]) -> None:
+                super().__init__(device, dtype=dtype, textmodel_json_config=sizes, model_options=model_options)
+                self.dtypes = {dtype}
+                generator = torch.Generator().manual_seed(3)
+                for weight in self.parameters():
+                    weight.copy_(torch.randn(weight.shape, generator=generator) * 0.05)
+
+            def encode_token_weights(self, tokens: dict[str, Any]) -> Any:
+                return super().encode_token_weights(tokens["l"])
+
+        target = SimpleNamespace(params={}, clip=Encoder, tokenizer=comfy.sd1_clip.SD1Tokenizer)
+        clip = comfy.sd.CLIP(target)
+        patched = clip.clone()
+        weights = clip.cond_stage_model.named_parameters()
+        patched.add_patches({name: ("diff", (weight * 2,)) for name, weight in weights if ".fc1.weight" in name})
+        plain, other = (each.encode_from_tokens(each.tokenize("a dog")) for each in (clip, patched))
+        kind = getattr(clip.patcher, "is_dynamic", bool)()
+        if kind != dynamic:
+            raise RuntimeError(f"is_dynamic is {kind}")
+        return io.NodeOutput(json.dumps(float((plain - other).abs().max())))
+
+
 class ProbeImage(Probe):
     """Writes a picture; `after` only makes it run late."""
 
@@ -142,7 +212,9 @@ class ProbeCounter(Probe):
             def count(*_: Any, name: str = name) -> None:
                 ProbeCounter.calls[name] += 1
 
-            getattr(clip.cond_stage_model.model, name).register_forward_hook(count)
+            module = getattr(clip.cond_stage_model.model, name)
+            if not hasattr(module, "probe_counter"):  # the same encoder may come by again
+                module.probe_counter = module.register_forward_hook(count)
         return io.NodeOutput(clip)
 
 
