@@ -46,6 +46,14 @@ class ImageError(ValueError):
         return self.args[0]
 
 
+@lru_cache(maxsize=1)
+def image_formats() -> tuple[str, ...]:
+    """Pillow's readers that files of others are given to: none of them starts a program, as the one of EPS does."""
+    Image.init()
+    wanted = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "PPM")
+    return tuple(name for name in wanted if name in Image.OPEN)  # releases of Pillow differ
+
+
 def open_image(source: str | os.PathLike | bytes | BinaryIO | Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The first frame of a picture file (path, content or open file) or PIL image as `to_rgb` gives it, pixels alone.
 
@@ -58,7 +66,8 @@ def open_image(source: str | os.PathLike | bytes | BinaryIO | Image.Image, max_p
             warnings.simplefilter("ignore")  # odd metadata and large sizes are judged here, not printed per picture
             if isinstance(source, Image.Image):
                 return _upright_rgb(source, max_pixels, name)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            opened = io.BytesIO(source) if isinstance(source, bytes) else source
+            with Image.open(opened, formats=image_formats()) as file:
                 image = _upright_rgb(file, max_pixels, name)
     except ImageError:
         raise

@@ -8,8 +8,13 @@ import tarfile
 import tracemalloc
 
 import pytest
+from PIL import Image
 
+from kosmos_core.images import ImageError, open_image
+from training.construct.chunks import UnusableImage
+from training.construct.construct_config import FilterConfig
 from training.construct.input_shards import clean_key, find_shards, read_shard
+from training.construct.square_images import decode_square
 from training.construct.tar_members import DamagedShard
 
 from .conftest import settings
@@ -161,3 +166,31 @@ def test_no_key_is_one_that_readers_take_for_their_own_or_that_leads_anywhere(na
     key = clean_key(name)
     assert key[0].isalnum()
     assert all(letter.isascii() and (letter.isalnum() or letter in "_-") for letter in key)
+
+
+def test_captions_in_the_encodings_of_other_systems_are_read_or_counted(tmp_path):
+    words = "一只狗 on a beach"
+    ways = {"a": "utf-8", "b": "utf-8-sig", "c": "utf-16", "d": "utf-32"}
+    members = [pair for name in ways for pair in ((f"{name}.jpg", JPEG), (f"{name}.txt", words.encode(ways[name])))]
+    members += [("e.jpg", JPEG), ("e.txt", "ein Bär".encode("latin-1"))]
+    members += [("f.jpg", JPEG), ("f.json", b"\xef\xbb\xbf" + json.dumps({"caption": words}).encode())]
+    found = read(tmp_path, tar_of(members))
+    assert found.pop("e.jpg") == ("caption: not UTF-8", "")
+    assert list(found.values()) == [("", words)] * 5
+    assert read(tmp_path, tar_of(members), "--caption.kind=blip2")["e.jpg"] == ("", "")
+
+
+def test_formats_whose_readers_start_programs_are_not_opened(monkeypatch):
+    from PIL import EpsImagePlugin
+
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *words, **more: started.append(words))
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+    eps = io.BytesIO()
+    Image.open(io.BytesIO(JPEG)).save(eps, "EPS")
+    for at_least in (None, 64):
+        with pytest.raises(UnusableImage, match="picture: corrupt"):
+            decode_square(eps.getvalue(), FilterConfig(min_side=8), at_least=at_least)
+    with pytest.raises(ImageError, match="no picture file of a known kind"):
+        open_image(eps.getvalue())
+    assert started == []

@@ -139,19 +139,24 @@ def finish(chunk: Chunk, config: ConstructConfig) -> list[EncodedSample]:
     """Find each entity's place, then decode the pictures that have some in full, cut out, and encode the samples."""
     samples = []
     for image in chunk.images:
-        side = square_side(image.content)
-        found = _found_entities(chunk, image, (side, side), config)
-        if len(found) < config.filters.min_entities:
-            chunk.skip(image.key, "entities: too few found in the picture")
-            continue
         try:
-            pixels = decode_square(image.content, config.filters, image.rotation)
+            sample = _sample(chunk, image, config)
         except UnusableImage as reason:
             chunk.skip(image.key, str(reason))
+        except Exception as error:  # one odd picture, caption or mask is one sample less, whatever it raises
+            chunk.skip(image.key, f"sample: {type(error).__name__}")
         else:
-            samples.append(encode(image, pixels, found, config.crops))
+            samples.append(sample)
     chunk.images = []
     return samples
+
+
+def _sample(chunk: Chunk, image: SourceImage, config: ConstructConfig) -> EncodedSample:
+    side = square_side(image.content)
+    found = _found_entities(chunk, image, (side, side), config)
+    if len(found) < config.filters.min_entities:
+        raise UnusableImage("entities: too few found in the picture")
+    return encode(image, decode_square(image.content, config.filters, image.rotation), found, config.crops)
 
 
 def _found_entities(

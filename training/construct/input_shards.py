@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from ..base.content_digest import RememberedDigests
 from ..base.errors import ConfigError
+from ..base.text_decoding import decode_text
 from .chunks import SourceImage
 from .construct_config import ConstructConfig
 from .open_images_table import OpenImagesTable
@@ -197,7 +198,11 @@ def read_shard(shard: InputShard, config: ConstructConfig) -> Iterator[SourceIma
         seen.add(key)
         described = {name: _sound(value) for name, value in _described(beside).items()}
         image = SourceImage(key, content, **{"source": _sound(name), "licence": config.licence, **described})
-        image.problem = problem or ("" if content else "picture: unreadable")
+        if not content:
+            problem = problem or "picture: unreadable"
+        elif described.get("given_caption") is None and "txt" in beside and config.caption.kind == "given":
+            problem = "caption: not UTF-8"
+        image.problem = problem
         if open_images and not image.problem:
             open_images.describe(image, stem.rpartition("/")[2])
         yield image
@@ -211,7 +216,10 @@ def _described(beside: dict[str, bytes]) -> dict[str, str]:
     except (ValueError, RecursionError):
         values = {}
     values = values if isinstance(values, dict) else {}
-    text = beside["txt"].decode("utf-8", errors="replace") if "txt" in beside else values.get("caption")
+    try:
+        text = decode_text(beside["txt"]) if "txt" in beside else values.get("caption")
+    except UnicodeDecodeError:
+        text = None
     if isinstance(text, str):
         described["given_caption"] = " ".join(text.split())
     if isinstance(values.get("url"), str):

@@ -10,7 +10,7 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from kosmos_core.images import open_image
+from kosmos_core.images import image_formats, open_image
 
 from .chunks import UnusableImage
 from .construct_config import FilterConfig
@@ -36,7 +36,7 @@ def decode_square(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata and large sizes: judged below, not printed per picture
-            image = Image.open(io.BytesIO(content))
+            image = Image.open(io.BytesIO(content), formats=image_formats())
             _check(image, filters)
             upright = rotation == 0 or (rotation is None and image.getexif().get(ORIENTATION, 1) == 1)
             pixels = _plain_jpeg(image, content, at_least or 0) if upright else None
@@ -61,7 +61,7 @@ def decode_square(
 
 def square_side(content: bytes) -> int:
     """Side of the centre square of a picture that was decoded before, from its header alone."""
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content), formats=image_formats()) as image:
         return min(image.size)
 
 
