@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 
 from kosmos_core.atomic import write_file
 
 from ..base.content_digest import RememberedDigests
-from ..base.display import plain
+from ..base.display import markup
 from ..base.errors import ConfigError
 from . import chunk_stages
 from .captioners import build_captioner
@@ -57,7 +56,7 @@ def construct(config: ConstructConfig, console: Console) -> dict[str, Any]:
         if config.open_images:
             build_table(config)
         if aside := output.set_aside(inputs.shards):
-            console.print(escape(plain(aside)))
+            console.print(markup(aside))
         hashes = HashFiles(config, inputs.shards, output.work, contents)
         shards, failed = _make_missing(config, inputs.shards, hashes, output, console)
         stats = total(output, shards, failed, inputs.left_out)
@@ -98,7 +97,7 @@ def _make_missing(
         shards = [shard.without(duplicates.get(number, frozenset())) for number, shard in enumerate(found)]
         missing = [number for number, shard in enumerate(shards) if not output.finished(shard)]
         done = len(shards) - len(missing)
-        where = escape(plain(config.output))
+        where = markup(config.output)
         console.print(f"{len(shards):,} input shards, {done:,} of them done before, output in {where}")
         if not missing:
             return shards, {}

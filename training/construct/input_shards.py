@@ -15,13 +15,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from kosmos_core.images import IMAGE_ENDINGS
+
 from ..base.content_digest import RememberedDigests
 from ..base.errors import ConfigError
-from ..base.text_decoding import decode_text
+from ..base.text import decode_text
 from .chunks import SourceImage
 from .construct_config import ConstructConfig
 from .open_images_table import OpenImagesTable
-from .tar_members import BESIDE, INPUT_ENDINGS, LONGEST_TEXT, Found, ending_of, in_tar
+from .tar_members import BESIDE, LONGEST_TEXT, Found, ending_of, in_tar
 
 TARS = (".tar", ".tar.gz", ".tgz")
 # No key and no shard begins with what readers of shards take for their own: "__key__", "._name", ".hidden".
@@ -80,10 +82,10 @@ def find_input(config: ConstructConfig, digests: RememberedDigests | None = None
     left_out: Counter[str] = Counter()
     names = sorted(_walk(root, os.path.realpath(config.output), left_out))
     tars = [name for name in names if name.lower().endswith(TARS)]
-    images = [name for name in names if ending_of(name) in INPUT_ENDINGS]
+    images = [name for name in names if ending_of(name) in IMAGE_ENDINGS]
     texts = {(_stem(name), ending_of(name)): name for name in names if ending_of(name) in BESIDE}
     endings = (ending_of(name) for name in names if not name.lower().endswith(TARS))
-    unknown = (ending for ending in endings if ending not in (*INPUT_ENDINGS, *BESIDE))
+    unknown = (ending for ending in endings if ending not in (*IMAGE_ENDINGS, *BESIDE))
     left_out.update(f"file: .{ending} is not read" if ending else "file: no ending" for ending in unknown)
     beside = [tuple(texts[key] for ending in BESIDE if (key := (_stem(name), ending)) in texts) for name in images]
     alone = len(texts.keys() - {(_stem(name), ending) for name in images for ending in BESIDE})
@@ -92,7 +94,7 @@ def find_input(config: ConstructConfig, digests: RememberedDigests | None = None
     if not tars and not images:
         others = f" (it holds {', '.join(f'{count} x {why}' for why, count in sorted(left_out.items()))})"
         raise ConfigError(
-            f"input: {config.input} holds neither pictures ({', '.join(INPUT_ENDINGS)}) nor tars ({', '.join(TARS)})"
+            f"input: {config.input} holds neither pictures ({', '.join(IMAGE_ENDINGS)}) nor tars ({', '.join(TARS)})"
             f"{others if left_out else ''}."
         )
     taken: set[str] = set()
@@ -218,7 +220,7 @@ def _described(beside: dict[str, bytes]) -> dict[str, str]:
     values = values if isinstance(values, dict) else {}
     try:
         text = decode_text(beside["txt"]) if "txt" in beside else values.get("caption")
-    except UnicodeDecodeError:
+    except ValueError:
         text = None
     if isinstance(text, str):
         described["given_caption"] = " ".join(text.split())

@@ -15,7 +15,6 @@ from typing import BinaryIO
 
 from kosmos_core.images import IMAGE_ENDINGS
 
-INPUT_ENDINGS = tuple(dict.fromkeys((*IMAGE_ENDINGS, "bmp", "gif", "tif", "tiff", "avif", "jfif")))
 BESIDE = ("json", "txt")
 LONGEST_TEXT = 16_000_000  # bytes of a file beside a picture
 
@@ -93,7 +92,7 @@ def _grouped(tar: tarfile.TarFile, most: int) -> Iterator[Found]:
         ending, stem = ending_of(name), name.rpartition(".")[0]
         if name.rpartition("/")[2].startswith("."):
             yield name, b"", {}, "file: hidden"
-        elif ending in INPUT_ENDINGS:
+        elif ending in IMAGE_ENDINGS:
             group, done = _continued(group, name), group
             if done is not group:
                 yield from _finished(done, described, alone)
