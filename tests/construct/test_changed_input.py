@@ -204,21 +204,3 @@ def test_failed_start_says_one_sentence_and_leaves_no_folder(tmp_path, capsys):
     (model / "1.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      cut"[:12])
     assert main([*words, "--segment.kind=clipseg", f"--segment.model={model}"]) == 2
     assert "1.safetensors is damaged" in capsys.readouterr().err
-
-
-def test_run_names_what_it_sets_aside_and_escapes_what_comes_from_data(ray_instance, tmp_path, capsys):
-    source = tmp_path / "in[/red]"
-    source.mkdir()
-    for number, name in enumerate(("a", "x[/red]\x1b[31m")):
-        (source / f"{name}.tar").write_bytes(tar_of(sample(name, number, "a ball in front")))
-    words = [f"--input={source}", f"--output={tmp_path / 'out[/b]'}", *SMALL, ANY_MASK]
-    assert main(words) == 0
-    (source / "x[/red]\x1b[31m.tar").write_bytes(b"this is no tar" * 99)
-    assert main(words) == 1
-    (source / "x[/red]\x1b[31m.tar").unlink()
-    assert main(words) == 0
-    printed = capsys.readouterr().out
-    assert r"x[/red]\x1b[31m" in printed
-    assert "\x1b[31m" not in printed
-    assert "1 shards whose input is no longer there are set aside" in " ".join(printed.split())
-    assert len(samples(tmp_path / "out[/b]")) == 1
