@@ -20,11 +20,18 @@ from contextlib import ExitStack
 from queue import SimpleQueue
 
 from ..install import ROOT
-from . import construct, core, evaluate, nodes, training
+from . import construct, core, evaluate, nodes, outside, training
 from .mutant import Mutant, MutantError
 from .workplace import Workplace
 
-ALL: tuple[Mutant, ...] = (*core.MUTANTS, *nodes.MUTANTS, *training.MUTANTS, *construct.MUTANTS, *evaluate.MUTANTS)
+ALL: tuple[Mutant, ...] = (
+    *core.MUTANTS,
+    *nodes.MUTANTS,
+    *training.MUTANTS,
+    *construct.MUTANTS,
+    *evaluate.MUTANTS,
+    *outside.MUTANTS,
+)
 
 
 def chosen(words: list[str]) -> list[Mutant]:
