@@ -161,12 +161,12 @@ def test_a_tenth_of_the_conditions_is_null_whatever_noise_and_timestep_are(stage
         return torch.zeros(ROWS), None
 
     monkeypatch.setattr(instruct, "sample_losses", seen)
-    for step in range(800):
+    for step in range(500):
         task.training_step(task.model, batch, RowRng(seed=0, step=step))
     noise, timesteps, drop = (torch.cat(values) for values in zip(*drawn, strict=True))
     assert float(drop.mean()) == pytest.approx(0.1, abs=0.02)
     together = torch.corrcoef(torch.stack([noise.double(), timesteps, drop]))
-    assert float((together - torch.eye(3)).abs().max()) < 0.06  # 3 of 3,200 draws' standard deviations
+    assert float((together - torch.eye(3)).abs().max()) < 0.08  # 3.5 of 2,000 draws' standard deviations
 
 
 @torch.no_grad()
