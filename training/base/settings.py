@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -218,3 +218,10 @@ def _leaves(values: Any, kind: Any, prefix: str = "") -> Iterator[tuple[str, Any
         hints = {name: hint for section in sections for name, hint in typing.get_type_hints(section).items()}
         for name, item in values.items():
             yield from _leaves(item, hints[name], f"{prefix}.{name}" if prefix else name)
+
+
+def as_typed(message: str, arguments: Sequence[str]) -> str:
+    """A sentence that begins with a key, with the flag in its place where the person gave the key as one."""
+    key = message.partition(":")[0]
+    typed = any(argument == f"--{key}" or argument.startswith(f"--{key}=") for argument in arguments)
+    return f"--{message}" if typed else message
