@@ -89,6 +89,8 @@ def _run(config: RunConfig, process_group: ProcessGroup, trainer: Trainer, start
         trainer.restore(start)
         refuse(start, trainer.counters.step, settings, tokenizer)
         changed = changes(stored_settings(start), settings)
+    else:
+        trainer.open_streams()
     described = config.to_yaml()
     if process_group.rank == 0:
         try:

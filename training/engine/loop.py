@@ -87,13 +87,14 @@ class Trainer:
                 f"batch.streams: {self.config.batch.streams}, but {path} was saved with {self.counters.streams}; "
                 f"leave batch.streams empty."
             )
-        self._open_streams()
+        self.open_streams()
         positions = restore_state(path, self.engine, self.average, list(self.streams))
         with reading(path):
             for index, position in positions.items():
                 self.streams[index].load_state_dict(position)
 
-    def _open_streams(self) -> None:
+    def open_streams(self) -> None:
+        """Find and index the data of this process; ConfigError or DataError where that cannot be."""
         count, process_group = self.counters.streams, self.process_group
         if count % process_group.world_size or self.micro_batches % count:
             raise ConfigError(
@@ -232,8 +233,6 @@ class Trainer:
         """
         self.progress = progress
         config, counters = self.config, self.counters
-        if not self.streams:
-            self._open_streams()
         if self._asked_to_stop():
             self.progress.say("Stopped by a signal before the first step: nothing has changed; start it again.")
             return
