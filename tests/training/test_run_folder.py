@@ -163,7 +163,7 @@ def test_a_signal_to_the_whole_group_reaches_no_data_worker_first(smoke_stages, 
 
 
 def test_a_killed_data_worker_is_a_sentence_and_changes_no_number(smoke_stages, tmp_path):
-    options = ["--steps", "12", "--checkpoint.every", "30", "--data.workers", "2"]
+    options = ["--steps", "12", "--checkpoint.every", "12", "--data.workers", "2"]
     run = Training(smoke_stages.arguments("lm", tmp_path / "run", *options), tmp_path / "log")
     run.wait_for("step 2/")
     (worker, *_) = psutil.Process(run.processes[0].pid).children()

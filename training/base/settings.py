@@ -161,7 +161,9 @@ def _named(pattern: list[str], given: list[str]) -> str:
 
 
 def _unknown(key: str, known: list[str], source: str) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    section, _, name = key.rpartition(".")
+    short = f"{section}.{''.join(word[:1] for word in name.split('_'))}".lstrip(".")  # optim.learning_rate is optim.lr
+    near = [short] if short in known else difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     return f"{source}: there is no key '{key}'; the nearest is '{near[0]}'."
 
 

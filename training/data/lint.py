@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from ..base.signals import stoppable
 from .cookers import COOKERS
 from .data_config import DataConfig, Kind
 from .dataset_sheet import dataset_sheet
@@ -230,4 +231,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stoppable(main, "nothing was changed."))
