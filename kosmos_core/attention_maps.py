@@ -1,6 +1,7 @@
 """Where the words and pictures of a prompt went: into the 77 slots of the condition, and from there into the image.
 
-Slots from tokens: AlignerNet's cross-attention, averaged over layers and heads (slots x tokens). Image from slots: the
+Slots from tokens: AlignerNet's cross-attention, averaged over layers and heads (slots x tokens), and over the readings
+that a weighted prompt takes. Image from slots: the
 U-Net's cross-attention (pixels x slots). Their product says how much of each place of the image came from each word or
 picture. The aligner's encoder has mixed the tokens before, so the maps tell the main flow, not all of it.
 """
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .emphasis import readings
 from .prompt import ImageMark
 from .tokenizer import Layout, Tokenizer
 
@@ -74,8 +76,17 @@ class SlotAttention:
     layers: list[Tensor] = field(default_factory=list)
 
     def mean(self) -> Tensor:
-        """Mean over layers and heads, (b, slots, tokens); every row sums to 1."""
+        """Mean over layers and heads, (readings, slots, tokens); every row sums to 1.
+
+        A prompt without weights is one reading, a weighted one has several (see `emphasis`).
+        """
         return torch.stack(self.layers).mean(0)
+
+    def of_prompt(self, weights: Sequence[float]) -> Tensor:
+        """Mean over the readings of one prompt whose tokens have these weights, (slots, tokens); rows sum to 1."""
+        # In the model weights are float32, where two that differ in double precision may be one.
+        shares = [reading.share for reading in readings(torch.tensor(weights, dtype=torch.float32).tolist())]
+        return torch.einsum("r,rst->st", torch.tensor(shares), self.mean())
 
 
 @contextlib.contextmanager

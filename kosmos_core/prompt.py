@@ -1,4 +1,4 @@
-r"""The prompt grammar: text interleaved with picture marks and attention weights. Standard library only.
+r"""The prompt grammar: text interleaved with picture marks and weights. Standard library only.
 
     <i>   <image>               the next picture that no earlier mark has taken
     <i2>  <image2>  <image_2>   the picture in slot 2; slots may be named in any order and more than once
@@ -18,7 +18,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-MAX_WEIGHT = 1e6  # log(1e6) = 13.8 already drowns every other token, and float32 stays finite
+MAX_WEIGHT = 1e6  # leaves a millionth of the rest, and float32 stays finite
 
 _MARK = r"<(?:i|image)(?:_?[0-9]+)?>"
 _LEXEME = re.compile(rf"\\[\\<():]|{_MARK}|[():]|[^\\<():]+|[\\<]")
@@ -47,7 +47,7 @@ class PromptError(ValueError):
 
 @dataclass(frozen=True)
 class Text:
-    """A stretch of text with one attention weight."""
+    """A stretch of text with one weight."""
 
     text: str
     weight: float = 1.0

@@ -54,8 +54,8 @@ def crop_inputs(default_background: str = "white") -> list[io.Input]:
             min=0.0,
             max=MAX_WEIGHT,
             step=0.05,
-            tooltip="How much attention the picture gets; it multiplies with a weight in the prompt. 1 is neutral, 0 "
-            "hides the picture.",
+            tooltip="How much the picture counts beside the rest of the prompt; it multiplies with a weight in the "
+            "prompt. 1 is neutral, 0 hides the picture.",
         ),
     ]
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from dev.client import Client, ExecutionFailed, ExecutionInterrupted
 from dev.graph import SamplingGraph, link
 from dev.server import Server
+from tests.comfyui.conftest import COMFYUI
 from tests.tiny.kosmos_file import save_tiny_kosmos
 
 DOG, HAT = "dog.png", "hat.png"
@@ -177,6 +178,6 @@ def test_the_progress_bar_reaches_its_end_even_when_the_picture_is_remembered(cl
         run = client.run(graph.nodes)
         progress = (data for kind, data in run.events if kind == "progress" and data["node"] == graph.encoder)
         steps = [(data["value"], data["max"]) for data in progress]
-        assert len(steps) > 3
+        assert len(steps) > (3 if COMFYUI < (0, 12) else 0)  # later ones send a few of them only
         assert steps == sorted(steps)
         assert steps[-1][0] == steps[-1][1]

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from training.base.errors import ConfigError
+from training.construct.__main__ import main
 from training.construct.construct_config import SegmentConfig
 from training.construct.masks import Region
 
-from .conftest import settings
+from .conftest import SMALL, settings
 from .in_process import construct
 from .scenes import encoded, scene, write_folder
 from .shard_reading import described, samples
@@ -180,3 +181,26 @@ def test_shards_of_a_release_with_other_rules_are_refused(tmp_path):
     record.write_text(record.read_text().replace('"rules": 2', '"rules": 1'))
     with pytest.raises(ConfigError, match="another release made by other rules"):
         construct(config)
+
+
+def test_failed_start_says_one_sentence_and_leaves_no_folder(tmp_path, capsys):
+    write_folder(tmp_path / "in", range(1))
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    model = tmp_path / "clipseg"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "clipseg"}')
+    words = [f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", *SMALL]
+    for more, said in (
+        ([f"--open_images={tmp_path / 'table.csv'}"], "has no column ImageID"),
+        (["--segment.kind=nowhere:Nothing"], "segment.kind: nowhere:Nothing cannot be imported"),
+        (["--segment.kind=clipseg", f"--segment.model={model}"], "it holds no weights"),
+        (["--segment.kind=sam3", f"--segment.model={model}"], "it is a model of type clipseg"),
+        (["--entities.kind=spacy", "--entities.model=no_such"], "there is no spaCy pipeline no_such"),
+    ):
+        assert main([*words, *more]) == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "out").exists(), said
+    (model / "model.safetensors.index.json").write_text('{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}')
+    (model / "1.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      cut"[:12])
+    assert main([*words, "--segment.kind=clipseg", f"--segment.model={model}"]) == 2
+    assert "1.safetensors is damaged" in capsys.readouterr().err
