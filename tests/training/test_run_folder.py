@@ -189,3 +189,14 @@ def test_a_mistake_is_printed_once_by_all_processes_together(smoke_stages, tmp_p
     assert done.returncode
     assert (done.stdout + done.stderr).count("error: ") == 1
     assert "error: --weights: " in done.stderr or "nowhere.safetensors" in done.stderr
+
+
+def test_a_lost_process_is_one_sentence_on_the_others(smoke_stages, tmp_path):
+    options = "--steps", "100000", "--checkpoint.every", "1"
+    run = Training(smoke_stages.arguments("lm", tmp_path / "run", *options), tmp_path / "log", 2)
+    run.wait_for("step 2/")
+    run.signal(signal.SIGKILL, rank=1)
+    run.processes[0].join(60)
+    assert run.processes[0].exitcode == 1
+    assert run.output().count("error: another process of this run has ended or cannot be reached any more") == 1
+    assert "Traceback" not in run.output()
