@@ -43,13 +43,17 @@ class PositionedEncoder(nn.Module):
         self.norm = operations.LayerNorm(config.width, **factory)
         self.output = operations.Linear(config.width, output_width, **factory) if output_width else None
 
+    @property
+    def longest(self) -> int:
+        """The number of tokens that there are positions for."""
+        return self.positions.num_embeddings - FIRST_POSITION
+
     def forward(self, x: Tensor, pattern: AttentionPattern, padding_mask: Tensor | None = None) -> Tensor:
         """(b, s, d) -> (b, s, d'); ValueError where a sequence is longer than the table of positions."""
         lengths = pattern.lengths or (x.shape[1],)
-        limit = self.positions.num_embeddings - FIRST_POSITION
-        if max(lengths) > limit:
+        if max(lengths) > self.longest:
             raise ValueError(
-                f"the prompt has {max(lengths)} tokens, but this model's aligner takes at most {limit}; "
+                f"the prompt has {max(lengths)} tokens, but this model's aligner takes at most {self.longest}; "
                 "shorten the text or give fewer pictures"
             )
         if self.input is not None:

@@ -120,7 +120,8 @@ class TextEncoder(torch.nn.Module):
                 return self.model.embed_images(pixels[None].to(device))[0].cpu()
             return self.model.image_embeddings(pixels, device)
 
-        return image_embeddings(source, size, embed, self.fingerprint)
+        shape = self.model.config.resampler.latents, self.model.config.decoder.width
+        return image_embeddings(source, size, embed, self.fingerprint, shape)
 
     def patched(self) -> bool:
         """Whether other weights than the file's are in place, from a merge or a hook: nothing is cached then."""

@@ -265,3 +265,15 @@ def test_a_textual_inversion_is_read_as_text_and_one_line_says_so(client: Client
     graph.add("ProbeConditioning", conditioning=graph.positive, name="inversion")
     client.run(graph.nodes)
     assert server.log.count("Kosmos-G reads 'embedding:...' as plain text") == 1
+
+
+def test_pictures_in_the_negative_are_encoded_as_the_core_does(
+    client: Client, reference: KosmosG, images: dict[str, Any], probed: Probed
+) -> None:
+    graph = SamplingGraph().prompt("a dog <i>", "dog.png", "hat.png", negative="blurry, a (<i>:1.2)")
+    for output, name in enumerate(("positive", "negative")):
+        graph.add("ProbeConditioning", conditioning=link(graph.encoder, output), name=name)
+    client.run(graph.nodes)
+    assert torch.equal(probed("positive").condition, reference.encode("a dog <i>", [images["dog.png"]]))
+    unwanted = Prompt.parse("blurry, a (<i>:1.2)", images=1)
+    assert torch.equal(probed("negative").condition, reference.encode(unwanted, [images["hat.png"]]))

@@ -57,9 +57,9 @@ def test_a_mistake_in_the_prompt_is_one_sentence_at_the_prompt_node(client: Clie
 
 
 @pytest.mark.usefixtures("good")
-def test_a_mark_in_the_negative_is_refused(client: Client) -> None:
+def test_a_mark_in_the_negative_without_a_picture_is_refused(client: Client) -> None:
     graph = SamplingGraph().prompt("a dog <i>", DOG, negative="a hat <i>").sample()
-    with pytest.raises(ExecutionFailed, match=r"negative prompt has a mark <i1>, but it takes text only"):
+    with pytest.raises(ExecutionFailed, match=r"In the negative prompt: More marks than pictures: picture 1"):
         client.run(graph.nodes)
 
 
