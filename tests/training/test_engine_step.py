@@ -71,7 +71,7 @@ def trainer(folder, stage=None, **optim):
     config = RunConfig("lm", str(folder), steps=100, precision="fp32", optim=optim, batch=batch)
     engine = parallelize(stage or OneLayer(), "single", ParallelConfig(), optim, "fp32", ONE_PROCESS)
     made = Trainer(config, engine, Checkpoints(folder, CheckpointConfig(), ONE_PROCESS))
-    made._open_streams()
+    made.open_streams()
     made.progress = Silent()
     return made
 
