@@ -194,7 +194,7 @@ def test_lists_of_other_systems_and_hidden_files_are_read_as_everywhere(tmp_path
     for noun in (" ", "mug <i>"):
         listing.write_text(yaml.safe_dump({**yaml.safe_load(listing.read_text("utf-16")), "subjects": [
             {"name": "mug", "noun": noun, "kind": "object", "picked": "01.jpg"}]}), "utf-16")  # fmt: skip
-        with pytest.raises(ConfigError, match="the noun of subject 'mug' is .*; expected a word for it"):
+        with pytest.raises(ConfigError, match=r"the noun of subject 'mug' is .*; expected a word for it"):
             read_subjects(listing)
 
 

@@ -16,6 +16,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..base.display import printable
 from ..base.errors import ConfigError, TrainingStopped
@@ -89,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in ("steps", "batch_size", "size", "captions", "threads"):
             if getattr(options, name, None) is not None and getattr(options, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(options, name)} must be at least 1")
+        if Path(options.output).is_file():
+            raise ConfigError(f"--output: {options.output} is a file; choose a folder")
         if options.steps is not None and options.steps > MOST_STEPS:
             raise ConfigError(f"--steps: {options.steps}, but Stable Diffusion has {MOST_STEPS} steps of noise")
         if options.guidance is not None and not math.isfinite(options.guidance):

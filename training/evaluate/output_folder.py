@@ -52,10 +52,8 @@ class OutputFolder:
         """
         problem = None
         if self.rank == 0:
-            if self.path.exists() and not self.path.is_dir():
-                problem = f"--output: {self.path} is a file; choose a folder"
             try:
-                problem or self._start(settings, resume, contents)
+                self._start(settings, resume, contents)
             except (ConfigError, OSError) as error:
                 problem = str(error)
         problem = process_group.gather(problem)[0]
