@@ -16,6 +16,7 @@ import torch
 from .base.errors import CheckpointError, ConfigError, TrainingStopped
 from .base.precision import choose_precision
 from .base.processes import ProcessGroup, join_process_group
+from .base.shared_folder import require_shared
 from .engine.checkpoint import Checkpoints, latest_checkpoint
 from .engine.loop import Trainer
 from .engine.progress import Progress
@@ -54,6 +55,7 @@ def train(config: RunConfig, process_group: ProcessGroup) -> None:
     # Processes decide alike, though measured on each.
     config.precision = process_group.gather(choose_precision(config.precision, process_group.device))[0]
     kind = choose_sharding(config.parallel, process_group)
+    require_shared("run_folder", config.run_folder, process_group)
     checkpoints = Checkpoints(config.run_folder, config.checkpoint, process_group)
     checkpoints.prepare()
     start = checkpoint_to_resume(config, checkpoints)
