@@ -2,10 +2,6 @@
 
 `load_clip` returns a genuine comfy.sd.CLIP whose tokenizer and text encoder are the classes here. Offloading, partial
 loading, hooks, cloning and every node that takes a CLIP are therefore ComfyUI's own.
-
-A prompt's tokens are {"kosmos_g": [section, ...]}, a section being a list of (entry, weight). An entry is a token id
-or, where a picture's embeddings go, {"type": "image", "data": source}, as in ComfyUI's own encoders that read pictures.
-The source is a prepared picture (3, S, S) or the source of a reference.
 """
 
 from __future__ import annotations
@@ -14,12 +10,11 @@ import contextlib
 import functools
 import logging
 import os
-import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
@@ -29,66 +24,19 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..kosmos_core import Prompt, load_model
+from ..kosmos_core import load_model
 from ..kosmos_core.attention_maps import recorded
 from ..kosmos_core.reference import Source, image_embeddings, model_fingerprint
 from ..kosmos_core.remembered import computation_state, weight_sample
-from ..kosmos_core.saved_clip import DESCRIPTION, description_tensor, read_kosmos_header
-from ..kosmos_core.weights import WeightsError, file_metadata, read_config, tokenizer_tensors
+from ..kosmos_core.saved_clip import read_kosmos_header
+from ..kosmos_core.weights import WeightsError, file_metadata, read_config
 from .connections import tell
 from .operations import Operations
+from .saving import into_checkpoint
+from .tokens import KEY, NotClipError, PromptTokenizer, Section, check_tokens, warn_once
 
-KEY = "kosmos_g"
 VISION_WEIGHTS = ("model.vision.", "model.resampler.")  # beginnings of the names of what turns pictures into embeddings
 CACHED_TEXTS = 64  # a quarter of a megabyte each
-Section = list[tuple[Any, ...]]
-
-
-class PromptTokenizer:
-    """The `tokenizer` of the CLIP: prompts in the node grammar to sections of entries."""
-
-    def __init__(self, encoder: TextEncoder) -> None:
-        self.model = encoder.model
-        self.description = encoder.description
-
-    def tokenize_with_weights(
-        self, text: str | Prompt, return_word_ids: bool = False, images: Sequence[Tensor | Source] = (), **_: Any
-    ) -> dict[str, list[Section]]:
-        """Tokens of `text`; `images` are prepared pictures (3, S, S) or sources, one for each slot of the prompt.
-
-        Raises PromptError for a prompt that cannot be read or has marks without pictures.
-        """
-        prompt = Prompt.parse(text, images=len(images)) if isinstance(text, str) else text
-        if "embedding:" in prompt.normalised().replace("\\:", ":"):
-            logging.warning("Kosmos-G reads 'embedding:...' as plain text: textual inversions belong to CLIP.")
-        tokenizer = self.model.required_tokenizer()
-        layout = tokenizer.layout(prompt)
-        weights = layout.key_weights or [1.0] * len(layout.token_ids)
-        section: Section = []
-        slots = iter(layout.image_slots)
-        word = 0
-        inside_image = False
-        for token, is_image, weight in zip(layout.token_ids, layout.image_mask, weights, strict=True):
-            if is_image and inside_image:  # one entry stands for all embeddings of a picture
-                continue
-            inside_image = is_image
-            if not is_image and (token == tokenizer.ids.image_start or tokenizer.piece(token).startswith("▁")):
-                word += 1
-            entry = {"type": "image", "data": images[next(slots)]} if is_image else token
-            section.append((entry, weight, word) if return_word_ids else (entry, weight))
-        return {KEY: [section]}
-
-    def untokenize(self, section: Section) -> list[tuple[Any, str]]:
-        """Each entry with the piece of text it stands for."""
-        tokenizer = self.model.required_tokenizer()
-        pieces = ("<i>" if isinstance(entry[0], dict) else tokenizer.piece(entry[0]) for entry in section)
-        return list(zip(section, pieces, strict=True))
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """What makes a file of the weights that ComfyUI saves readable: the tokenizer and the file's description."""
-        if _into_checkpoint():
-            return {}
-        return {**tokenizer_tensors(self.model.tokenizer), DESCRIPTION: description_tensor(self.description)}
 
 
 class TextEncoder(torch.nn.Module):
@@ -142,14 +90,23 @@ class TextEncoder(torch.nn.Module):
         self.execution_device = options.get("execution_device", self.execution_device)
         if options.get("layer") is not None:
             logging.warning("Kosmos-G has no layers to skip: CLIP Set Last Layer does not apply to it.")
+        if options.get("projected_pooled") is False:  # as GLIGEN's nodes ask for it
+            warn_once("Kosmos-G has no pooled output: a node that needs one, such as GLIGEN's, gets zeros.")
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_"):
+                raise
+            raise NotClipError(f"the encoder's {name!r}") from None
 
     def encode_token_weights(self, tokens: dict[str, list[Section]]) -> tuple[Tensor, Tensor]:
         """Condition (1, 77 per section, 768) and a pooled output of zeros, which Stable Diffusion 1.5 does not read."""
-        if KEY not in tokens:
-            raise ValueError(f"These tokens are for {', '.join(tokens)}, not for Kosmos-G: tokenize with its own CLIP.")
+        sections = check_tokens(tokens, self.model.config.decoder.vocabulary)
         device = self.execution_device or self.device
         state = None if self.patched() else computation_state(device, self.model)
-        condition = torch.cat([self._cached(section, state) for section in tokens[KEY]], dim=1)
+        condition = torch.cat([self._cached(section, state) for section in sections], dim=1)
         condition = condition.to(comfy.model_management.intermediate_device())
         return condition, condition.new_zeros(len(condition), condition.shape[-1])
 
@@ -244,7 +201,7 @@ class TextEncoder(torch.nn.Module):
 
     def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Tensor]:
         """As in torch; empty where a checkpoint of an image model is saved, in which nothing would read it."""
-        if not _into_checkpoint():
+        if not into_checkpoint():
             return super().state_dict(*arguments, **options)
         tell(
             "Kosmos-G is left out of this checkpoint: nothing would read it there. Save its CLIP with CLIPSave, and "
@@ -255,14 +212,6 @@ class TextEncoder(torch.nn.Module):
     def load_sd(self, sd: dict[str, Tensor]) -> Any:
         """Load a state dict of the model, as ComfyUI's own encoders do."""
         return self.model.load_state_dict(sd, strict=False)
-
-
-def _into_checkpoint() -> bool:
-    """Whether ComfyUI's `save_checkpoint` is asking, which says so to no one: CLIPSave asks by the same calls."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code is not comfy.sd.save_checkpoint.__code__:
-        frame = frame.f_back
-    return frame is not None
 
 
 def _file_state(path: str) -> tuple[int, int] | None:
@@ -305,7 +254,7 @@ def load_clip(
         return built[0]
 
     def tokenizer(**_: Any) -> PromptTokenizer:
-        return PromptTokenizer(built[0])
+        return PromptTokenizer(built[0].model, built[0].description)
 
     target = SimpleNamespace(params={}, clip=encoder, tokenizer=tokenizer)
     header, _ = read_kosmos_header(path)

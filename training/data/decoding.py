@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 from PIL import Image
 from torch import Tensor
 
@@ -23,9 +21,8 @@ def decode(content: bytes) -> Image.Image:
 def decode_mask(content: bytes) -> Image.Image:
     """An encoded 1-bit mask as a picture of mode L, 255 inside. Raises BadSample where it cannot be decoded."""
     try:
-        mask = Image.open(io.BytesIO(content))
-        return mask.convert("L") if mask.mode == "1" else mask.convert("L").point(lambda level: 255 * (level > 127))
-    except Exception as error:
+        return open_image(content).convert("L").point(lambda level: 255 * (level > 127))
+    except ImageError as error:
         raise BadSample("corrupt mask") from error
 
 

@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ..base.display import printable
 from ..base.errors import ConfigError, TrainingStopped
 from ..base.processes import join_process_group
 
@@ -88,10 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with join_process_group(options.device, timeout=TIMEOUT) as process_group:
             _command(options.command)(options, process_group)
     except ValueError as error:  # a wrong option, file or folder; the message is the sentence to read
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except (TrainingStopped, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import importlib
 import json
@@ -291,6 +292,55 @@ class ProbeJoin(Probe):
         for key in tokens:
             tokens[key] += more[key]
         return io.NodeOutput(clip.encode_from_tokens_scheduled(tokens))
+
+
+class ProbeOtherPack(Probe):
+    """Uses a CLIP in one of the ways in which packs do that were written for CLIP's own encoders."""
+
+    inputs = (io.Clip.Input("clip"), io.String.Input("way"), io.Image.Input("image"))
+    outputs = (io.Conditioning.Output(),)
+
+    @classmethod
+    def execute(cls, clip: Any, way: str, image: torch.Tensor) -> io.NodeOutput:
+        tokens = clip.tokenize("a dog at the beach", return_word_ids=True)
+        ways = {
+            "index l": lambda: tokens["l"],
+            "own tokens": lambda: clip.encode_from_tokens({"l": [[(320, 1.0)]]}),
+            "more tokens": lambda: clip.encode_from_tokens({**tokens, "g": [[(320, 1.0)]]}),
+            "part": lambda: clip.cond_stage_model.clip_l.transformer,
+            "tokenizer's part": lambda: clip.tokenizer.clip_l.embedding_directory,
+            "generate": lambda: clip.cond_stage_model.generate(tokens),
+            "padding": lambda: cls.changed(clip, tokens, lambda section: [*section, (49407, 1.0, 0)]),
+            "negative weight": lambda: cls.changed(clip, tokens, lambda section: [(e[0], -1.0) for e in section]),
+            "vector": lambda: cls.changed(clip, tokens, lambda section: [(torch.zeros(768), 1.0), *section]),
+            "nothing": lambda: cls.changed(clip, tokens, lambda _: []),
+            "list": lambda: clip.tokenize(["a dog", "a cat"]),
+            "images": lambda: clip.tokenize("a dog <i>", images=[image]),
+            "optional parts": lambda: cls.optional(clip, tokens),
+            "each key": lambda: clip.encode_from_tokens({key: list(tokens[key]) for key in tokens}),
+            "pooled": lambda: clip.encode_from_tokens(tokens, return_pooled="unprojected")[0],
+            "option": lambda: clip.encode_from_tokens(clip.tokenize("a dog at the beach", llama_template="{}")),
+            "a copy": lambda: clip.encode_from_tokens(
+                copy.copy(clip.tokenizer).tokenize_with_weights("a dog at the beach")
+            ),
+        }
+        result = ways[way]()
+        return io.NodeOutput([[result, {}]])
+
+    @staticmethod
+    def changed(clip: Any, tokens: Any, change: Any) -> torch.Tensor:
+        return clip.encode_from_tokens({key: [change(section) for section in tokens[key]] for key in tokens})
+
+    @staticmethod
+    def optional(clip: Any, tokens: Any) -> torch.Tensor:
+        """As packs ask that know several kinds of encoders."""
+        if "l" in tokens or tokens.get("g") or hasattr(clip.cond_stage_model, "clip_l"):
+            raise RuntimeError("taken for CLIP")
+        if getattr(clip.tokenizer, "clip_g", None) is not None:
+            raise RuntimeError("taken for SDXL")
+        with contextlib.suppress(KeyError):
+            return tokens["g"]
+        return clip.encode_from_tokens(tokens)
 
 
 class ProbeAnyImage(Probe):
