@@ -22,7 +22,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 COMFYUI_TREE = Path(os.environ.get("KOSMOS_G_COMFYUI") or ROOT / ".comfyui").expanduser().resolve()
-COMFYUI_VERSION = "0.3.75"
+COMFYUI_VERSION = "0.3.75"  # the oldest that the nodes run on, and what the tests run unless told otherwise
+COMFYUI_TESTED = "0.33.0"  # the newest that the nodes' tests were run on, by hand: it is in no package registry
 EXTRAS_FOR_TESTS = ("train", "data", "eval", "test")
 
 # torch comes first: the rest is resolved beside it.
@@ -166,6 +167,12 @@ def let_torchvision_import(python: Path) -> None:
             f"torchvision was installed but does not import:\n{first.stderr.strip()}\n"
             f"ComfyUI cannot start without it. Remove the folder {python.parents[1]} and run the same command again."
         )
+
+
+def comfyui_version() -> tuple[int, ...]:
+    """The version of the ComfyUI that the tests run."""
+    text = (COMFYUI_TREE / "comfyui_version.py").read_text(encoding="utf-8")
+    return tuple(map(int, text.split('"')[1].split(".")[:3]))
 
 
 def copy_comfyui(python: Path) -> None:

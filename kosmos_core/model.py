@@ -98,8 +98,8 @@ class KosmosG(nn.Module):
     ) -> Tensor:
         """Hidden states (b, s, width) -> condition (b, 77, 768) float32.
 
-        padding_mask (b, s) is True at pad tokens; key_weights (b, s) emphasise tokens (1 is neutral, 0 hides one);
-        `lengths` as in `hidden_states`. Raises ValueError for a model of the first stage.
+        padding_mask (b, s) is True at pad tokens; key_weights (b, s) emphasise tokens (1 is neutral, 0 hides one, see
+        `emphasis`); `lengths` as in `hidden_states`. Raises ValueError for a model of the first stage.
         """
         return self._aligner()(hidden, padding_mask, key_weights, lengths)
 

@@ -120,7 +120,8 @@ class TextEncoder(torch.nn.Module):
                 return self.model.embed_images(pixels[None].to(device))[0].cpu()
             return self.model.image_embeddings(pixels, device)
 
-        return image_embeddings(source, size, embed, self.fingerprint)
+        shape = self.model.config.resampler.latents, self.model.config.decoder.width
+        return image_embeddings(source, size, embed, self.fingerprint, shape)
 
     def patched(self) -> bool:
         """Whether other weights than the file's are in place, from a merge or a hook: nothing is cached then."""
@@ -151,7 +152,7 @@ class TextEncoder(torch.nn.Module):
         """Condition (77, 768) of one section, and which of its tokens fill which slot, (77, tokens), on the CPU."""
         with recorded(self.model.aligner.query_decoder) as attention:
             condition = self._encode(section)
-        return condition[0].cpu(), attention.mean()[0]
+        return condition[0].cpu(), attention.of_prompt(self._weights(section))
 
     def _cached(self, section: Section, state: bytes | None) -> Tensor:
         """`_encode`, whose result is cached where the section is text alone, such as the negative prompt."""
@@ -172,17 +173,15 @@ class TextEncoder(torch.nn.Module):
         model, device = self.model, self.execution_device or self.device
         # An image's start and end are entries of their own: only the places between them are written here.
         latent_ids, latent_places = (part[1:-1] for part in model.config.ids.image(model.config.resampler.latents))
-        token_ids, image_mask, weights, embeddings = [], [], [], []
-        for entry, weight, *_ in section:
+        token_ids, image_mask, embeddings, weights = [], [], [], self._weights(section)
+        for entry, *_ in section:
             if isinstance(entry, dict):
                 embeddings.append(self.image_embeddings(entry["data"], device).to(device))
                 token_ids += latent_ids
                 image_mask += latent_places
-                weights += [weight] * len(latent_ids)
             else:
                 token_ids.append(entry)
                 image_mask.append(False)
-                weights.append(weight)
         weighted = any(weight != 1 for weight in weights)
         return model.encode_tokens(
             torch.tensor([token_ids], device=device),
@@ -191,13 +190,21 @@ class TextEncoder(torch.nn.Module):
             image_features=torch.stack(embeddings) if embeddings else None,
         )
 
+    def _weights(self, section: Section) -> list[float]:
+        """The weight of each token that the model reads."""
+        latents = self.model.config.resampler.latents
+        return [weight for entry, weight, *_ in section for _ in range(latents if isinstance(entry, dict) else 1)]
+
     def memory_estimation_function(self, tokens: Any, device: torch.device | None = None) -> int:
         """Bytes of activations for one picture and one prompt, asked by ComfyUI 0.8 and later before it makes room."""
         config = self.model.config
         vision = config.vision.tokens * (config.vision.ffn_width + 6 * config.vision.width)
         longest = max((len(section) for section in tokens.get(KEY, [])), default=0) + 8 * config.resampler.latents
         decoder = longest * (config.decoder.ffn_width + 6 * config.decoder.width)
-        return 4 * 2 * max(vision, decoder)
+        # AlignerNet reads a prompt once for each of its different weights, in one batch.
+        readings = max((len({weight for _, weight, *_ in section}) for section in tokens.get(KEY, [])), default=1)
+        aligner = readings * longest * (config.aligner.ffn_width + 6 * config.aligner.width)
+        return 4 * 2 * max(vision, decoder, aligner)
 
     def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Tensor]:
         """As in torch; empty where a checkpoint of an image model is saved, in which nothing would read it."""

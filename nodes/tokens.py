@@ -115,6 +115,12 @@ class PromptTokenizer:
             logging.warning("Kosmos-G reads 'embedding:...' as plain text: textual inversions belong to CLIP.")
         tokenizer = self.model.required_tokenizer()
         layout = tokenizer.layout(prompt)
+        longest = self.model.aligner.source_encoder.longest
+        if len(layout.token_ids) > longest:  # known here, long before the layer that would refuse it
+            raise ValueError(
+                f"The prompt has {len(layout.token_ids):,} tokens (pieces of words and pictures), but this model reads "
+                f"at most {longest:,}: shorten the text or give fewer pictures."
+            )
         weights = layout.key_weights or [1.0] * len(layout.token_ids)
         section: Section = []
         slots = iter(layout.image_slots)

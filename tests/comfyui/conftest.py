@@ -18,13 +18,14 @@ from PIL import Image
 from safetensors import safe_open
 
 from dev.client import Client
-from dev.install import copy_comfyui
+from dev.install import COMFYUI_TREE, comfyui_version, copy_comfyui
 from dev.server import Server, prepare_folder, running_server
 from kosmos_core import KosmosG, load_model
 from tests.tiny.comfyui_files import save_tiny_checkpoint, save_tiny_controlnet, save_tiny_lora
 from tests.tiny.kosmos_file import save_tiny_kosmos
 
 IMAGES = ("dog.png", "hat.png", "tree.png")
+COMFYUI = comfyui_version() if COMFYUI_TREE.is_dir() else ()
 PROBE_NODES = Path(__file__).parent / "probe_nodes"
 
 

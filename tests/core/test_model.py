@@ -64,8 +64,8 @@ def test_a_weight_of_zero_equals_masking_the_tokens_out(model):
     assert not torch.allclose(weighted, model.encode_tokens(ids), atol=1e-3)
 
 
-def test_a_weight_multiplies_the_attention_a_token_gets():
-    """One head, one query, three keys: the softmax weights are w_i exp(l_i) over their sum."""
+def test_a_key_bias_multiplies_the_attention_a_token_gets():
+    """One head, one query, three keys: with the bias log w_i the attention is w_i exp(l_i) over their sum."""
     attention = KosmosG(KosmosGConfig.tiny()).initialize(0).eval().resampler.attention
     x, memory, weights = torch.randn(1, 1, 32), torch.randn(1, 3, 32), torch.tensor([[2.0, 1.0, 0.5]])
     with torch.no_grad():

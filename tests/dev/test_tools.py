@@ -6,6 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from dev.install import InstallError
+from dev.overlay import requirements_of
+
 IMPORT_ALL = """
 import importlib, pkgutil, dev
 for module in pkgutil.walk_packages(dev.__path__, "dev."):
@@ -18,3 +23,11 @@ def test_every_module_of_dev_can_be_imported() -> None:
     root = Path(__file__).resolve().parents[2]
     ran = subprocess.run([sys.executable, "-c", IMPORT_ALL], cwd=root, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_another_comfyui_brings_what_it_pins_and_what_is_missing_and_never_torch(tmp_path: Path) -> None:
+    lines = "comfyui-frontend-package==1.49.6", "torch", "numpy>=1.25.0", "comfy-aimdo>=0.1.7", "no-such-package", "# x"
+    (tmp_path / "requirements.txt").write_text("\n".join(lines), encoding="utf-8")
+    assert requirements_of(tmp_path) == [lines[0], lines[3], lines[4]]
+    with pytest.raises(InstallError, match="is no ComfyUI"):
+        requirements_of(tmp_path / "nowhere")

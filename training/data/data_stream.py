@@ -42,6 +42,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from kosmos_core.images import is_image_name
+
+from ..base.display import printable
 from .batch_stream import Batch, BatchStream, Stream
 from .data_config import DataConfig, SourceConfig
 from .index import DataError, index_dataset
@@ -140,7 +143,13 @@ class DataStream(BatchStream):
             raise DataError(f"Stage {task.stage} has no data: name at least one source under data.sources.")
         for name, source in self.sources.items() if stream.index == 0 else ():
             for shard in source.dataset.damaged:
-                log.warning("Source %s: %s: %s; %d samples are used.", name, shard.name, shard.problem, shard.count)
+                log.warning(
+                    "Source %s: %s: %s; %d samples are used.", name, printable(shard.name), shard.problem, shard.count
+                )
+            if unread := [file for file in source.dataset.unread if is_image_name(file) or file.endswith(".txt")]:
+                log.warning(
+                    "Source %s: %d loose files are not read, such as %s.", name, len(unread), printable(unread[0])
+                )
         weights = {name: source.weight for name, source in config.sources.items()}
         self._mixture = Mixture(weights, stream.micro_batches * stream.micro_batch, stream.seed)
         self.counts = SkipCounts(config.max_bad)
@@ -259,12 +268,11 @@ def _open(name: str, source: SourceConfig, task: Task, config: DataConfig, strea
     if kind == "auto":
         try:
             kind = detect_kind(dataset)
-        except BadSample:
-            raise DataError(
-                f"Source {name}: the layout of {source.path} is none of the known ones. Name it as `kind`."
-            ) from None
+        except BadSample as bad:
+            raise DataError(f"Source {name}: {source.path} has {bad.reason}. Name it as `kind`.") from None
     if kind not in task.kinds:
         known = ", ".join(sorted(task.kinds))
         raise DataError(f"Source {name} ({source.path}) is of kind {kind}; stage {task.stage} reads {known}.")
     parts = task.needed(kind)
-    return Source(name, dataset, kind, stream.seed, config.shuffle_block, config.shuffle_window, parts)
+    order = stream.seed, config.shuffle_block, config.shuffle_window
+    return Source(name, dataset, kind, *order, parts, int(config.max_megapixels * 1e6), config.max_megabytes)

@@ -97,7 +97,13 @@ class ProbeTwin(Probe):
     @classmethod
     def execute(cls, model: Any) -> io.NodeOutput:
         twin = model.clone()
-        twin.model = copy.deepcopy(model.model)
+        again = getattr(model, "cached_patcher_init", None)  # newer models cannot be copied once they are loaded
+        if again is None:
+            twin.model = copy.deepcopy(model.model)
+        else:
+            made = again[0](*again[1])
+            twin.loaded_again = made[again[2]] if len(again) > 2 else made
+            twin.model = twin.loaded_again.model
         for name, weight in twin.model.named_parameters():
             if name.endswith("attn2.to_k.weight"):
                 weight.mul_(5)
