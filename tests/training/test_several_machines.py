@@ -1,13 +1,10 @@
 """Processes on several machines: they meet again after any restart, and write into one folder or not at all."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch.distributed as dist
 
-from tests.training.launch import train
+from tests.training.launch import OnAnotherDisk, train
 from training.base.processes import agree_on_attempt
 
 
@@ -23,17 +20,6 @@ def test_processes_of_one_start_agree_whatever_their_agents_have_counted():
     second = start(store)
     assert len(set(first)) == len(set(second)) == 1
     assert first[0] != second[0]
-
-
-@dataclass
-class OnAnotherDisk:
-    """The process finds another folder under the same relative name."""
-
-    folder: Path
-
-    def __call__(self) -> None:
-        self.folder.mkdir()
-        os.chdir(self.folder)
 
 
 def test_a_run_folder_that_each_machine_has_for_itself_is_refused(smoke_stages, tmp_path):
