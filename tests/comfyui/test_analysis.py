@@ -292,10 +292,18 @@ def test_each_image_of_a_batch_is_mapped_with_its_own_conditioning(
     prompt["image_1"] = link(graph.add("ImageBatch", image1=dog, image2=link(sized)))
     prompt["batch"] = "one conditioning per picture"
     _, shown = recorded(graph, batch=2)
+    for image, own in ((0, dog), (1, link(sized))):  # each image's map is the one with its own picture alone
+        mapping = next(node for node in graph.nodes.values() if node["class_type"] == "KosmosGAttentionMap")
+        single = graph.add("KosmosGAttentionMap", **(mapping["inputs"] | {"image_1": own}))
+        graph.add("ProbeImage", image=link(single), name=f"own {image}")
     report = client.run(graph.nodes).text(shown)
+    both = probed("pictures").tensors["image"]
+    assert torch.equal(both[:2], probed("own 0").tensors["image"][:2])
+    assert torch.equal(both[2:], probed("own 1").tensors["image"][2:])
+    assert not torch.equal(both[:2], probed("own 1").tensors["image"][:2])
     assert "picture 2 of 2" in report
     assert "differs from this prompt" not in report
-    assert len(probed("pictures").tensors["image"]) == 4
+    assert len(both) == 4
 
 
 def second_sampler(graph: SamplingGraph, seed: int) -> list[str]:
@@ -323,6 +331,9 @@ def test_two_samplers_on_one_recorder_each_have_their_own_map(
         expected.append(probed("pictures").tensors["image"])
     recorded(graph)
     second_sampler(graph, seed=7)
+    client.run(graph.nodes)
+    mapping = next(node for node in graph.nodes.values() if node["class_type"] == "KosmosGAttentionMap")
+    mapping["inputs"]["text"] = TEXT.replace("beach", "(beach:1.0)")  # the map runs again, behind both samplings
     client.run(graph.nodes)
     assert torch.equal(probed("pictures").tensors["image"], expected[0])
     assert torch.equal(probed("second pictures").tensors["image"], expected[1])

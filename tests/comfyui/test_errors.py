@@ -184,7 +184,7 @@ def test_the_progress_bar_reaches_its_end_even_when_the_picture_is_remembered(cl
 
 
 @pytest.mark.usefixtures("good")
-@pytest.mark.parametrize(("text", "said"), [("dog " * 600, "tokens"), ("x" * 200_001, "200,001 characters")])
+@pytest.mark.parametrize(("text", "said"), [("dog " * 600, r"tokens \(pieces"), ("x" * 200_001, "200,001 characters")])
 def test_a_prompt_that_the_model_has_no_places_for_is_counted_before_it_is_encoded(
     client: Client, text: str, said: str
 ) -> None:

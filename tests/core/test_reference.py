@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kosmos_core import KosmosG, KosmosGConfig, Prompt, WeightsError, preprocess_image, save_model
-from kosmos_core import safetensors_file
+from kosmos_core import KosmosG, KosmosGConfig, Prompt, WeightsError, preprocess_image, safetensors_file, save_model
 from kosmos_core.prompt import ImageMark, PromptError, Text
 from kosmos_core.reference import (
     Encoded,
