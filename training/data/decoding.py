@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
+
 from PIL import Image
 from torch import Tensor
 
-from kosmos_core.images import ImageError, open_image, planes, resize_and_crop
+from kosmos_core.images import ImageError, open_image, open_undecoded, planes, resize_and_crop
 
 from .sample_types import BadSample
+
+
+def check_size(content: bytes, max_pixels: int) -> None:
+    """Raise BadSample where a picture's header says that it has more pixels; a broken one fails in `decode`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large sizes, which are judged here
+            with open_undecoded(content) as image:
+                pixels = image.width * image.height
+    except Exception:  # Pillow's plugins raise a dozen kinds on damaged data
+        return
+    if pixels > max_pixels:
+        raise BadSample("picture too large")
 
 
 def decode(content: bytes) -> Image.Image:

@@ -20,7 +20,7 @@ from kosmos_core.safetensors_file import Header, WeightsError
 from kosmos_core.saved_clip import read_kosmos_header
 from kosmos_core.weights import TOKENIZER_KEYS, read_config
 
-from .foreign import Mapped, clip_vision, kosmos2
+from .foreign import Mapped, clip_vision, kosmos2, missing_weights
 
 # What may differ between a weight file and a run: it changes no tensor that both have.
 FREE_SIZES = ("decoder.dropout", "resampler.attention_dropout", "aligner.reconstruction")
@@ -46,6 +46,8 @@ def start_model(
     Raises:
         ValueError: a file is missing or of another kind, or does not fit the run's sizes or tokenizer.
     """
+    if config.weights and not Path(config.weights).exists():
+        raise ValueError(f"weights: {missing_weights(Path(config.weights))}")
     if config.weights and not Path(config.weights).is_dir():
         _compare_sizes(config)
     tokenizer = find_tokenizer(config)
