@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ..base.display import markup, printable
 from ..base.errors import ConfigError
+from ..base.signals import stoppable
 from .construct_config import parse
 
 
@@ -42,4 +43,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stoppable(main, "finished shards are kept; the same command goes on."))

@@ -34,6 +34,8 @@ import copy
 import itertools
 import logging
 import os
+import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -45,6 +47,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from kosmos_core.images import is_image_name
 
 from ..base.display import printable
+from ..base.signals import helper_process
 from .batch_stream import Batch, BatchStream, Stream
 from .data_config import DataConfig, SourceConfig
 from .index import DataError, index_dataset
@@ -56,6 +59,7 @@ from .skips import SkipCounts
 from .tasks import Task
 
 log = logging.getLogger(__name__)
+RESTARTS, FORGIVEN_AFTER = 3, 1000  # of killed workers; micro-batches
 LaneStates = dict[str, tuple[int, int]]  # "lane/source" -> `Lane.state`
 
 
@@ -92,6 +96,7 @@ class MicroBatchReader(IterableDataset):
         worker = get_worker_info()
         workers, own = (worker.num_workers, worker.id) if worker else (1, 0)
         if worker:
+            helper_process()
             torch.set_num_threads(1)
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
         mixture, lanes, rows = copy.deepcopy(self.mixture), {}, []
@@ -157,14 +162,13 @@ class DataStream(BatchStream):
         self._lanes: LaneStates = {}
         self._epochs: Counter[str] = Counter()
         self._iterator: Iterator[ReadBatch | DataError] | None = None
+        self._lost = self._lost_at = 0  # workers that were killed, and the micro-batch of the last one
 
     def __iter__(self) -> DataStream:
         return self
 
     def __next__(self) -> Batch:
-        if self._iterator is None:
-            self._iterator = iter(self._loader())
-        read = next(self._iterator)
+        read = self._read()
         if isinstance(read, DataError):
             raise read
         self._number += 1
@@ -173,6 +177,40 @@ class DataStream(BatchStream):
         self.counts.add(read.seen, read.skips)
         self._judge_epochs(read.seen)
         return read.batch
+
+    def _read(self) -> ReadBatch | DataError:
+        """The next micro-batch; where a worker was killed, workers are started again at the present position."""
+        while True:
+            if self._iterator is None:
+                self._iterator = self._start()
+            try:
+                return next(self._iterator)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                self._note_loss(" ".join(str(error).split()))
+
+    def _note_loss(self, what: str) -> None:
+        self._iterator = None
+        recent = self._number - self._lost_at <= FORGIVEN_AFTER
+        self._lost, self._lost_at = self._lost + 1 if recent else 1, self._number
+        way_on = (
+            "It is started again." if self._lost <= RESTARTS else "From here on this process reads without workers."
+        )
+        log.warning(
+            "%s. Often memory was short: lower data.workers or data.prefetch. Nothing is lost. %s", what, way_on
+        )
+
+    def _start(self) -> Iterator[ReadBatch | DataError]:
+        """An iterator at the present position."""
+        if not self.workers or self._lost > RESTARTS:
+            return iter(self._reader())
+        before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        iterator = iter(self._loader())
+        if before is not None and threading.current_thread() is threading.main_thread():
+            # torch's handler would raise at any place of a training step when a worker ends; `next` tells as well.
+            signal.signal(signal.SIGCHLD, before)
+        return iterator
 
     @property
     def workers(self) -> int:
@@ -230,13 +268,13 @@ class DataStream(BatchStream):
         """End the workers."""
         self._iterator = None
 
-    def _loader(self) -> DataLoader | MicroBatchReader:
+    def _reader(self) -> MicroBatchReader:
         lanes, states = self.config.lanes, dict(self._lanes)
-        reader = MicroBatchReader(self.task, self.stream, self.sources, lanes, self._number, states, self._mixture)
-        if not self.workers:
-            return reader
+        return MicroBatchReader(self.task, self.stream, self.sources, lanes, self._number, states, self._mixture)
+
+    def _loader(self) -> DataLoader:
         return DataLoader(
-            reader,
+            self._reader(),
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=self.config.prefetch,

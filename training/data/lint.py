@@ -26,6 +26,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ..base.display import markup, printable
+from ..base.signals import stoppable
 from .cookers import cook, unknown_endings
 from .data_config import DataConfig, Kind
 from .dataset_sheet import dataset_sheet
@@ -251,4 +252,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stoppable(main, "nothing was changed."))

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from ..base.display import printable
 from ..base.errors import ConfigError, TrainingStopped
 from ..base.processes import join_process_group
+from ..base.signals import stoppable
 
 TIMEOUT = 7 * 24 * 3600  # seconds that a finished process waits for the others
 
@@ -110,4 +111,4 @@ def _command(name: str):
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here downloads; without it a missing file means long retries
-    sys.exit(main())
+    sys.exit(stoppable(main, "what is painted and scored is kept; the same command with --resume goes on."))

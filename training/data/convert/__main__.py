@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ...base.display import markup
+from ...base.signals import stoppable
 from ..index import DataError
 from .conversion import FOLDER, Converter, Outcome, convert_all
 from .instructpix2pix import open_edits
@@ -114,4 +115,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stoppable(main, "finished shards are kept; the same command goes on."))
