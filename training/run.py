@@ -93,7 +93,7 @@ def _run(config: RunConfig, process_group: ProcessGroup, trainer: Trainer, start
         changed = changes(stored_settings(start), settings)
     else:
         trainer.open_streams()
-    described = config.to_yaml()
+    trainer.checkpoints.settings = described = config.to_yaml()
     if process_group.rank == 0:
         try:
             record_start(folder, described, process_group, start, tokenizer, changed)
