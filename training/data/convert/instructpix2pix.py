@@ -48,7 +48,7 @@ class FolderEdits:
         return len(self.items)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"layout": "instructpix2pix", "source": str(self.source.resolve()), "files": self._files}
+        return {"layout": "instructpix2pix", "source": str(self.source.resolve()), "content": self._files}
 
     def convert(self, number: int) -> Converted:
         name, seeds = self.items[number]
