@@ -248,7 +248,7 @@ class KosmosGEntities(io.ComfyNode):
             raise ValueError(
                 f"image holds {len(image)} pictures and masks {len(masks)} masks: give one picture, or one per mask."
             )
-        if only > len(masks):
+        if not 0 <= only <= len(masks):
             raise ValueError(f"only is {only}, but there are {len(masks)} masks: choose one of them, or 0 for all.")
         if not only and len(masks) > MOST_ENTITIES:
             raise ValueError(

@@ -30,7 +30,7 @@ MISTAKES = {
     "a closing parenthesis": (("a dog <i>)", DOG), r"closes nothing[\s\S]*\^"),
     "a weight that is no number": (("(a dog <i>:big)", DOG), r"The weight 'big' is not a number[\s\S]*\^"),
     "a negative weight": (("(a dog <i>:-1)", DOG), r"'-1' must lie between 0"),
-    "a prompt that is too long": (("dog " * 2000,), r"tokens, but this model's aligner takes at most \d+"),
+    "a prompt that is too long": (("dog " * 2000,), r"tokens \(pieces .*reads at most \d+"),
 }
 
 
@@ -188,3 +188,44 @@ def test_the_progress_bar_reaches_its_end_even_when_the_picture_is_remembered(
         assert steps == sorted(steps)
         assert {most for _, most in steps} == {total}
         assert steps[-1] == (total, total)
+
+
+@pytest.mark.usefixtures("good")
+@pytest.mark.parametrize(("text", "said"), [("dog " * 600, r"tokens \(pieces"), ("x" * 200_001, "200,001 characters")])
+def test_a_prompt_that_the_model_has_no_places_for_is_counted_before_it_is_encoded(
+    client: Client, text: str, said: str
+) -> None:
+    graph = SamplingGraph()
+    graph.positive = graph.negative = link(graph.add("CLIPTextEncode", clip=graph.clip, text=text))
+    with pytest.raises(ExecutionFailed, match=said):
+        client.run(graph.sample().nodes)
+
+
+def test_a_number_that_is_none_or_comes_out_of_range_by_a_link_is_refused(client: Client) -> None:
+    graph = SamplingGraph().prompt("a dog <i>", DOG)
+    graph.nodes[graph.encoder]["inputs"]["likeness"] = float("nan")
+    graph.add("ProbeConditioning", conditioning=graph.positive, name="no number")
+    with pytest.raises(ExecutionFailed, match="likeness is nan"):
+        client.run(graph.nodes)
+    for number in (float("nan"), -0.5):
+        graph = SamplingGraph().prompt("a dog")
+        amount = link(graph.add("PrimitiveFloat", value=number))
+        ends = {"kosmos": graph.positive, "clip_conditioning": graph.negative}
+        blend = graph.add("KosmosGBlend", **ends, amount=amount, mode="hand-off at percent")
+        graph.add("ProbeConditioning", conditioning=link(blend), name="no number")
+        with pytest.raises(ExecutionFailed, match=r"amount is (nan|-0\.5); expected 0 to 1"):
+            client.run(graph.nodes)
+
+
+@pytest.mark.parametrize("inputs", [{"image_1": 1025}, {"image_1": 1, "image_2": 1024}])
+def test_more_images_than_a_prompt_can_hold_are_counted_before_anything_is_made_of_them(
+    client: Client, inputs: dict[str, int]
+) -> None:
+    graph = SamplingGraph()
+    images = {
+        name: link(graph.add("EmptyImage", width=1, height=1, batch_size=count, color=0))
+        for name, count in inputs.items()
+    }
+    graph.positive = graph.negative = link(graph.add("KosmosGTextEncode", clip=graph.clip, text="a dog", **images))
+    with pytest.raises(ExecutionFailed, match=r"image_\d holds 1,02\d pictures, .* at most 1,024 in all"):
+        client.run(graph.sample().nodes)

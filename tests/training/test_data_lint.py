@@ -124,6 +124,19 @@ def test_what_is_no_data_set_ends_with_code_two_and_a_sentence(tmp_path, path, c
     assert str(tmp_path / path) in said
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--limit", "-1"], "--limit: -1 must be at least 0."),
+        (["--workers", "0"], "--workers: 0 must be at least 1."),
+        (["--max-bad", "nan"], "--max-bad: nan must be at least 0 and at most 100."),
+    ],
+)
+def test_a_limit_that_lets_everything_pass_is_refused(tmp_path, words, said, capsys):
+    assert main([str(tmp_path), *words]) == 2
+    assert capsys.readouterr().err.strip() == said
+
+
 def test_the_sheet_shows_sound_samples_only(tmp_path):
     path = _spoilt(tmp_path / "web", 2)
     sheet = dataset_sheet(index_dataset(path), "captions", 12)
