@@ -315,6 +315,8 @@ def test_the_sentence_behind_a_picture_stays_with_it_where_both_fit(tiny_tokeniz
     sentence = tiny_tokenizer.encode("a red dog.")
     assert picture.token_ids[-len(sentence) :] == sentence
     assert (len(picture.pixels), len(first.pixels), len(last.pixels)) == (1, 0, 0)
+    texts = InterleavedSample(**KEYS, segments=["a red dog.", "a blue cat."])
+    assert len(document_units(texts, tiny_tokenizer, 100)) == 2
     together = len(picture.token_ids)  # what packing adds to it are <s> and </s>, and one place is kept free
     for length, units in ((together + 3, 3), (together + 2, 4)):
         assert len(document_units(document, tiny_tokenizer, length)) == units
