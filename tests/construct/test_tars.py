@@ -54,12 +54,6 @@ def test_names_with_dots_are_read_as_in_a_folder(tmp_path):
     assert in_tar == in_folder
     captions = sorted(caption for _, caption in in_tar.values())
     assert captions == ["capital", "first", "of another tool", "plain", "second"]
-        "capital",
-        "first",
-        "of another tool",
-        "plain",
-        "second",
-    ]
 
 
 def test_what_is_not_read_is_handed_on_with_its_reason(tmp_path):
