@@ -180,12 +180,14 @@ class PromptBox {
     app.canvas?.emitBeforeChange?.();
     const load = LiteGraph.createNode("LoadImage");
     load.pos = [node.pos[0] - 340, node.pos[1]];
+    // A Load Image is as high as its image, once that is there.
+    const bottom = (other) => other.pos[1] + Math.max(other.size[1], other.type === load.type ? 320 : 0);
     const covers = (other) => Math.abs(other.pos[0] - load.pos[0]) < 300
-      && load.pos[1] < other.pos[1] + other.size[1] + 40 && other.pos[1] < load.pos[1] + 350;
+      && load.pos[1] < bottom(other) + 40 && other.pos[1] < load.pos[1] + 350;
     for (let tries = 0; tries < 30; tries++) {
       const other = graph._nodes.find(covers);
       if (!other) break;
-      load.pos = [load.pos[0], other.pos[1] + other.size[1] + 50];
+      load.pos = [load.pos[0], bottom(other) + 50];
     }
     graph.add(load);
     const widget = widgetOf(load, "image");

@@ -46,7 +46,7 @@ export class TextField {
       this.detach();
       this.area = area;
       if (!area) return;
-      area.classList.add("kosmos-g-text");
+      area.dataset.kosmosG = this.name; // Nodes 2.0 writes the class anew with every text
       this.events = new AbortController();
       const on = (kind, act, capture = false) => area.addEventListener(kind, act, { signal: this.events.signal, capture });
       on("input", (event) => this.typed(event));
@@ -70,7 +70,7 @@ export class TextField {
   detach() {
     this.events?.abort();
     this.measured.disconnect();
-    this.area?.classList.remove("kosmos-g-text");
+    if (this.area) delete this.area.dataset.kosmosG;
     this.layer.remove();
     this.closeMenu();
     this.area = null;

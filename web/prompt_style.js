@@ -4,7 +4,7 @@
 export const COLOURS = ["#5b9cf0", "#f0a04b", "#62c370", "#d773d0", "#e0d04a", "#4cc8c8", "#b08cf0", "#e88a8a"];
 
 export const STYLE = `
-.kosmos-g-text { font: 12px/21px ui-monospace, monospace !important; letter-spacing: 0 !important; }
+textarea[data-kosmos-g] { font: 12px/21px ui-monospace, monospace !important; letter-spacing: 0 !important; }
 .kosmos-g-layer { position: absolute; overflow: hidden; pointer-events: none; color: transparent; z-index: 2;
   white-space: pre-wrap; overflow-wrap: break-word; box-sizing: border-box; border-color: transparent !important; }
 .kosmos-g-layer .mark { padding: 2px 0; border-radius: 3px; background: #345 center/cover; outline: 1.5px solid var(--slot, #89a); }

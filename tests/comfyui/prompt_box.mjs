@@ -95,7 +95,7 @@ const paste = (path) => page.evaluate(([name, content]) => {
   document.body.dispatchEvent(new ClipboardEvent("paste", { bubbles: true, cancelable: true, clipboardData }));
 }, [path.split("/").pop(), fs.readFileSync(path).toString("base64")]);
 
-const area = page.locator("textarea.kosmos-g-text").first();
+const area = page.locator("textarea[data-kosmos-g]").first();
 await area.waitFor();
 await look("empty");
 await area.click();
@@ -123,7 +123,7 @@ await paste(job.images[1]);
 await look("pasted");
 await page.keyboard.press("Control+a");
 await page.keyboard.press("Control+c");
-await page.locator("textarea.kosmos-g-text").nth(1).click();
+await page.locator("textarea[data-kosmos-g]").nth(1).click();
 await page.keyboard.press("Control+v");
 await look("copied");
 await page.keyboard.press("Control+z");
@@ -131,7 +131,7 @@ await area.fill("a (cat <i1>:1.3) on (blue (paper)");
 await look("wrong");
 seen.why = await page.evaluate(async () => {
   const found = [];
-  const area = document.querySelector("textarea.kosmos-g-text");
+  const area = document.querySelector("textarea[data-kosmos-g]");
   for (const span of document.querySelectorAll(".kosmos-g-layer span[class]")) {
     const box = span.getBoundingClientRect();
     area.dispatchEvent(new MouseEvent("mousemove", { clientX: box.left + box.width / 2, clientY: box.top + box.height / 2 }));
@@ -156,7 +156,7 @@ await look("what is elsewhere");
 await page.evaluate(() => { unlink_(); app.graph.remove(source_); });
 await page.evaluate(() => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", true));
 await page.waitForTimeout(1500);
-await page.locator(`[data-node-id] textarea.kosmos-g-text`).first().fill("Nodes 2.0: <i2> and <i> and <i4>");
+await page.locator(`[data-node-id] textarea[data-kosmos-g]`).first().fill("Nodes 2.0: <i2> and <i> and <i4>");
 await look("nodes 2.0");
 seen.asked = [...new Set(asked)];
 await page.evaluate(() => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", false));

@@ -183,9 +183,10 @@ console.log(JSON.stringify(texts.map((text) => {
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node")
 def test_marks_and_weights_are_drawn_as_the_server_reads_them(tmp_path: Path) -> None:
-    words = ["<i>", "<i3>", "<image_4>", "<i2>", "(", ")", ":1.5)", ":", ":x)", "\\", "dog", " ", "<", ":-1)", ":.5)"]
+    common, rare = ["<i>", "<i3>", "(", "(", ":1.5)", ":.5)", "dog "], ["<image_4>", "<i2>", ")", ":", ":x)", "\\", "<"]
+    words = common * 4 + rare
     chosen = random.Random(7)
-    texts = ["".join(chosen.choices(words, k=chosen.randrange(1, 9))) for _ in range(3000)]
+    texts = ["".join(chosen.choices(words, k=chosen.randrange(1, 12))) for _ in range(3000)]
     (tmp_path / "prompt_grammar.mjs").write_bytes((ROOT / "web/prompt_grammar.js").read_bytes())
     (tmp_path / "texts.json").write_text(json.dumps(texts))
     (tmp_path / "compare.mjs").write_text(GRAMMAR)
@@ -199,7 +200,7 @@ def test_marks_and_weights_are_drawn_as_the_server_reads_them(tmp_path: Path) ->
         except PromptError:
             read.append(None)
     assert drawn == read
-    assert 500 < sum(each is None for each in read) < 2500
+    assert 300 < sum(each is None for each in read) < 2700
 
 
 @in_a_browser
