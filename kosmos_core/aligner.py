@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import AlignerConfig
+from .emphasis import WeightedBatch
 from .layers import AttentionPattern, Block, matmul_dtype, normalise, rows
 
 FIRST_POSITION = 2  # rows 0 and 1 of the tables of positions were never used by the original
@@ -42,13 +43,17 @@ class PositionedEncoder(nn.Module):
         self.norm = operations.LayerNorm(config.width, **factory)
         self.output = operations.Linear(config.width, output_width, **factory) if output_width else None
 
+    @property
+    def longest(self) -> int:
+        """The number of tokens that there are positions for."""
+        return self.positions.num_embeddings - FIRST_POSITION
+
     def forward(self, x: Tensor, pattern: AttentionPattern, padding_mask: Tensor | None = None) -> Tensor:
         """(b, s, d) -> (b, s, d'); ValueError where a sequence is longer than the table of positions."""
         lengths = pattern.lengths or (x.shape[1],)
-        limit = self.positions.num_embeddings - FIRST_POSITION
-        if max(lengths) > limit:
+        if max(lengths) > self.longest:
             raise ValueError(
-                f"the prompt has {max(lengths)} tokens, but this model's aligner takes at most {limit}; "
+                f"the prompt has {max(lengths)} tokens, but this model's aligner takes at most {self.longest}; "
                 "shorten the text or give fewer pictures"
             )
         if self.input is not None:
@@ -112,14 +117,25 @@ class AlignerNet(nn.Module):
     ) -> Tensor:
         """Half M: hidden states (b, s, width) -> condition (b, queries, aligner width) float32.
 
-        padding_mask (b, s) is True at pad tokens. key_weights (b, s), 0 or more, add their logarithm to the attention
-        logits of their tokens as keys: 1 is neutral, 0 hides the token. With `lengths`, hidden is packed (1, total, d).
+        padding_mask (b, s) is True at pad tokens. key_weights (b, s), 0 or more, emphasise tokens as `emphasis` says: 1
+        is neutral, 0 hides the token. Every different weight of a prompt costs one more row of half M, all of them in
+        one batch. With `lengths`, hidden is packed (1, total, d).
         """
-        bias = None if key_weights is None else key_weights.float().log()
-        if padding_mask is not None:
-            bias = torch.zeros_like(padding_mask, dtype=torch.float32) if bias is None else bias
-            bias = bias.masked_fill(padding_mask, float("-inf"))
         lengths = None if lengths is None else tuple(lengths)
+        if key_weights is None:
+            return self._read(hidden, padding_mask, padding_mask, lengths)
+        weighted = WeightedBatch.of(key_weights.float(), padding_mask, lengths)
+        hidden = weighted.repeat(hidden, lengths)
+        padding_mask = None if padding_mask is None else weighted.repeat(padding_mask, lengths)
+        return weighted.mean(self._read(hidden, padding_mask, weighted.mask(), weighted.lengths))
+
+    def _read(
+        self, hidden: Tensor, padding_mask: Tensor | None, unseen: Tensor | None, lengths: tuple[int, ...] | None
+    ) -> Tensor:
+        """Half M once for each row, where the tokens that `unseen` (b, s) marks are no keys."""
+        bias = None
+        if unseen is not None:
+            bias = torch.zeros_like(unseen, dtype=torch.float32).masked_fill(unseen, float("-inf"))
         memory = self.source_encoder(hidden, AttentionPattern(key_bias=bias, lengths=lengths), padding_mask)
         count = self.config.queries
         answers = None if lengths is None else (count,) * len(lengths)

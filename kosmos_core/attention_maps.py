@@ -1,6 +1,7 @@
 """Where the words and pictures of a prompt went: into the 77 slots of the condition, and from there into the image.
 
-Slots from tokens: AlignerNet's cross-attention, averaged over layers and heads (slots x tokens). Image from slots: the
+Slots from tokens: AlignerNet's cross-attention, averaged over layers and heads (slots x tokens), and over the readings
+that a weighted prompt takes. Image from slots: the
 U-Net's cross-attention (pixels x slots). Their product says how much of each place of the image came from each word or
 picture. The aligner's encoder has mixed the tokens before, so the maps tell the main flow, not all of it.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .emphasis import readings
 from .prompt import ImageMark
 from .tokenizer import Layout, Tokenizer
 
@@ -74,8 +77,17 @@ class SlotAttention:
     layers: list[Tensor] = field(default_factory=list)
 
     def mean(self) -> Tensor:
-        """Mean over layers and heads, (b, slots, tokens); every row sums to 1."""
+        """Mean over layers and heads, (readings, slots, tokens); every row sums to 1.
+
+        A prompt without weights is one reading, a weighted one has several (see `emphasis`).
+        """
         return torch.stack(self.layers).mean(0)
+
+    def of_prompt(self, weights: Sequence[float]) -> Tensor:
+        """Mean over the readings of one prompt whose tokens have these weights, (slots, tokens); rows sum to 1."""
+        # In the model weights are float32, where two that differ in double precision may be one.
+        shares = [reading.share for reading in readings(torch.tensor(weights, dtype=torch.float32).tolist())]
+        return torch.einsum("r,rst->st", torch.tensor(shares), self.mean())
 
 
 @contextlib.contextmanager
@@ -111,43 +123,59 @@ def _weights(query: Tensor, key: Tensor, heads: int, bias: Tensor | None = None)
 
 @dataclass
 class Trace:
-    """Sums of a U-Net's cross-attention over blocks and steps, for each condition and picture of the batch.
+    """Sums of one sampling's cross-attention over blocks and steps, for each condition and image of the batch.
 
-    Maps larger than 64 x 64 are shrunk to it, so a picture takes at most 1.7 MB per condition whatever its size or the
-    number of steps; past 512 MB in all nothing new is recorded, and `full` says so.
+    Maps larger than 64 x 64 are shrunk to it, so an image takes at most 1.7 MB per condition whatever its size or the
+    number of steps; past 512 MB in all nothing new is recorded, and `full` says so. `tiled` says that the U-Net saw
+    parts whose place in the image was not known.
     """
 
     conditions: list[Tensor] = field(default_factory=list)  # (slots, width) each, distinct
     sums: dict[tuple[int, int, tuple[int, int]], Tensor] = field(default_factory=dict)
-    counts: dict[tuple[int, int, tuple[int, int]], int] = field(default_factory=dict)
+    counts: dict[tuple[int, int, tuple[int, int]], Tensor] = field(default_factory=dict)  # (h, w) each
+    opacities: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # only where a condition has a place
     bytes_recorded: int = 0
     full: bool = False
+    tiled: bool = False
 
-    def clear(self) -> None:
-        """Forget everything: a new sampling starts."""
-        self.conditions, self.sums, self.counts = [], {}, {}
-        self.bytes_recorded, self.full = 0, False
+    def add(
+        self,
+        query: Tensor,
+        key: Tensor,
+        heads: int,
+        context: Tensor,
+        size: tuple[int, int],
+        image: int,
+        place: Place | None = None,
+    ) -> None:
+        """Add one call of one block for one image: query (1, h w, d), key (1, slots, d), context (1, slots, width).
 
-    def add(self, query: Tensor, key: Tensor, heads: int, context: Tensor, size: tuple[int, int], image: int) -> None:
-        """Add one call of one block for one picture: query (1, h w, d), key (1, slots, d), context (1, slots, width).
-
-        `size` is (h, w), `image` the number of the picture in the batch that is sampled.
+        `size` is (h, w), `image` the number of the image in the batch that is sampled, `place` the part of the image
+        that the U-Net was shown, where that is not all of it.
         """
         condition = self._condition(context[0])
         attention = rearrange(_weights(query, key, heads).mean(1)[0], "(h w) s -> s h w", h=size[0])
-        if max(size) > LARGEST_MAP:
-            scale = LARGEST_MAP / max(size)
-            smaller = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
-            attention = F.adaptive_avg_pool2d(attention, smaller)
-        place = (condition, image, (attention.shape[1], attention.shape[2]))
-        if place not in self.sums:
+        attention = _shrunk(attention)
+        opacity = None
+        if place is not None:
+            attention, opacity = place.pasted(attention)
+        entry = (condition, image, (attention.shape[1], attention.shape[2]))
+        if entry not in self.sums:
             if self.bytes_recorded + attention.numel() * 4 > TRACE_BYTES:
                 self.full = True
                 return
             self.bytes_recorded += attention.numel() * 4
-            self.sums[place], self.counts[place] = torch.zeros_like(attention, device="cpu"), 0
-        self.sums[place] += attention.cpu()
-        self.counts[place] += 1
+            self.sums[entry] = torch.zeros_like(attention, device="cpu")
+            self.counts[entry] = torch.zeros(attention.shape[1:])
+        self.sums[entry] += attention.cpu()
+        self.counts[entry] += 1 if opacity is None else opacity.cpu()
+        shown = torch.ones(1, 1) if place is None else place.opacity.cpu()
+        known = self.opacities.get(entry[:2], shown)
+        if known.shape != shown.shape:
+            known, shown = (
+                torch.broadcast_tensors(known, shown) if 1 in (known.numel(), shown.numel()) else (shown,) * 2
+            )
+        self.opacities[entry[:2]] = torch.maximum(known, shown)
 
     def _condition(self, context: Tensor) -> int:
         for index, known in enumerate(self.conditions):
@@ -159,38 +187,100 @@ class Trace:
 
     @property
     def images(self) -> int:
-        """Number of pictures that were sampled together."""
+        """Number of images that were sampled together."""
         return 1 + max((image for _, image, _ in self.sums), default=-1)
 
-    def nearest(self, condition: Tensor) -> int:
-        """Index of the recorded condition that is closest to `condition` (slots, width); ValueError for an empty trace.
+    def nearest(self, condition: Tensor, image: int | None = None) -> tuple[int, float]:
+        """Index of the recorded condition closest to `condition` (slots, width), and their distance per unit of norm.
 
-        It is seldom equal: the U-Net may have read it in half precision, or blended with another condition.
+        With `image` only conditions of that image of the batch are looked at. It is seldom equal: the U-Net may have
+        read it in half precision, or blended with another condition. ValueError for an empty trace.
         """
         if not self.conditions:
             raise ValueError(
                 "The trace is empty: sample with the model that records into it, in the steps that are recorded."
             )
+        candidates = {index for index, number, _ in self.sums if image is None or number == image}
+        if not candidates:
+            raise ValueError(f"The trace holds nothing of picture {(image or 0) + 1} of the batch.")
 
         def distance(known: Tensor) -> float:
             slots = min(len(known), len(condition))
-            return float((known[:slots].float() - condition[:slots].float().cpu()).norm())
+            asked = condition[:slots].float().cpu()
+            return float((known[:slots].float() - asked).norm() / asked.norm().clamp(min=1e-12))
 
-        return min(range(len(self.conditions)), key=lambda index: distance(self.conditions[index]))
+        distances = {index: distance(self.conditions[index]) for index in sorted(candidates)}
+        index = min(distances, key=distances.__getitem__)
+        return index, distances[index]
 
     def map(self, condition: int, image: int, size: tuple[int, int]) -> Tensor:
-        """Mean attention of a condition in one picture, (slots, h, w) at `size`; every place sums to 1 over the slots.
+        """Mean attention of a condition in one image, (slots, h, w) at `size`.
 
-        Each map size has the same say, whatever the number of its blocks.
+        Every place sums to 1 over the slots, or to 0 where the condition does not act. Each map size has the same say,
+        whatever the number of its blocks.
         """
-        maps = [
-            F.interpolate((total / self.counts[place])[None], size=size, mode="bilinear")[0]
-            for place, total in self.sums.items()
-            if place[:2] == (condition, image)
-        ]
+        maps, counts = [], []
+        for entry, total in self.sums.items():
+            if entry[:2] == (condition, image):
+                count = self.counts[entry]
+                mean = torch.where(count > 0, total / count.clamp(min=1e-6), 0)
+                maps.append(F.interpolate(mean[None], size=size, mode="bilinear")[0])
+                counts.append(count)
         if not maps:
             raise ValueError(f"The trace holds nothing of picture {image + 1} of the batch for this prompt.")
-        return torch.stack(maps).mean(0)
+        mean = torch.stack(maps).mean(0)
+        if all(bool((count > 0).all()) for count in counts):
+            return mean
+        return mean / mean.sum(0, keepdim=True).clamp(min=1e-6)
+
+    def opacity(self, condition: int, image: int, size: tuple[int, int]) -> Tensor:
+        """How much a condition acts at each place of an image, (h, w) at `size`: 1 all over where it has no place."""
+        return F.interpolate(self.opacities[condition, image][None, None], size=size, mode="nearest")[0, 0]
+
+
+@dataclass(frozen=True)
+class Place:
+    """The part of an image that a condition acts on.
+
+    `opacity` (h, w) in 0..1 covers the whole image, in latent pixels, and is 0 outside; `box` is the (top, left,
+    height, width) in it that the U-Net was shown.
+    """
+
+    opacity: Tensor
+    box: tuple[int, int, int, int]
+
+    def pasted(self, attention: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps (slots, h, w) of the box as maps of the whole image, at most 64 x 64, and the opacity at their size.
+
+        The maps are multiplied by it, so that the sum of several over that of their opacities is their mean.
+        """
+        top, left, height, width = self.box
+        whole = self.opacity.shape
+        scale = min(1, attention.shape[1] / height, LARGEST_MAP / max(whole))
+        size = tuple(max(1, round(side * scale)) for side in whole)
+        down, across = size[0] / whole[0], size[1] / whole[1]
+        first, start = min(int(top * down), size[0] - 1), min(int(left * across), size[1] - 1)
+        last = max(first + 1, min(size[0], math.ceil((top + height) * down)))
+        stop = max(start + 1, min(size[1], math.ceil((left + width) * across)))
+        inner = (last - first, stop - start)
+        canvas = attention.new_zeros(len(attention), *size)
+        canvas[:, first:last, start:stop] = F.interpolate(attention[None], size=inner, mode="bilinear")[0]
+        opacity = self.opacity.to(attention)[None]
+        at_size = F.adaptive_max_pool2d(opacity, size)[0]
+        inside = torch.zeros_like(at_size)
+        inside[first:last, start:stop] = 1
+        at_size = at_size * inside
+        return canvas * at_size, at_size
+
+
+def _shrunk(attention: Tensor) -> Tensor:
+    """Maps (slots, h, w) with no side above LARGEST_MAP."""
+    longest = max(attention.shape[1:])
+    if longest <= LARGEST_MAP:
+        return attention
+    scale = LARGEST_MAP / longest
+    height, width = (max(1, round(side * scale)) for side in attention.shape[1:])
+    return F.adaptive_avg_pool2d(attention, (height, width))
 
 
 def group_maps(pixels_from_slots: Tensor, slots_from_tokens: Tensor, groups: Sequence[TokenGroup]) -> Tensor:

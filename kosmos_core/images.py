@@ -22,7 +22,11 @@ AnyImage = Image.Image | np.ndarray | Tensor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")  # of picture files in data sets
+# Of picture files in data sets, in lower case and in the order in which one of several is chosen.
+IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jfif")
+# What those endings hold, in Pillow's words. Content decides, not the ending, and Pillow knows formats whose decoders
+# start programs (EPS: Ghostscript) or are hardly ever used: nothing else is opened that comes from outside.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF")
 
 # The original resizes the whole picture and then crops. So do we as long as the resized picture has at most this many
 # pixels: at 224, up to a ratio of 334 : 1. A strip of 1 x 4000 would become 224 x 896,000 pixels (800 MB) on the way;
@@ -32,6 +36,7 @@ MAX_PIXELS = 120_000_000  # of a file that `open_image` decodes: 360 MB as RGB
 _ORIENTATION = 0x0112  # EXIF tag
 ARRAY_TYPES = ("bool", "uint8", "int8", "uint16", "int16", "int32", "int64", "float16", "float32", "float64")
 EXPECTED_TYPES = "expected floats in 0..1 or integers of 8 or 16 bits"
+_STRIP = 2**22  # pixels laid on white at once, 16 MB as RGBA
 _ROWS_AT_ONCE = 256  # while floats become bytes, so that an 8000 x 8000 picture needs no second copy in float
 
 
@@ -58,7 +63,7 @@ def open_image(source: str | os.PathLike | bytes | BinaryIO | Image.Image, max_p
             warnings.simplefilter("ignore")  # odd metadata and large sizes are judged here, not printed per picture
             if isinstance(source, Image.Image):
                 return _upright_rgb(source, max_pixels, name)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            with open_undecoded(source) as file:
                 image = _upright_rgb(file, max_pixels, name)
     except ImageError:
         raise
@@ -68,6 +73,26 @@ def open_image(source: str | os.PathLike | bytes | BinaryIO | Image.Image, max_p
         raise _unreadable(name, error) from error
     image.info = {}  # a file's comments and profiles would otherwise be written into files made from its pixels
     return image
+
+
+def open_undecoded(source: str | os.PathLike | bytes | BinaryIO) -> Image.Image:
+    """A picture file of one of IMAGE_FORMATS with its header read: size, mode, format. Raises what Pillow raises.
+
+    The only call of `Image.open` for what comes from outside; for pixels take `open_image`.
+    """
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats())
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """IMAGE_FORMATS, without those that this Pillow was built without, which it would raise KeyError for."""
+    Image.init()
+    return tuple(name for name in IMAGE_FORMATS if name in Image.OPEN)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name, or the name of a part of a sample, ends as a picture's does, in any case."""
+    return name.rpartition(".")[2].lower() in IMAGE_ENDINGS
 
 
 def _upright_rgb(image: Image.Image, max_pixels: float = math.inf, name: str = "The picture") -> Image.Image:
@@ -88,15 +113,25 @@ def _upright_rgb(image: Image.Image, max_pixels: float = math.inf, name: str = "
         way_out = "convert it to RGB, or give an array with values in 0..1"
         raise ImageError(f"{name} has mode {image.mode}: {way_out}.", "no picture")
     elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = _on_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """A picture with transparency laid on white; in strips, or it would stand in memory four times over."""
+    result = Image.new("RGB", image.size)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        strip = image.crop(box).convert("RGBA")
+        result.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), box)
+    return result
 
 
 def _unreadable(name: str, error: Exception) -> ImageError:
     why = getattr(error, "strerror", None) or str(error)
     if isinstance(error, UnidentifiedImageError):  # whose text tells an address in memory
-        why = "it is no picture file of a known kind"
+        why = "it is no picture file of a known kind (JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF)"
     return ImageError(f"{name} cannot be read: {why}.", "truncated" if "truncated" in why.lower() else "corrupt")
 
 

@@ -17,6 +17,7 @@ from .decoder import Decoder
 from .images import preprocess_image
 from .initialization import initialize
 from .prompt import Prompt
+from .remembered import computation_state
 from .resampler import Resampler
 from .tokenizer import Layout, MissingTokenizerError, Tokenizer
 from .vision import VisionTower
@@ -51,14 +52,14 @@ class KosmosG(nn.Module):
         self.decoder = Decoder(config.decoder, **factory)
         self.aligner = AlignerNet(config.aligner, width, **factory) if config.aligner else None
         self._cached_images: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._cached_state: bytes | None = None  # under which all of them were computed
 
     def initialize(self, seed: int = 0, aligner_tables: float = 1.0) -> KosmosG:
-        """Magneto initialisation in place; returns the model. Cached image embeddings are dropped.
+        """Magneto initialisation in place; returns the model.
 
         `aligner_tables` is the deviation of AlignerNet's first queries and positions; 1 is the original's.
         """
         initialize(self, seed, aligner_tables)
-        self._cached_images.clear()
         return self
 
     @property
@@ -97,8 +98,8 @@ class KosmosG(nn.Module):
     ) -> Tensor:
         """Hidden states (b, s, width) -> condition (b, 77, 768) float32.
 
-        padding_mask (b, s) is True at pad tokens; key_weights (b, s) emphasise tokens (1 is neutral, 0 hides one);
-        `lengths` as in `hidden_states`. Raises ValueError for a model of the first stage.
+        padding_mask (b, s) is True at pad tokens; key_weights (b, s) emphasise tokens (1 is neutral, 0 hides one, see
+        `emphasis`); `lengths` as in `hidden_states`. Raises ValueError for a model of the first stage.
         """
         return self._aligner()(hidden, padding_mask, key_weights, lengths)
 
@@ -204,38 +205,35 @@ class KosmosG(nn.Module):
     def image_embeddings(self, pixels: Tensor, device: Any = None) -> Tensor:
         """Image embeddings (latents, width) of one prepared picture (3, 224, 224), on the CPU, without gradient.
 
-        In evaluation mode they are cached by the picture's content. Pictures go through the vision tower one by one:
-        what a picture gives never depends on its neighbours, so a cached result is bit-identical to a fresh one.
-        `device` is where to compute when the weights lie elsewhere and are cast and moved layer by layer.
+        In evaluation mode they are cached by the picture's content, and dropped when anything changes that decides what
+        a picture gives: weights, however they were changed, their type, autocast. Pictures go through the vision tower
+        one by one: what a picture gives never depends on its neighbours, so a cached result is bit-identical to a fresh
+        one. `device` is where to compute when the weights lie elsewhere and are cast and moved layer by layer.
         """
-        if self.training:  # dropout is on: no two results are alike
-            return self.embed_images(pixels[None].to(device or self.device))[0].cpu()
+        device = device or self.device
+        return self._remembered_image(pixels, device, self._image_state(device))
+
+    def _image_state(self, device: Any) -> bytes | None:
+        """What the embeddings of a given picture depend on; None where no two results need be alike."""
+        if self.training or self.vision.training or self.resampler.training:  # dropout is on
+            return None
+        return computation_state(device, self.vision, self.resampler)
+
+    def _remembered_image(self, pixels: Tensor, device: Any, state: bytes | None) -> Tensor:
+        if state is None:
+            return self.embed_images(pixels[None].to(device))[0].cpu()
+        if state != self._cached_state:
+            self._cached_images.clear()
+            self._cached_state = state
         pixels = pixels.to(torch.float32).cpu().contiguous()
         key = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).digest()
         if key in self._cached_images:
             self._cached_images.move_to_end(key)
         else:
-            self._cached_images[key] = self.embed_images(pixels[None].to(device or self.device))[0].cpu()
+            self._cached_images[key] = self.embed_images(pixels[None].to(device))[0].cpu()
             if len(self._cached_images) > CACHED_IMAGES:
                 self._cached_images.popitem(last=False)
         return self._cached_images[key]
-
-    def train(self, mode: bool = True) -> KosmosG:
-        """Switch between training and evaluation; drops cached image embeddings, as weights may change."""
-        self._cached_images.clear()
-        return super().train(mode)
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As in torch; drops cached image embeddings."""
-        self._cached_images.clear()
-        return super().load_state_dict(*args, **kwargs)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> KosmosG:
-        before = self.decoder.norm.weight.dtype
-        super()._apply(*args, **kwargs)
-        if self.decoder.norm.weight.dtype != before:  # a mere move to another device keeps the weights' values
-            self._cached_images.clear()
-        return self
 
     def _aligner(self) -> AlignerNet:
         if self.aligner is None:
@@ -265,9 +263,10 @@ class KosmosG(nn.Module):
     def _image_embeddings(self, layouts: list[Layout], images: list[Sequence[Any]]) -> Tensor | None:
         embeddings = []
         size = self.config.vision.image_size
+        state = self._image_state(self.device) if any(layout.image_slots for layout in layouts) else None
         for layout, own in zip(layouts, images, strict=True):
             prepared = {slot: _one_image(preprocess_image(own[slot], size)) for slot in set(layout.image_slots)}
-            embeddings += [self.image_embeddings(prepared[slot]) for slot in layout.image_slots]
+            embeddings += [self._remembered_image(prepared[slot], self.device, state) for slot in layout.image_slots]
         return torch.stack(embeddings).to(self.device) if embeddings else None
 
 

@@ -1,4 +1,4 @@
-r"""The prompt grammar: text interleaved with picture marks and attention weights. Standard library only.
+r"""The prompt grammar: text interleaved with picture marks and weights. Standard library only.
 
     <i>   <image>               the next picture that no earlier mark has taken
     <i2>  <image2>  <image_2>   the picture in slot 2; slots may be named in any order and more than once
@@ -18,7 +18,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-MAX_WEIGHT = 1e6  # log(1e6) = 13.8 already drowns every other token, and float32 stays finite
+MAX_CHARACTERS = 200_000  # more than the model has places for, and still read in a moment
+MAX_WEIGHT = 1e6  # leaves a millionth of the rest, and float32 stays finite
 
 _MARK = r"<(?:i|image)(?:_?[0-9]+)?>"
 _LEXEME = re.compile(rf"\\[\\<():]|{_MARK}|[():]|[^\\<():]+|[\\<]")
@@ -47,7 +48,7 @@ class PromptError(ValueError):
 
 @dataclass(frozen=True)
 class Text:
-    """A stretch of text with one attention weight."""
+    """A stretch of text with one weight."""
 
     text: str
     weight: float = 1.0
@@ -79,19 +80,31 @@ class Prompt:
         object.__setattr__(self, "segments", tuple(_merged(self.segments)))
 
     @classmethod
-    def parse(cls, text: str, images: int | None = None, slots: Sequence[int] | None = None) -> Prompt:
+    def parse(
+        cls,
+        text: str,
+        images: int | None = None,
+        slots: Sequence[int] | None = None,
+        *,
+        beside: Prompt | None = None,
+        all_used: bool = True,
+    ) -> Prompt:
         """Read the node grammar (see the module).
 
         `images` is the number of pictures given, in slots 1 to `images`; `slots` lists their slot numbers instead
-        where some slots are empty. With neither, pictures are not counted. Raises PromptError, which quotes the prompt
+        where some slots are empty. With neither, pictures are not counted. Pictures that the prompt `beside` it marks
+        need no mark here, and `<i>` takes one that neither has marked. With `all_used` False, none need one; see
+        `check_all_used`. Raises PromptError, which quotes the prompt
         with a caret: unbalanced parentheses, a weight that is no number from 0 to MAX_WEIGHT, an unknown slot, more
         marks than pictures, unused pictures, or half of a surrogate pair.
         """
         check_text(text)
+        _check_characters(text)
         available = _available_slots(images, slots)
-        segments = tuple(_resolve(_scan(text), text, available))
-        if available is not None:
-            _check_all_used(segments, available, text)
+        others = () if beside is None else beside.images
+        segments = tuple(_resolve(_scan(text), text, available, {image.slot for image in others}))
+        if available is not None and all_used:
+            check_all_used((*others, *segments), available, text)
         return cls(segments)
 
     @classmethod
@@ -101,6 +114,7 @@ class Prompt:
         Raises PromptError where `images` is given and differs from the number of marks.
         """
         check_text(text)
+        _check_characters(text)
         texts = text.split("<i>")
         marks = len(texts) - 1
         if images is not None and images != marks:
@@ -209,10 +223,11 @@ def _scan(text: str) -> list[_Event]:
     return events
 
 
-def _resolve(events: Iterable[_Event], text: str, available: Sequence[int] | None) -> Iterable[Segment]:
-    """Give every text and mark the product of the weights round it, and every mark its picture."""
+def _resolve(
+    events: Iterable[_Event], text: str, available: Sequence[int] | None, taken: set[int]
+) -> Iterable[Segment]:
+    """Give every text and mark the product of the weights round it, and every mark its picture; adds to `taken`."""
     weights = [1.0]
-    taken: set[int] = set()
     unused = iter(available) if available is not None else itertools.count(1)
     index_of = None if available is None else {slot: index for index, slot in enumerate(available)}
     for event in events:
@@ -303,7 +318,14 @@ def check_text(text: str) -> None:
         raise PromptError(reason, text, error.start) from None
 
 
-def _check_all_used(segments: Iterable[Segment], available: Sequence[int], text: str) -> None:
+def _check_characters(text: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        reason = f"The prompt has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read: shorten it."
+        raise PromptError(reason, text, MAX_CHARACTERS)
+
+
+def check_all_used(segments: Iterable[Segment], available: Sequence[int], text: str) -> None:
+    """Raise PromptError, which quotes `text`, where a picture of the slots `available` has no mark in `segments`."""
     used = {segment.slot for segment in segments if isinstance(segment, ImageMark)}
     unused = [slot for slot in available if slot not in used]
     if not unused:

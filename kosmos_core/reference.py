@@ -21,13 +21,17 @@ from torch import Tensor
 
 from .crops import Crop
 from .images import CLIP_MEAN, CLIP_STD, normalise, resize_and_crop, to_rgb
-from .prompt import ImageMark, Prompt, Segment, Text
+from .prompt import ImageMark, Prompt, Segment, Text, check_text
 from .safetensors_file import WeightsError, read_header, write
+from .saved_clip import read_kosmos_header
 
 FORMAT = "kosmos-g-reference"
 FORMAT_VERSION = "1"
 EMBEDDINGS = "picture_tokens"  # the tensor's name in a file
 MAX_WEIGHT = 2.0
+LONGEST_NOUN = 200  # characters
+LARGEST_SIDE = 65536  # of the embeddings in a file
+LARGEST_EMBEDDING = 1e6  # in magnitude; what models make stays below 100
 
 # What a view goes through before the vision tower: image embeddings made in another way are not comparable.
 PREPARATION = hashlib.blake2b(
@@ -93,6 +97,12 @@ class Reference:
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= MAX_WEIGHT:
             raise ValueError(f"The weight of a reference is {self.weight}; expected 0 to {MAX_WEIGHT:g}.")
+        if len(self.noun) > LONGEST_NOUN:
+            raise ValueError(
+                f"The noun of a reference has {len(self.noun):,} characters; expected a word or two, such as dog "
+                f"(at most {LONGEST_NOUN})."
+            )
+        check_text(self.noun)
 
     @classmethod
     def of_crop(cls, crop: Crop, *, squash: bool = False, weight: float = 1.0, noun: str = "") -> Reference:
@@ -123,12 +133,16 @@ def average(references: Sequence[Reference], keep_norm: bool = False) -> Referen
 
 
 def image_embeddings(
-    source: Source | Tensor, size: int, embed: Callable[[Tensor], Tensor], model: Callable[[], str]
+    source: Source | Tensor,
+    size: int,
+    embed: Callable[[Tensor], Tensor],
+    model: Callable[[], str],
+    shape: tuple[int, int] | None = None,
 ) -> Tensor:
     """Image embeddings (latents, width) of a source, or of a picture (3, size, size) that is prepared already.
 
-    `embed` encodes a prepared picture, `model` gives the fingerprint of the model that does. Raises ValueError for a
-    reference from a file that another model made.
+    `embed` encodes a prepared picture, `model` gives the fingerprint of the model that does, `shape` is
+    (latents, width) of what it makes. Raises ValueError for a reference from a file that another model made.
     """
     if isinstance(source, View):
         source = source.prepared(size)
@@ -141,8 +155,14 @@ def image_embeddings(
                 f"{model()[:8]}), whose embeddings mean nothing to this one: load that file, or encode the picture "
                 "again and save it."
             )
+        held = tuple(source.image_embeddings.shape)
+        if shape is not None and held != shape:
+            raise ValueError(
+                f"The reference {source.name} holds {held[0]} x {held[1]} numbers, but this model reads {shape[0]} x "
+                f"{shape[1]} for a picture: the file is damaged; encode the picture again and save it."
+            )
         return source.image_embeddings
-    parts = torch.stack([image_embeddings(part, size, embed, model) for part in source.sources])
+    parts = torch.stack([image_embeddings(part, size, embed, model, shape) for part in source.sources])
     shares = torch.tensor(source.shares)[:, None, None]
     mean = (parts * shares).sum(0)
     if not source.keep_norm:
@@ -189,17 +209,23 @@ def model_fingerprint(path: str | os.PathLike) -> str:
 @lru_cache(maxsize=16)
 def _fingerprint(path: str, modified: int, size: int) -> str:
     digest = hashlib.blake2b(digest_size=16)
+    header, prefix = read_kosmos_header(path)
     with safetensors.safe_open(path, framework="pt") as file:
-        for name in sorted(file.keys()):
+        for name in sorted(header.shapes):
             if name.startswith(("vision.", "resampler.")):
-                tensor = file.get_tensor(name).contiguous()
+                tensor = file.get_tensor(prefix + name).contiguous()
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
                 digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 
-def save_reference(path: str | os.PathLike, embeddings: Tensor, reference: Reference, model: str) -> None:
-    """Write image embeddings (latents, width) with weight, noun and the hashes of model and preparation, atomically."""
+def save_reference(
+    path: str | os.PathLike, embeddings: Tensor, reference: Reference, model: str, *, new: bool = False
+) -> None:
+    """Write image embeddings (latents, width) with weight, noun and the hashes of model and preparation, atomically.
+
+    FileExistsError where the file has to be `new` and is not.
+    """
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -208,28 +234,47 @@ def save_reference(path: str | os.PathLike, embeddings: Tensor, reference: Refer
         "weight": repr(float(reference.weight)),
         "noun": reference.noun,
     }
-    write(path, [(EMBEDDINGS, embeddings.float(), torch.float32)], metadata)
+    write(path, [(EMBEDDINGS, embeddings.float(), torch.float32)], metadata, new=new)
 
 
 def load_reference(path: str | os.PathLike) -> Reference:
     """Read what `save_reference` wrote; WeightsError for anything else. The model is checked where it is used."""
     name = os.path.basename(path)
-    header = read_header(path)
+    again = "encode the picture again and save it"
+    try:
+        header = read_header(path)
+    except WeightsError as error:
+        # The sentence reaches whoever uses the server: its folders are not for them.
+        raise WeightsError(str(error).replace(os.fspath(path), name)) from None
     metadata: Mapping[str, str] = header.metadata
     if metadata.get("format") != FORMAT or EMBEDDINGS not in header.shapes:
         raise WeightsError(f"{name} is not a saved Kosmos-G reference; choose a file that was saved as one")
     for key, expected in (("format_version", FORMAT_VERSION), ("preparation", PREPARATION)):
         if metadata.get(key) != expected:
             raise WeightsError(
-                f"{name} was saved by a release that prepared pictures differently ({key} {metadata.get(key)}, "
-                f"expected {expected}); encode the picture again and save it"
+                f"{name} was saved by a release that prepared pictures differently ({key} "
+                f"{str(metadata.get(key))[:40]!r}, expected {expected}); {again}"
             )
-    with safetensors.safe_open(path, framework="pt") as file:
-        embeddings = file.get_tensor(EMBEDDINGS)
+    shape, kind = header.shapes[EMBEDDINGS], header.dtypes[EMBEDDINGS]
+    if kind != "F32" or len(shape) != 2 or not all(0 < side <= LARGEST_SIDE for side in shape):
+        raise WeightsError(
+            f"{name} holds {str(kind)[:20]} numbers of shape {str(shape)[:60]}; "
+            f"expected F32 of (latents, width): {again}"
+        )
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            embeddings = file.get_tensor(EMBEDDINGS)
+    except (safetensors.SafetensorError, OSError):
+        raise WeightsError(f"{name} is damaged or cannot be read; {again}") from None
+    if not (embeddings.abs() <= LARGEST_EMBEDDING).all():  # NaN compares as false
+        raise WeightsError(
+            f"{name} is damaged: it holds NaN, infinity or numbers above {LARGEST_EMBEDDING:g}, which would become NaN "
+            f"on their way; {again}"
+        )
     try:
         return Reference(Encoded(embeddings, metadata["model"], name), float(metadata["weight"]), metadata["noun"])
     except (KeyError, ValueError) as error:
-        raise WeightsError(f"{name} is damaged ({error}); encode the picture again and save it") from error
+        raise WeightsError(f"{name} is damaged ({error}); {again}") from error
 
 
 def _views(source: Source) -> Iterator[View]:

@@ -91,12 +91,17 @@ def read_header(path: str | os.PathLike) -> Header:
 
 
 def write(
-    path: str | os.PathLike, tensors: Iterable[tuple[str, Tensor, torch.dtype]], metadata: dict[str, str]
+    path: str | os.PathLike,
+    tensors: Iterable[tuple[str, Tensor, torch.dtype]],
+    metadata: dict[str, str],
+    *,
+    new: bool = False,
 ) -> None:
     """Write (name, tensor, type on disk) one after the other; the file appears under its name only when complete.
 
     A tensor is converted when its turn comes and let go of afterwards. Raises OSError (full disk, no permission, no
-    such folder) with the half-written file removed and an existing file untouched.
+    such folder) with the half-written file removed and an existing file untouched; FileExistsError where it has to be
+    `new` and is not.
     """
     path, entries, offset = Path(path), {}, 0
     if path.is_dir():
@@ -111,12 +116,14 @@ def write(
     header = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
     header += b" " * (-(8 + len(header)) % 64)  # so that a memory map holds the tensors at aligned addresses
     try:
-        with atomic_write(path) as file:
+        with atomic_write(path, new=new) as file:
             file.write(len(header).to_bytes(8, "little") + header)
             for _, tensor, dtype in tensors:
                 plain = tensor.detach().to("cpu", dtype).contiguous().flatten()
                 if plain.numel():
                     file.write(memoryview(plain.view(torch.uint8).numpy()))
+    except FileExistsError:
+        raise
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         way_out = "make room, or give a folder on another disk" if full else "give a folder in which you may write"

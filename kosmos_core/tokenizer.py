@@ -46,8 +46,9 @@ class Layout:
     """One prompt as the model reads it; lists of equal length s.
 
     token_ids: dictionary ids. image_mask: True where a picture's embeddings replace the token's own. key_weights: the
-    attention weight of each token, None if all are 1. image_slots: for each mark in order, the place of its picture in
-    the list of pictures, from 0. spans: which tokens came from which segment, one for each segment; bos has none.
+    weight of each token (see `emphasis`), None if all are 1. image_slots: for each mark in order, the place of its
+    picture in the list of pictures, from 0. spans: which tokens came from which segment, one for each segment; bos has
+    none.
     """
 
     token_ids: list[int]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from .config import KosmosGConfig
 from .model import KosmosG
-from .safetensors_file import Header, WeightsError, read_header, write
+from .safetensors_file import Header, WeightsError, write
+from .saved_clip import read_kosmos_header
 from .tokenizer import Tokenizer
 
 FORMAT = "kosmos-g"
@@ -40,6 +41,10 @@ OTHER_KINDS = (
     ("a ControlNet", ("control_model.",)),
     ("a ControlNet", ("controlnet_cond_embedding.",)),
     ("a Stable Diffusion checkpoint; load it as one, beside the Kosmos-G file", ("model.diffusion_model.",)),
+    (
+        "a Kosmos-G encoder that an earlier release let ComfyUI save without its tokenizer; save it again",
+        ("model.resampler.", "model.aligner."),
+    ),
     ("a Stable Diffusion U-Net", ("down_blocks.", "mid_block.")),
     ("an IP-Adapter", ("image_proj.", "ip_adapter.")),
     ("a T5 text encoder", ("encoder.block.", "SelfAttention")),
@@ -55,7 +60,7 @@ def identify(path: str | os.PathLike) -> str | None:
 
     Reads the header only; WeightsError where it is no complete safetensors file.
     """
-    return _other_kind(read_header(path))
+    return _other_kind(read_kosmos_header(path)[0])
 
 
 def _other_kind(header: Header) -> str | None:
@@ -69,7 +74,7 @@ def _other_kind(header: Header) -> str | None:
 
 def read_config(path: str | os.PathLike) -> tuple[KosmosGConfig, dict[str, Any]]:
     """Config and description (stage, dtype, provenance) of a Kosmos-G file; WeightsError where it is none."""
-    return _describe(path, read_header(path))
+    return _describe(path, read_kosmos_header(path)[0])
 
 
 def _describe(path: str | os.PathLike, header: Header) -> tuple[KosmosGConfig, dict[str, Any]]:
@@ -121,7 +126,7 @@ def load_model(
     tokenizer; ValueError for a `dtype` that is no floating-point type.
     """
     _check_dtype(dtype)
-    header = read_header(path)
+    header, prefix = read_kosmos_header(path)
     config, _ = _describe(path, header)
     with torch.device("meta"):
         # Layers of `operations` may get their weights only when they are loaded; torch's have them from the beginning.
@@ -131,7 +136,7 @@ def load_model(
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             wanted = (name for name in expected if training_half or not name.startswith(TRAINING_HALF))
-            weights = {name: file.get_tensor(name) for name in wanted}
+            weights = {name: file.get_tensor(prefix + name) for name in wanted}
             files = [file.get_tensor(name) for name in TOKENIZER_KEYS if name in header.shapes]
     except safetensors.SafetensorError as error:
         raise WeightsError(f"{path} is damaged ({error}); copy it again") from error
@@ -214,16 +219,29 @@ def save_weights(
     if stage not in STAGES:
         raise ValueError(f"stage is {stage!r}, expected one of {', '.join(STAGES)}")
     entries = [(name, tensor, dtype or tensor.dtype) for name, tensor in weights.items()]
-    if tokenizer is not None:
-        for name, content in zip(TOKENIZER_KEYS, tokenizer.to_bytes(), strict=True):
-            entries.append((name, torch.frombuffer(bytearray(content), dtype=torch.uint8), torch.uint8))
-    kinds = sorted({str(kind).removeprefix("torch.") for name, _, kind in entries if name not in TOKENIZER_KEYS})
-    metadata = {
+    entries += [(name, tensor, torch.uint8) for name, tensor in tokenizer_tensors(tokenizer).items()]
+    kinds = {kind for name, _, kind in entries if name not in TOKENIZER_KEYS}
+    write(path, entries, file_metadata(config, stage, kinds, provenance))
+
+
+def file_metadata(
+    config: KosmosGConfig, stage: str, dtypes: Iterable[torch.dtype], provenance: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """What a Kosmos-G file says of itself."""
+    return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "config": json.dumps(config.to_dict()),
         "stage": stage,
-        "dtype": ", ".join(kinds),
+        "dtype": ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)),
         "provenance": json.dumps(provenance or {}, default=str),
     }
-    write(path, entries, metadata)
+
+
+def tokenizer_tensors(tokenizer: Tokenizer | None) -> dict[str, Tensor]:
+    """A tokenizer's two files as tensors of bytes, under the names that they have in a Kosmos-G file."""
+    contents = () if tokenizer is None else tokenizer.to_bytes()
+    return {
+        name: torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        for name, content in zip(TOKENIZER_KEYS, contents, strict=False)
+    }

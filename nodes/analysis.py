@@ -107,11 +107,16 @@ def compare(first: Tensor, second: Tensor) -> list[str]:
     return lines
 
 
-def prompt_attention(clip: Any, text: str, images: PromptImages) -> tuple[Prompt, list[TokenGroup], Tensor, Tensor]:
-    """Prompt, its words and pictures, its condition (77, 768) and slots x tokens, encoded by a Kosmos-G CLIP."""
+def prompt_attention(
+    clip: Any, text: str, images: PromptImages, index: int = 0
+) -> tuple[Prompt, list[TokenGroup], Tensor, Tensor]:
+    """Prompt, its words and pictures, its condition (77, 768) and slots x tokens, encoded by a Kosmos-G CLIP.
+
+    `index` chooses one of the conditionings that a batch of pictures makes.
+    """
     encoder: TextEncoder = encoder_of(clip)
-    prompt = images.parse(text)[0]
-    tokens = clip.tokenize(prompt, images=images.sources(encoder.model.config.vision.image_size))
+    prompt = images.parse(text)[index]
+    tokens = clip.tokenize(prompt, images=images.sources(encoder.model.config.vision.image_size, index))
     tokenizer = encoder.model.required_tokenizer()
     groups = token_groups(tokenizer.layout(prompt), tokenizer)
     clip.load_model()

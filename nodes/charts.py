@@ -26,14 +26,21 @@ def heat(values: Tensor) -> Tensor:
     return torch.lerp(colours[upper - 1], colours[upper], part).round().to(torch.uint8)
 
 
-def overlay(image: Tensor, amounts: Tensor, label: str) -> Tensor:
-    """Heat of `amounts` (h, w), stretched over its own range, on the greyed picture (h, w, 3) uint8, with a caption."""
-    low, high = amounts.min(), amounts.max()
-    spread = (amounts - low) / (high - low).clamp(min=1e-12)
+def overlay(image: Tensor, amounts: Tensor, label: str, opacity: Tensor | None = None) -> Tensor:
+    """Heat of `amounts` (h, w), stretched over its own range, on the greyed picture (h, w, 3) uint8, with a caption.
+
+    `opacity` (h, w) in 0..1 fades the heat: where it is 0 the greyed picture stays without any.
+    """
+    inside = amounts if opacity is None or not opacity.any() else amounts[opacity > 0]
+    low, high = inside.min(), inside.max()
+    spread = ((amounts - low) / (high - low).clamp(min=1e-12)).clamp(min=0)
     sized = F.interpolate(spread[None, None], size=image.shape[:2], mode="bilinear")[0, 0]
     grey = image.float().mean(-1, keepdim=True)
-    mixed = (0.45 * grey + 0.55 * heat(sized).float()).round().to(torch.uint8)
-    return with_caption(mixed, label)
+    mixed = 0.45 * grey + 0.55 * heat(sized).float()
+    if opacity is not None and not bool((opacity == 1).all()):
+        shown = F.interpolate(opacity[None, None].float(), size=image.shape[:2], mode="nearest")[0, 0, :, :, None]
+        mixed = torch.lerp(grey.expand_as(mixed), mixed, shown)
+    return with_caption(mixed.round().to(torch.uint8), label)
 
 
 def with_caption(image: Tensor, label: str) -> Tensor:

@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..kosmos_core import Prompt
+from ..kosmos_core.prompt import PromptError, check_all_used
 from ..kosmos_core.reference import Mean, Reference, Source, View, average, with_references
 
 SLOTS = 8
@@ -74,6 +75,21 @@ class PromptImages:
         prompt = Prompt.parse(text, slots=self.slots)
         return [with_references(prompt, references) for references in self.batches]
 
+    def parse_both(self, text: str, negative: str) -> tuple[list[Prompt], list[Prompt]]:
+        """The prompts and the negative prompts for each conditioning; every picture has a mark in either.
+
+        In the negative, `<i>` takes the next picture that has no mark yet. It is one prompt where it has no pictures.
+        PromptError where something is wrong.
+        """
+        prompt = Prompt.parse(text, slots=self.slots, all_used=False)
+        unwanted = _parse_negative(negative, self.slots, prompt)
+        check_all_used((*prompt.segments, *unwanted.segments), self.slots, text)
+        batches = self.batches if unwanted.images else self.batches[:1]
+        return (
+            [with_references(prompt, references) for references in self.batches],
+            [with_references(unwanted, references) for references in batches],
+        )
+
     def sources(self, size: int, index: int = 0) -> list[Tensor | Source]:
         """What CLIP.tokenize takes as images for one conditioning of a model with pictures of `size`.
 
@@ -87,6 +103,13 @@ class PromptImages:
             except ValueError as error:
                 raise ValueError(f"image_{slot}: {error}") from error
         return sources
+
+
+def _parse_negative(text: str, slots: tuple[int, ...], beside: Prompt) -> Prompt:
+    try:
+        return Prompt.parse(text, slots=slots, beside=beside, all_used=False)
+    except PromptError as error:
+        raise PromptError(f"In the negative prompt: {error.reason}", error.prompt, error.position) from None
 
 
 def _prepared(source: Source, size: int) -> Tensor | Source:

@@ -22,6 +22,9 @@ def is_ready(layer: nn.Module, x: Tensor) -> bool:
         and weight.device == x.device
         and not layer.weight_function
         and not layer.bias_function
+        # Where newer ComfyUI keeps the patches of a layer that it brings to the device when it is needed.
+        and getattr(layer, "weight_lowvram_function", None) is None
+        and getattr(layer, "bias_lowvram_function", None) is None
     )
 
 

@@ -18,6 +18,7 @@ from .schema import node_schema
 
 CATEGORY = "Kosmos-G/reference"
 VIEW_SIZE = 224  # pixels of a side that the official model sees
+MOST_ENTITIES = 64
 MEANS = ("mean", "norm-preserving mean")
 
 
@@ -54,8 +55,8 @@ def crop_inputs(default_background: str = "white") -> list[io.Input]:
             min=0.0,
             max=MAX_WEIGHT,
             step=0.05,
-            tooltip="How much attention the picture gets; it multiplies with a weight in the prompt. 1 is neutral, 0 "
-            "hides the picture.",
+            tooltip="How much the picture counts beside the rest of the prompt; it multiplies with a weight in the "
+            "prompt. 1 is neutral, 0 hides the picture.",
         ),
     ]
 
@@ -249,6 +250,12 @@ class KosmosGEntities(io.ComfyNode):
             )
         if only > len(masks):
             raise ValueError(f"only is {only}, but there are {len(masks)} masks: choose one of them, or 0 for all.")
+        if not only and len(masks) > MOST_ENTITIES:
+            raise ValueError(
+                f"masks holds {len(masks)} masks, but at most {MOST_ENTITIES} become references at once, each with a "
+                "picture of its own: choose one by its number in only, or fewer with Get Mask from Batch or the "
+                "segmentation node's own limits."
+            )
         names = [*nouns.split("\n"), *[""] * len(masks)]
         made: list[tuple[Any, ...]] = []
         for index in [only - 1] if only else range(len(masks)):

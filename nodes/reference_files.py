@@ -6,11 +6,11 @@ import contextlib
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import folder_paths
-import torch
 from comfy_api.latest import io
 
 from ..kosmos_core.reference import Encoded, Reference, load_reference, save_reference
@@ -21,7 +21,9 @@ from .schema import node_schema
 
 FOLDER = "kosmos_g_references"
 SUFFIX = ".safetensors"
-FORBIDDEN = re.compile(r'[\x00-\x1f<>:"|?*]')
+FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\ud800-\udfff]')
+RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)  # Windows has devices there
+LONGEST_PART = 200  # bytes: file systems take 255, and a number, the ending and a temporary name are added
 
 
 def register_reference_folder() -> None:
@@ -35,26 +37,55 @@ def register_reference_folder() -> None:
         os.makedirs(saved, exist_ok=True)
 
 
-def new_file(name: str) -> Path:
-    """The path for a new reference called `name` (folders with /), with a number where that name is taken.
+def path_of(name: str) -> Path:
+    """The path of a reference called `name` (folders with /), whose folder exists then.
 
-    Raises ValueError for a name that would leave the folder or that no file can have.
+    Raises ValueError for a name that would leave the folder or that a file cannot have on some system.
     """
     folder = Path(folder_paths.get_output_directory()) / FOLDER
     parts = [part.strip() for part in name.replace("\\", "/").removesuffix(SUFFIX).split("/")]
-    if FORBIDDEN.search(name) or any(part in ("", ".", "..") for part in parts) or len(name) > 120:
+    if (
+        FORBIDDEN.search(name)
+        or any(part in ("", ".", "..") or part.endswith(".") or RESERVED.fullmatch(part) for part in parts)
+        or any(len(part.encode("utf-8", "surrogatepass")) > LONGEST_PART for part in parts)
+        or len(name) > 120
+    ):
+        shown = "".join(char if char.isprintable() else "�" for char in name[:130])
         raise ValueError(
-            f"name is {name[:130]!r}; expected a file name of up to 120 characters such as my_dog or pets/dog, without "
-            "a leading slash, '..' or any of <>:\"|?*."
+            f"name is {shown!r}; expected a file name of up to 120 characters ({LONGEST_PART} bytes a part) such "
+            "as my_dog or pets/dog, without a leading slash, '..', a dot at the end, any of <>:\"|?*, half characters "
+            "or names that Windows keeps for devices, such as con."
         )
     path = folder.joinpath(*parts)
-    free = path.with_name(path.name + SUFFIX)
-    number = 2
-    while free.exists():
-        free = path.with_name(f"{path.name}_{number}{SUFFIX}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"name is {name!r}, but a part of it before the last / is a file: choose another.") from None
+    return path
+
+
+def save_new(name: str, save: Callable[[Path], None]) -> Path:
+    """Call `save` with the first free path for `name`: the name itself, or with a number. Returns the path.
+
+    `save` has to raise FileExistsError where the file exists by then: another server may take the same name.
+    """
+    path = path_of(name)
+    number = 0
+    while True:
         number += 1
-    free.parent.mkdir(parents=True, exist_ok=True)
-    return free
+        free = path.with_name(f"{path.name}{'' if number == 1 else f'_{number}'}{SUFFIX}")
+        if free.exists():
+            continue
+        try:
+            save(free)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            shown = free.relative_to(folder_paths.get_output_directory())
+            raise ValueError(
+                f"{shown} cannot be written in the output folder ({error.strerror}): make room or allow writing there."
+            ) from error
+        return free
 
 
 class KosmosGSaveReference(io.ComfyNode):
@@ -90,13 +121,13 @@ class KosmosGSaveReference(io.ComfyNode):
     def execute(cls, clip: Any, reference: Reference, name: str) -> io.NodeOutput:
         """Encode and save."""
         encoder = encoder_of(clip)
-        path = new_file(name)
+        path_of(name)  # a bad name is told before anything is computed
         clip.load_model()
         encoder.reset_clip_options()
         model = encoder.fingerprint()
         with progress(encoder, 0, len(reference.views)):
             embeddings = encoder.image_embeddings(reference.source)
-        save_reference(path, embeddings, reference, model)
+        path = save_new(name, lambda free: save_reference(free, embeddings, reference, model, new=True))
         encoded = Reference(Encoded(embeddings, model, path.name), reference.weight, reference.noun)
         shown = str(path.relative_to(folder_paths.get_output_directory()))
         return io.NodeOutput(encoded, ui={"text": [f"Saved as {shown}"]})
@@ -135,20 +166,23 @@ class KosmosGLoadReference(io.ComfyNode):
         """Say where references are looked for when one is missing."""
         if folder_paths.get_full_path(FOLDER, file) is not None:
             return True
-        searched = ", ".join(folder_paths.get_folder_paths(FOLDER))
         known = ", ".join(folder_paths.get_filename_list(FOLDER)[:10]) or "none"
-        return f"There is no reference {file!r}. Searched: {searched}. Found there: {known}."
+        shown = "".join(char if char.isprintable() else "�" for char in file[:130])
+        return (
+            f"There is no reference {shown!r}. Searched: {FOLDER} in the output and the model folders. Found there: "
+            f"{known}."
+        )
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
         """Load again when the file's content has changed."""
         path = folder_paths.get_full_path(FOLDER, file)
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else "missing"
+        if not path:
+            return "missing"
+        with open(path, "rb") as content:  # in pieces: what else lies in the folder may be large
+            return hashlib.file_digest(content, "sha256").hexdigest()
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         """Load."""
-        reference = load_reference(folder_paths.get_full_path_or_raise(FOLDER, file))
-        if not torch.isfinite(reference.source.image_embeddings).all():
-            raise ValueError(f"{file} is damaged: it holds NaN or infinite values; save the reference again.")
-        return io.NodeOutput(reference)
+        return io.NodeOutput(load_reference(folder_paths.get_full_path_or_raise(FOLDER, file)))

@@ -50,8 +50,9 @@ class KosmosGTextEncode(io.ComfyNode):
                     default="",
                     optional=True,
                     placeholder="what the picture should not show",
-                    tooltip="The negative prompt, text only. It has to be encoded by Kosmos-G as well: a negative from "
-                    "the checkpoint's CLIP does not fit. Empty is what the model was trained with.",
+                    tooltip="The negative prompt, with pictures too: <i> takes the next picture that no mark has, <i2> "
+                    "is image_2. It has to be encoded by Kosmos-G as well: a negative from the checkpoint's CLIP does "
+                    "not fit. Empty is what the model was trained with.",
                 ),
                 *image_inputs(),
                 io.Float.Input(
@@ -107,29 +108,28 @@ class KosmosGTextEncode(io.ComfyNode):
         """
         encoder = encoder_of(clip)
         prompt_images = PromptImages.gather(images, batch)
-        prompts = prompt_images.parse(text)
-        unwanted = _parse_negative(negative)
+        prompts, unwanted = prompt_images.parse_both(text, negative)
 
         size = encoder.model.config.vision.image_size
-        full = [
-            clip.tokenize(prompt, images=prompt_images.sources(size, index)) for index, prompt in enumerate(prompts)
-        ]
-        null = clip.tokenize(unwanted)
-        text_matters = bool(prompt_images) and (likeness != 1 or is_read(TEXT_ONLY, "KosmosGTextEncode"))
+        sources = [prompt_images.sources(size, index) for index in range(len(prompts))]
+        full, null = (
+            [clip.tokenize(prompt, images=images) for prompt, images in zip(group, sources, strict=False)]
+            for group in (prompts, unwanted)
+        )
+        seen = bool(prompts[0].images)
+        text_matters = seen and (likeness != 1 or is_read(TEXT_ONLY, "KosmosGTextEncode"))
         # Nouns are the same for all of a batch, so all of it has one text.
         alone = clip.tokenize(prompts[0].text_only()) if text_matters else None
-        with progress(encoder, len(full) + 1 + text_matters, len(full) * len(prompt_images.slots)):
+        with progress(encoder, len(full) + len(null) + text_matters, len(full) * len(prompt_images.slots)):
             positive = _joined([clip.encode_from_tokens_scheduled(tokens) for tokens in full])
-            nothing = clip.encode_from_tokens_scheduled(null)
-            text_only = (
-                clip.encode_from_tokens_scheduled(alone) if text_matters else None if prompt_images else positive
-            )
-        if prompt_images and likeness != 1:
+            nothing = _joined([clip.encode_from_tokens_scheduled(tokens) for tokens in null])
+            text_only = clip.encode_from_tokens_scheduled(alone) if text_matters else None if seen else positive
+        if seen and likeness != 1:
             positive = [
                 [mix_likeness(plain, condition, likeness), options]
                 for (condition, options), (plain, _) in zip(positive, text_only, strict=True)
             ]
-        report = _report(prompts, unwanted, prompt_images, [_length(tokens, encoder) for tokens in (full[0], null)])
+        report = _report(prompts, unwanted[0], prompt_images, [_length(tokens[0], encoder) for tokens in (full, null)])
         return io.NodeOutput(positive, nothing, text_only, report)
 
 
@@ -145,16 +145,6 @@ def _joined(conditionings: list[Conditioning]) -> Conditioning:
     return joined
 
 
-def _parse_negative(negative: str) -> Prompt:
-    prompt = Prompt.parse(negative)
-    if prompt.images:
-        raise ValueError(
-            f"The negative prompt has a mark <i{prompt.images[0].slot}>, but it takes text only: describe in words "
-            r"what the picture should not show, or write \<i> for plain text."
-        )
-    return prompt
-
-
 def _length(section: dict[str, Any], encoder: TextEncoder) -> int:
     """Number of tokens that the model reads."""
     latents = encoder.model.config.resampler.latents
@@ -168,11 +158,18 @@ def _report(prompts: list[Prompt], negative: Prompt, images: PromptImages, lengt
     if lengths[0] > CONTEXT:
         length += ": longer than any sequence the model was trained on, expect little of its end"
     lines = [length]
+    lines += _describe_images(prompt, images)
+    if len(prompts) > 1:
+        lines.append(f"{len(prompts)} conditionings, one for each picture of the batch")
+    lines.append(f"negative: `{negative.normalised() or '(empty)'}`, {lengths[1]} tokens")
+    lines += [f"{line}, in the negative" for line in _describe_images(negative, images)]
+    return "\n".join([f"`{prompt.normalised() or '(empty prompt)'}`", "", *(f"- {line}" for line in lines)])
+
+
+def _describe_images(prompt: Prompt, images: PromptImages) -> list[str]:
+    lines = []
     for image in prompt.images:
         weight = "" if image.weight == 1 else f", weight {image.weight:g}"
         source = describe_source(images.batches[0][image.index])
         lines.append(f"`<i{image.slot}>`: image_{image.slot}, {source}{weight}")
-    if len(prompts) > 1:
-        lines.append(f"{len(prompts)} conditionings, one for each picture of the batch")
-    lines.append(f"negative: `{negative.normalised() or '(empty)'}`, {lengths[1]} tokens")
-    return "\n".join([f"`{prompt.normalised() or '(empty prompt)'}`", "", *(f"- {line}" for line in lines)])
+    return lines

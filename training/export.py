@@ -24,6 +24,7 @@ from kosmos_core import KosmosG, KosmosGConfig, Tokenizer
 from kosmos_core.weights import save_weights
 
 from .base.errors import CheckpointError
+from .base.signals import stoppable
 from .engine.checkpoint import latest_checkpoint
 from .engine.checkpoint_reader import load, read_progress, stored
 from .weights.provenance import TOKENIZER_FILES, TOKENIZER_FOLDER
@@ -143,4 +144,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stoppable(main, "the file is as it was before."))

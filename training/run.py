@@ -8,7 +8,9 @@ accelerate launch --num_processes 8 --module training.run --config training/conf
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,10 +18,14 @@ import torch
 from .base.errors import CheckpointError, ConfigError, TrainingStopped
 from .base.precision import choose_precision
 from .base.processes import ProcessGroup, join_process_group
+from .base.settings import as_typed, plain
+from .base.signals import StopSignal
 from .engine.checkpoint import Checkpoints, latest_checkpoint
 from .engine.loop import Trainer
 from .engine.progress import Progress
+from .engine.resumed_settings import changes, refuse, sentence, stored_settings
 from .engine.run_config import RunConfig, parse
+from .engine.run_folder import owned
 from .engine.sharding import choose_sharding, parallelize
 from .stages import stage_module
 from .weights.provenance import record_start
@@ -49,39 +55,56 @@ def checkpoint_to_resume(config: RunConfig, checkpoints: Checkpoints) -> Path | 
     return path
 
 
-def train(config: RunConfig, process_group: ProcessGroup) -> None:
+def train(config: RunConfig, process_group: ProcessGroup, stop: StopSignal) -> None:
     """Build the stage of `config`, spread it over `process_group` and train."""
     # Processes decide alike, though measured on each.
     config.precision = process_group.gather(choose_precision(config.precision, process_group.device))[0]
     kind = choose_sharding(config.parallel, process_group)
-    checkpoints = Checkpoints(config.run_folder, config.checkpoint, process_group)
-    checkpoints.prepare()
-    start = checkpoint_to_resume(config, checkpoints)
-    model_device = process_group.device
-    if kind == "fsdp2":  # which moves it itself, shard by shard
-        model_device = torch.device("cpu" if process_group.rank == 0 else "meta")
-    try:
-        stage = stage_module(config.stage).build(config, process_group.device, model_device)
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{error}") from error
-    stage.set_trainable()
-    engine = parallelize(stage, kind, config.parallel, config.optim, config.precision, process_group)
-    trainer = Trainer(config, engine, checkpoints)
-    if start is not None:  # before anything is written: a checkpoint that cannot be read leaves the folder as it was
+    with owned(Path(config.run_folder), process_group):
+        checkpoints = Checkpoints(config.run_folder, config.checkpoint, process_group)
+        checkpoints.prepare()
+        start = checkpoint_to_resume(config, checkpoints)
+        model_device = process_group.device
+        if kind == "fsdp2":  # which moves it itself, shard by shard
+            model_device = torch.device("cpu" if process_group.rank == 0 else "meta")
+        try:
+            stage = stage_module(config.stage).build(config, process_group.device, model_device)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"{error}") from error
+        stage.set_trainable()
+        engine = parallelize(stage, kind, config.parallel, config.optim, config.precision, process_group)
+        trainer = Trainer(config, engine, checkpoints, stop)
+        try:
+            _run(config, process_group, trainer, start)
+        finally:
+            trainer.close()
+
+
+def _run(config: RunConfig, process_group: ProcessGroup, trainer: Trainer, start: Path | None) -> None:
+    """Begin, or go on from `start`: nothing in the run folder changes before the checkpoint was read and accepted."""
+    folder, stage, changed = Path(config.run_folder), trainer.engine.stage, {}
+    tokenizer = getattr(stage.model, "tokenizer", None)
+    if start is not None:
+        settings = plain(config)
         trainer.restore(start)
-    folder, described = Path(config.run_folder), config.to_yaml()
+        refuse(start, trainer.counters.step, settings, tokenizer)
+        changed = changes(stored_settings(start), settings)
+    else:
+        trainer.open_streams()
+    described = config.to_yaml()
     if process_group.rank == 0:
         try:
-            record_start(folder, described, process_group, start, getattr(stage.model, "tokenizer", None))
+            record_start(folder, described, process_group, start, tokenizer, changed)
         except OSError as error:
             raise CheckpointError(
                 f"run_folder: {folder} cannot be written ({error.strerror}); make room or choose another --run_folder."
             ) from error
-    progress = Progress(folder, config.steps, config.log, described, process_group)
+    progress = Progress(folder, config.steps, config.log, described, process_group, trainer.counters.step)
     try:
         if start is not None:
-            progress.resume(trainer.counters.step)
             progress.say(f"Going on from {start}.")
+            if changed:
+                progress.say(f"Changed since then: {sentence(changed)}.")
         else:
             for note in getattr(stage, "notes", ()):
                 progress.say(note)
@@ -92,17 +115,41 @@ def train(config: RunConfig, process_group: ProcessGroup) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 when trained or stopped by a signal, 1 when training failed, 2 for a wrong configuration."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    stop = StopSignal()
     try:
-        config = parse(sys.argv[1:] if arguments is None else arguments)
+        config = parse(arguments)
         with join_process_group(config.device, config.parallel.processes) as process_group:
-            train(config, process_group)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+            return _reported(process_group, arguments, lambda: train(config, process_group, stop))
+    except ConfigError as error:  # the same on every process of a machine, but for their devices
+        if os.environ.get("LOCAL_RANK", "0") == "0" or str(error).startswith("device:"):
+            print(f"error: {as_typed(str(error), arguments)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Stopped at once by a second Ctrl-C; --resume auto goes on from the last checkpoint.", file=sys.stderr)
+        return 130
+
+
+def _reported(process_group: ProcessGroup, arguments: list[str], work: Callable[[], None]) -> int:
+    """The exit code of `work`, its error printed by the first of the processes that has it."""
+    try:
+        work()
+        return 0
+    except ConfigError as error:
+        message, code = as_typed(str(error), arguments), 2
     except (CheckpointError, TrainingStopped) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        message, code = str(error), 1
+    except RuntimeError as error:
+        if not process_group.is_lost_peer(error):
+            raise
+        message, code = (
+            "another process of this run has ended or cannot be reached any more; what ended it stands above, or in "
+            "that machine's own output. Start all of them again with --resume auto: the last checkpoint is complete.",
+            1,
+        )
+    if process_group.says_first(message):
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    return code
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from kosmos_core import Tokenizer, load_model
 from kosmos_core.diffusers.stable_diffusion import ddpm_scheduler
 
 from . import export, run
+from .base.signals import stoppable
 from .data.synthetic import COLOURS, SHAPES, write_all
 from .engine.checkpoint import latest_checkpoint, step_of
 
@@ -162,4 +163,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stoppable(main, "the folder holds what was done so far."))

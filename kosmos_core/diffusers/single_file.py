@@ -7,6 +7,7 @@ a smaller U-Net with the same key names loads as well. diffusers and transformer
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 import tempfile
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..safetensors_file import WeightsError
+from .checkpoint_file import first_line, read_tensors
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 UNET, VAE, CLIP = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."  # how the parts' names begin
 CONTROLNET = "control_model."
+HINT = "controlnet_cond_embedding."  # how the names of a ControlNet's own first layers begin in diffusers
 ATTENTION_HEADS = 8  # of every SD1.5 transformer; no tensor tells it
 CLIP_HEAD_WIDTH = 64  # of every CLIP text encoder; no tensor tells it
 LATENT_SCALE = 0.18215  # of SD1.5's autoencoder
@@ -47,15 +50,7 @@ class SingleFile:
         with self.path.open("rb") as file:
             if file.read(9)[8:] == b"{":
                 return None
-        try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # pickle, zip and torch each raise errors of their own
-            raise WeightsError(
-                f"{self.path} cannot be read as a checkpoint without running code that it may hold "
-                f"({first_line(error)}); give the .safetensors form of the model"
-            ) from error
-        content = content.get("state_dict", content)
-        return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+        return read_tensors(self.path)
 
     @functools.cached_property
     def names(self) -> frozenset[str]:
@@ -141,13 +136,19 @@ class SingleFile:
         return model.to(dtype)
 
     def controlnet(self, dtype: torch.dtype = torch.float32) -> ControlNetModel:
-        """The ControlNet, in a file of its own."""
+        """The ControlNet, in a file of its own: under the names of its first code or under those of diffusers."""
         from diffusers import ControlNetModel
 
+        if f"{HINT}conv_in.weight" in self.names:
+            tensors = self.tensors("")
+            return self._module(ControlNetModel, tensors, lambda: controlnet_config(tensors, self.path), dtype)
         prefix = CONTROLNET if any(name.startswith(CONTROLNET) for name in self.names) else ""
         tensors = self.tensors(prefix)
         if f"{prefix}input_hint_block.0.weight" not in tensors:
-            raise WeightsError(f"{self.path} holds no ControlNet (input_hint_block...); give a ControlNet for SD1.5")
+            raise WeightsError(
+                f"{self.path} holds no ControlNet (no tensor named input_hint_block... or {HINT}...); give a "
+                "ControlNet for SD1.5"
+            )
         return self._module(ControlNetModel, tensors, lambda: unet_config(tensors, prefix, self.path), dtype)
 
     def _module(
@@ -168,11 +169,6 @@ class SingleFile:
                     f"the {kind.__name__} of {self.path} cannot be loaded ({first_line(error)}); it is damaged or not "
                     "of the Stable Diffusion 1.x family"
                 ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """What another library says in its first line; the rest is often a page of names."""
-    return str(error).strip().split("\n")[0]
 
 
 def unet_config(tensors: dict[str, Tensor], prefix: str, path: Path) -> dict[str, Any]:
@@ -211,6 +207,36 @@ def unet_config(tensors: dict[str, Tensor], prefix: str, path: Path) -> dict[str
         sizes["up_block_types"] = ["CrossAttnUpBlock2D" if x else "UpBlock2D" for x in reversed(attention)]
         sizes["sample_size"] = 64
     return sizes
+
+
+def controlnet_config(tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
+    """Sizes of a ControlNet as keys and shapes tell them, under diffusers' names."""
+    levels = _count(tensors, "down_blocks.{}.resnets.0.conv1.weight")
+    layers = {_count(tensors, f"down_blocks.{level}.resnets.{{}}.conv1.weight") for level in range(levels)}
+    context = next((x.shape[1] for name, x in tensors.items() if name.endswith("attn2.to_k.weight")), 0)
+    if not levels or not context or len(layers) != 1:
+        raise WeightsError(f"{path} holds a ControlNet of another family; give a ControlNet for SD1.5")
+    hint = [tensors[f"{HINT}conv_in.weight"]]
+    hint += [
+        tensors[f"{HINT}blocks.{index}.weight"] for index in range(1, _count(tensors, HINT + "blocks.{}.weight"), 2)
+    ]
+    attention = [f"down_blocks.{level}.attentions.0.norm.weight" in tensors for level in range(levels)]
+    flat = any(x.ndim == 2 for name, x in tensors.items() if name.endswith("attentions.0.proj_in.weight"))
+    return {
+        "cross_attention_dim": context,
+        "attention_head_dim": ATTENTION_HEADS,
+        "use_linear_projection": flat,
+        "block_out_channels": [tensors[f"down_blocks.{x}.resnets.0.conv1.weight"].shape[0] for x in range(levels)],
+        "layers_per_block": layers.pop(),
+        "down_block_types": ["CrossAttnDownBlock2D" if x else "DownBlock2D" for x in attention],
+        "conditioning_channels": hint[0].shape[1],
+        "conditioning_embedding_out_channels": [x.shape[0] for x in hint],
+    }
+
+
+def _count(tensors: dict[str, Tensor], pattern: str) -> int:
+    """How many numbers from 0 on, in the place of `{}`, give the name of a tensor."""
+    return next(number for number in itertools.count() if pattern.format(number) not in tensors)
 
 
 def vae_config(tensors: dict[str, Tensor]) -> dict[str, Any]:

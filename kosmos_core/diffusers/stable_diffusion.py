@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ import torch
 from safetensors import SafetensorError
 
 from ..safetensors_file import WeightsError
-from .single_file import ATTENTION_HEADS, LATENT_SCALE, SingleFile, first_line
+from .checkpoint_file import first_line
+from .single_file import ATTENTION_HEADS, LATENT_SCALE, SingleFile
 
 if TYPE_CHECKING:
     from diffusers import (
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 
 CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
 SMALL = 16  # latents of a side up to which a CPU computes attention faster by plain products than by torch's fused one
+# A weight file of a diffusers folder, or one of several that hold the weights together.
+WEIGHTS_NAME = re.compile(
+    r"(?:diffusion_pytorch_|pytorch_)?model(?:-\d+-of-\d+)?(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.(?P<format>safetensors|bin)"
+)
 NOISE_SCHEDULE: dict[str, Any] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -205,8 +211,7 @@ class StableDiffusion:
         import transformers
 
         folder = self._folder(part)
-        halves = not any(folder.glob("*model.safetensors")) and any(folder.glob("*.fp16.*"))
-        options: dict[str, Any] = {"local_files_only": True} | ({"variant": "fp16"} if halves else {})
+        options: dict[str, Any] = {"local_files_only": True, "variant": _variant(folder)}
         if part == "text_encoder":  # transformers has renamed the argument for the type; its models are cast afterwards
             return transformers.CLIPTextModel.from_pretrained(folder, **options)
         config = folder / "config.json"
@@ -237,7 +242,24 @@ def load_controlnet(
     with _refusing(option, f"the ControlNet {path}"):
         if path.is_file():
             return SingleFile(path).controlnet(dtype)
-        return ControlNetModel.from_pretrained(path, torch_dtype=dtype, local_files_only=True)
+        return ControlNetModel.from_pretrained(path, torch_dtype=dtype, local_files_only=True, variant=_variant(path))
+
+
+def _variant(folder: Path) -> str | None:
+    """The variant, such as fp16, in which a diffusers folder has its weights; None for plain names.
+
+    Plain safetensors come first, then half precision, plain `.bin` files and whatever else there is.
+    """
+    found = set()
+    for file in folder.iterdir():
+        if named := WEIGHTS_NAME.fullmatch(file.name):
+            found.add((named["variant"], named["format"]))
+    variants = sorted(variant for variant, _ in found if variant)
+    if (None, "safetensors") in found:
+        return None
+    if "fp16" in variants:
+        return "fp16"
+    return None if (None, "bin") in found or not variants else variants[0]
 
 
 def _existing_path(path: str | Path, option: str, what: str) -> Path:

@@ -59,10 +59,13 @@ ALLOWED = {
 }
 
 
-class _Unpickler(StrictUnpickler):
+class CheckpointUnpickler(StrictUnpickler):
+    """Reads tensors and plain values; what describes the training run becomes a stand-in, all else is refused."""
+
     stored_bytes: int  # of the whole file
 
     def find_class(self, module: str, name: str) -> Any:
+        """An `Allowed`, a number format or a stand-in."""
         if (module, name) in ALLOWED:
             return ALLOWED[module, name]
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
@@ -132,17 +135,26 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], int | N
     return model, next(filter(None, (_told_heads(content.get(key)) for key in ("cfg", "args"))), None)
 
 
-def _read(path: Path) -> Any:
-    class Unpickler(_Unpickler):
+def read_pickle(path: Path, unpickler: type[CheckpointUnpickler]) -> Any:
+    """What torch.save wrote, as `unpickler` reads it; tensors are memory-mapped where the file allows.
+
+    Raises Refused, or what pickle, zip and torch raise for a damaged file.
+    """
+
+    class Unpickler(unpickler):
         stored_bytes = path.stat().st_size
 
     # What torch.load needs of a pickle module.
     restricted = types.ModuleType("kosmos_core restricted pickle")
     restricted.Unpickler = Unpickler
     restricted.load = lambda file, **options: Unpickler(file, **options).load()
+    mapped = _check_container(path)
+    return torch.load(path, map_location="cpu", mmap=mapped, weights_only=False, pickle_module=restricted)
+
+
+def _read(path: Path) -> Any:
     try:
-        mapped = _check_container(path)
-        return torch.load(path, map_location="cpu", mmap=mapped, weights_only=False, pickle_module=restricted)
+        return read_pickle(path, CheckpointUnpickler)
     except Refused as error:
         raise WeightsError(
             f"{path} was not opened: {error}, which no Kosmos-G checkpoint contains. It may do harm when it is "

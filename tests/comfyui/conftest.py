@@ -18,13 +18,14 @@ from PIL import Image
 from safetensors import safe_open
 
 from dev.client import Client
-from dev.install import copy_comfyui
+from dev.install import COMFYUI_TREE, comfyui_version, copy_comfyui
 from dev.server import Server, prepare_folder, running_server
 from kosmos_core import KosmosG, load_model
 from tests.tiny.comfyui_files import save_tiny_checkpoint, save_tiny_controlnet, save_tiny_lora
 from tests.tiny.kosmos_file import save_tiny_kosmos
 
 IMAGES = ("dog.png", "hat.png", "tree.png")
+COMFYUI = comfyui_version() if COMFYUI_TREE.is_dir() else ()
 PROBE_NODES = Path(__file__).parent / "probe_nodes"
 
 
@@ -87,13 +88,14 @@ def images(comfyui_folder: Path) -> dict[str, Image.Image]:
 def probed(server: Server) -> Callable[[str], ProbeRecord]:
     """Reads what a probe node of the given name wrote."""
 
-    def read(name: str) -> ProbeRecord:
-        path = server.folder / "output" / f"{name}.safetensors"
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
-            return ProbeRecord(tensors, json.loads((file.metadata() or {}).get("scalars", "[]")))
+    return lambda name: read_probe(server, name)
 
-    return read
+
+def read_probe(server: Server, name: str) -> ProbeRecord:
+    """What a probe node of the given name wrote."""
+    with safe_open(server.folder / "output" / f"{name}.safetensors", framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
+        return ProbeRecord(tensors, json.loads((file.metadata() or {}).get("scalars", "[]")))
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,23 @@ def test_a_new_sampling_replaces_the_trace(client: Client, probed: Probed, graph
     assert torch.equal(probed("pictures").tensors["image"], second)
 
 
+def test_the_trace_is_of_the_model_that_samples_and_not_of_the_one_the_recorder_was_given(
+    client: Client, probed: Probed
+) -> None:
+    maps = []
+    for twin_first in (True, False):
+        graph = SamplingGraph().prompt(TEXT, "dog.png", "hat.png")
+        if twin_first:
+            graph.model = link(graph.add("ProbeTwin", model=graph.model))
+        _, shown = recorded(graph)
+        if not twin_first:
+            sampler = next(node for node in graph.nodes.values() if node["class_type"] == "KSampler")
+            sampler["inputs"]["model"] = link(graph.add("ProbeTwin", model=graph.model))
+        client.run(graph.nodes).text(shown)
+        maps.append(probed("pictures").tensors["image"])
+    assert torch.equal(*maps)
+
+
 def test_the_steps_that_are_recorded_make_a_difference_and_steps_beyond_the_sampling_are_explained(
     client: Client, probed: Probed
 ) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from dev.client import Client, ExecutionFailed, ExecutionInterrupted
 from dev.graph import SamplingGraph, link
 from dev.server import Server
+from tests.comfyui.conftest import COMFYUI
 from tests.tiny.kosmos_file import save_tiny_kosmos
 
 DOG, HAT = "dog.png", "hat.png"
@@ -56,9 +57,9 @@ def test_a_mistake_in_the_prompt_is_one_sentence_at_the_prompt_node(client: Clie
 
 
 @pytest.mark.usefixtures("good")
-def test_a_mark_in_the_negative_is_refused(client: Client) -> None:
+def test_a_mark_in_the_negative_without_a_picture_is_refused(client: Client) -> None:
     graph = SamplingGraph().prompt("a dog <i>", DOG, negative="a hat <i>").sample()
-    with pytest.raises(ExecutionFailed, match=r"negative prompt has a mark <i1>, but it takes text only"):
+    with pytest.raises(ExecutionFailed, match=r"In the negative prompt: More marks than pictures: picture 1"):
         client.run(graph.nodes)
 
 
@@ -177,6 +178,6 @@ def test_the_progress_bar_reaches_its_end_even_when_the_picture_is_remembered(cl
         run = client.run(graph.nodes)
         progress = (data for kind, data in run.events if kind == "progress" and data["node"] == graph.encoder)
         steps = [(data["value"], data["max"]) for data in progress]
-        assert len(steps) > 3
+        assert len(steps) > (3 if COMFYUI < (0, 12) else 0)  # later ones send a few of them only
         assert steps == sorted(steps)
         assert steps[-1][0] == steps[-1][1]

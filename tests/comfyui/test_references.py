@@ -288,6 +288,16 @@ def test_a_merged_clip_neither_saves_references_nor_takes_saved_ones(
     assert encode(plain, client, probed, "a <i>", image_1=file).isfinite().all()
 
 
+def test_unpatched_weights_among_comfyuis_backups_are_no_merge(
+    client: Client, graph: SamplingGraph, probed: Probed
+) -> None:
+    graph.clip = link(graph.add("ProbeBackup", clip=graph.clip))
+    saved = save(graph, "beside backups")
+    straight = encode(graph, client, probed, "a <i>", image_1=link(saved))
+    graph.encoder = graph.add("KosmosGLoadReference", file="beside backups.safetensors")
+    assert torch.equal(encode(graph, client, probed, "a <i>", image_1=link(graph.encoder)), straight)
+
+
 def entities(graph: SamplingGraph, only: int = 0) -> str:
     """Two masks, and an empty one between them."""
     size = (200, 280)

@@ -1,27 +1,34 @@
 """The same stages one after the other in this process, without Ray: for tests of what a stage does, not of where."""
 
-import numpy as np
-
+from training.base.content_digest import RememberedDigests
 from training.construct import chunk_stages
 from training.construct.captioners import build_captioner
 from training.construct.construct_config import ConstructConfig
-from training.construct.duplicates import near_duplicates
 from training.construct.entity_extractors import build_extractor
-from training.construct.input_shards import find_shards
+from training.construct.hash_files import HashFiles
+from training.construct.input_shards import find_input
 from training.construct.open_images_table import build_table
-from training.construct.output_shards import ConstructionOutput, total
+from training.construct.output_shards import ConstructionOutput, remembered, total
 from training.construct.segmenters import build_segmenter
+from training.construct.stage_models import contents_of
 
 
 def construct(config: ConstructConfig) -> dict:
     """Write the shards that are not finished and return the summed statistics."""
     captioner, extractor = build_captioner(config.caption), build_extractor(config.entities)
     segmenter = build_segmenter(config.segment)
-    shards, failed = find_shards(config), {}
-    output, lock = ConstructionOutput.open(config)
+    digests = RememberedDigests(remembered(config))
+    inputs, failed, contents = find_input(config, digests), {}, contents_of(config, digests)
+    output, lock = ConstructionOutput.open(config, contents)
+    digests.save(remembered(config))
     if config.open_images:
         build_table(config)
-    repeated = duplicates(shards, config) if config.filters.duplicates == "all" else {}
+    output.set_aside(inputs.shards)
+    hashes = HashFiles(config, inputs.shards, output.work, contents)
+    for number in hashes.missing():
+        hashes.write(number, *chunk_stages.hash_shard(inputs.shards[number], config))
+    repeated = hashes.duplicates()
+    shards = [shard.without(repeated.get(number, frozenset())) for number, shard in enumerate(inputs.shards)]
     for number, shard in enumerate(shards):
         if output.finished(shard):
             continue
@@ -38,14 +45,4 @@ def construct(config: ConstructConfig) -> dict:
             output.join(shard, parts)
     output.close()
     lock.release()
-    return total(output, shards, failed)
-
-
-def duplicates(shards: list, config: ConstructConfig) -> dict[int, frozenset[int]]:
-    """Positions of near-duplicates by shard number."""
-    found = [chunk_stages.hash_shard(shard, config) for shard in shards]
-    repeated = iter(near_duplicates(np.concatenate([h for _, h in found]), config.filters.duplicate_distance))
-    return {
-        number: frozenset(position for position in positions.tolist() if next(repeated))
-        for number, (positions, _) in enumerate(found)
-    }
+    return total(output, shards, failed, inputs.left_out)

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from training.construct.caption_spans import parse_list
 from training.construct.chunks import SourceImage
 from training.construct.construct_config import EntityConfig, SegmentConfig
 from training.construct.entity_extractors import LanguageModelExtractor
+from training.construct.listed_nouns import parse_list
 from training.construct.masks import Region
 
 SIDE = 256

@@ -56,3 +56,15 @@ def test_summary_names_every_reason_and_every_unreadable_shard():
     Console(file=shown, width=100).print(summary(stats))
     for part in ("picture: corrupt", "22", "entity: mask too small", "00001: ends early"):
         assert part in shown.getvalue()
+
+
+def test_names_from_data_are_neither_styles_nor_escape_codes_on_the_terminal():
+    stats = dict.fromkeys(("shards", "pictures", "samples", "entities"), 0)
+    for name in ("pictures_left_out", "entities_left_out", "files_left_out"):
+        stats[name] = {"file: .[/red] is not read": 1}
+    stats["shards_failed"] = {"x[/red]" + chr(27) + "[31m": "[b]damaged"}
+    shown = io.StringIO()
+    Console(file=shown, width=120).print(summary(stats))
+    assert "x[/red]" + chr(92) + "x1b[31m: [b]damaged" in shown.getvalue()
+    assert chr(27) not in shown.getvalue()
+    assert shown.getvalue().count("file: .[/red] is not read") == 3

@@ -1,5 +1,6 @@
 """What the model promises beyond the original's numbers: weights, packing, memory of pictures, precision, options."""
 
+import copy
 import itertools
 import math
 import types
@@ -63,8 +64,8 @@ def test_a_weight_of_zero_equals_masking_the_tokens_out(model):
     assert not torch.allclose(weighted, model.encode_tokens(ids), atol=1e-3)
 
 
-def test_a_weight_multiplies_the_attention_a_token_gets():
-    """One head, one query, three keys: the softmax weights are w_i exp(l_i) over their sum."""
+def test_a_key_bias_multiplies_the_attention_a_token_gets():
+    """One head, one query, three keys: with the bias log w_i the attention is w_i exp(l_i) over their sum."""
     attention = KosmosG(KosmosGConfig.tiny()).initialize(0).eval().resampler.attention
     x, memory, weights = torch.randn(1, 1, 32), torch.randn(1, 3, 32), torch.tensor([[2.0, 1.0, 0.5]])
     with torch.no_grad():
@@ -111,7 +112,7 @@ def test_prompts_equal_their_token_ids_padded_by_hand(model):
 
 
 def test_encoding_builds_no_mask_and_spends_nothing_on_padding(model):
-    model.train(False)  # forgets the pictures
+    model.train(False)._cached_images.clear()
     with AttentionCalls() as calls:
         model.encode(["a dog <i>", "ship"], [[RED], []])
     assert calls.masks
@@ -141,7 +142,7 @@ def test_a_picture_is_encoded_once_and_the_memory_of_it_is_bit_identical(model):
     assert sum(seen) == 2
     model.encode("a <i> and <i>", [RED, GREY])
     assert sum(seen) == 3
-    model.train(False)  # forgets
+    model._cached_images.clear()
     assert torch.equal(model.encode("a <i> and <i>", [RED, BLUE]), first)
     hook.remove()
 
@@ -152,7 +153,63 @@ def test_the_memory_of_pictures_is_bounded_and_forgotten_with_the_weights(model)
         model.encode("<i>", [np.full((8, 8, 3), shade, np.uint8)])
     assert len(model._cached_images) == CACHED_IMAGES
     model.load_state_dict(model.state_dict())
-    assert len(model._cached_images) == 0
+    model.encode("<i>", [RED])
+    assert len(model._cached_images) == 1
+
+
+def lerp(model):
+    for weight in model.parameters():
+        weight.lerp_(weight.flip(0), 0.5)
+
+
+def lerp_data(model):
+    for weight in model.vision.parameters():
+        weight.data.mul_(1.1)
+
+
+def edit_one_number(model):
+    model.resampler.latents.weight[1, 3] += 5
+
+
+def new_module(model):
+    model.vision = copy.deepcopy(model.vision)
+    model.vision.patch_embedding.weight = nn.Parameter(model.vision.patch_embedding.weight.flip(0))
+
+
+def hook(model):
+    model.vision.register_forward_hook(lambda _, __, output: output * 1.5)
+
+
+CHANGES = [lerp, lerp_data, edit_one_number, new_module, hook, lambda model: model.vision.bfloat16()]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__.strip("<>"))
+def test_pictures_are_forgotten_with_any_change_of_what_encodes_them(model, change):
+    changed, pixels = copy.deepcopy(model).train(False), preprocess_image(RED)
+    before = changed.image_embeddings(pixels)
+    with torch.no_grad():
+        change(changed)
+        expected = changed.embed_images(pixels[None])[0]
+    after = changed.image_embeddings(pixels)
+    assert not torch.equal(after, before)
+    assert torch.equal(after, expected)
+
+
+def test_pictures_are_remembered_apart_for_autocast_and_kept_where_nothing_changes(model):
+    model.train(False)
+    pixels, runs = preprocess_image(RED), []
+    counter = model.vision.register_forward_hook(lambda *_: runs.append(1))
+    plain = model.image_embeddings(pixels)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        cast = model.image_embeddings(pixels)
+        assert torch.equal(cast, model.embed_images(pixels[None])[0])
+    assert not torch.equal(cast, plain)
+    assert torch.equal(model.image_embeddings(pixels), plain)
+    before = len(runs)
+    model.to("cpu").requires_grad_(True)
+    assert torch.equal(model.image_embeddings(pixels), plain)
+    assert len(runs) == before
+    counter.remove()
 
 
 def test_bfloat16_stays_close_to_float32_in_every_slot(model, tiny_tokenizer):

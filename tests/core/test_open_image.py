@@ -92,6 +92,32 @@ def test_an_upright_rgb_image_comes_back_without_a_copy():
     assert open_image(image) is image
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF"])
+def test_every_usual_format_is_read_whatever_the_file_is_called(kind, tmp_path):
+    options = {"quality": 100} if kind in ("AVIF", "WEBP") else {}
+    (tmp_path / "picture.jpg").write_bytes(saved(Image.fromarray(drawing()), kind, **options))
+    assert (
+        np.abs(np.asarray(open_image(tmp_path / "picture.jpg")).astype(int) - drawing()).max() < 48
+    )  # GIF: 256 colours
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PPM", "ICO"])
+def test_formats_whose_decoders_start_programs_or_are_unusual_are_not_opened(kind, tmp_path):
+    (tmp_path / "picture.jpg").write_bytes(saved(Image.fromarray(drawing()), kind))
+    for read in (open_image, open_for_evaluation):
+        with pytest.raises((ImageError, ConfigError), match="no picture file of a known kind"):
+            read(tmp_path / "picture.jpg")
+    with pytest.raises(BadSample, match="corrupt picture"):
+        decode((tmp_path / "picture.jpg").read_bytes())
+
+
+def test_a_cut_out_of_several_strips_is_laid_on_white_as_one(monkeypatch):
+    image = Image.fromarray(drawing(4))
+    whole = np.asarray(open_image(image))
+    monkeypatch.setattr("kosmos_core.images._STRIP", SIDE * 7)
+    assert np.array_equal(np.asarray(open_image(image)), whole)
+
+
 def test_only_the_first_frame_and_only_pixels_are_read():
     frames = [Image.fromarray(drawing()[::step]) for step in (1, -1)]
     content = saved(frames[0], "PNG", save_all=True, append_images=frames[1:])
@@ -103,7 +129,7 @@ def test_only_the_first_frame_and_only_pixels_are_read():
     ("content", "reason", "sentence"),
     [
         (FILES["plain"][0][:900], "truncated", "The picture cannot be read: image file is truncated"),
-        (b"<html>not found</html>", "corrupt", "The picture cannot be read: it is no picture file of a known kind."),
+        (b"<html>not found</html>", "corrupt", "The picture cannot be read: it is no picture file of a known kind"),
         (saved(Image.new("RGB", (200, 50)), "PNG"), "too large", "is 200 x 50 pixels: expected at most 9,999 pixels"),
         (saved(Image.new("F", (4, 4)), "TIFF"), "no picture", "has mode F: convert it to RGB"),
     ],

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from dev.install import LOCK, requirements_for
+from dev.install import LOCK, InstallError, requirements_for
+from dev.overlay import requirements_of
 
 IMPORT_ALL = """
 import importlib, pkgutil, dev
@@ -43,3 +45,11 @@ def test_every_action_is_named_by_its_commit() -> None:
     assert len(used) > 3
     for action in used:
         assert action.startswith("./") or re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v[\d.]+", action), action
+
+
+def test_another_comfyui_brings_what_it_pins_and_what_is_missing_and_never_torch(tmp_path: Path) -> None:
+    lines = "comfyui-frontend-package==1.49.6", "torch", "numpy>=1.25.0", "comfy-aimdo>=0.1.7", "no-such-package", "# x"
+    (tmp_path / "requirements.txt").write_text("\n".join(lines), encoding="utf-8")
+    assert requirements_of(tmp_path) == [lines[0], lines[3], lines[4]]
+    with pytest.raises(InstallError, match="is no ComfyUI"):
+        requirements_of(tmp_path / "nowhere")

@@ -25,9 +25,8 @@ class Smoke:
         return [*own, "--run_folder", str(run_folder), *batch, *quiet, *more]
 
 
-@pytest.fixture(scope="session")
-def smoke_stages(tmp_path_factory: pytest.TempPathFactory) -> Smoke:
-    folder = tmp_path_factory.mktemp("smoke")
+def make_smoke(folder: Path) -> Smoke:
+    """Data, models and weights, written into `folder`."""
     write_all(folder / "data", samples=40, size=64)
     smoke.make_stable_diffusion(folder / "stable-diffusion")
     tokenizer = Tokenizer.from_files(folder / "data" / "spm.model", folder / "data" / "dict.txt", latents=4)
@@ -36,3 +35,8 @@ def smoke_stages(tmp_path_factory: pytest.TempPathFactory) -> Smoke:
     sizes = replace(sizes, aligner=None)
     save_model(KosmosG(sizes, tokenizer=tokenizer).initialize(1), folder / "lm.safetensors", stage="lm")
     return Smoke(folder, tokenizer.vocabulary)
+
+
+@pytest.fixture(scope="session")
+def smoke_stages(tmp_path_factory: pytest.TempPathFactory) -> Smoke:
+    return make_smoke(tmp_path_factory.mktemp("smoke"))

@@ -249,4 +249,4 @@ def test_reading_keeps_memory_flat(tmp_path):
     reader = Reader(index_dataset(tmp_path / "text"), "text")
     for index in range(50):
         reader[index]
-    assert all(not tar.members for tar in reader._tars.itar_files_cache.values())
+    assert all(not tar.members for tar in reader._files.values())

@@ -264,7 +264,7 @@ SPOILT = {
     20: (_changed("jpg", b"GIF89a"), "corrupt picture"),
     33: (_without("jpg"), "missing picture"),
     50: (_changed("txt", b"  \n"), "empty caption"),
-    51: (_changed("txt", b"\xff\xfe"), "caption is not UTF-8"),
+    51: (_changed("txt", "\u00e9t\u00e9".encode("latin-1")), "caption is not UTF-8"),
     52: (lambda parts: {"jpg": parts["jpg"]}, "missing caption"),
     90: (_changed("json", b"{"), "bad json"),
 }

@@ -20,6 +20,7 @@ def arguments(smoke_stages, tmp_path):
     ("option", "value", "sentence"),
     [
         ("--optim.lrr", "1", "there is no key 'optim.lrr'; the nearest is 'optim.lr'"),
+        ("--optim.learning_rate", "1", "there is no key 'optim.learning_rate'; the nearest is 'optim.lr'"),
         ("--optim.warmup", "1", "there is no key 'optim.warmup'; the nearest is 'optim.warmup_steps'"),
         ("--model.decoder.witdh", "64", "there is no key 'model.decoder.witdh'; the nearest is 'model.decoder.width'"),
         ("--task.recc", "paper", "there is no key 'task.recc'; the nearest is 'task.rec'"),

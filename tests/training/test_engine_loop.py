@@ -156,12 +156,17 @@ def test_a_record_holds_what_a_person_wants_to_see(smoke_stages, tmp_path):
     wanted |= {"mfu_percent", "memory_bytes", "eta_seconds", "skipped"}
     assert wanted <= record.keys()
     assert {"loss/constructed", "loss/edits", "loss/captions"} & record.keys()
-    assert 0 < record["mfu_percent"] < 120
+    assert record["mfu_percent"] is None  # on a CPU
     assert 1e8 < record["memory_bytes"] < 4e9
-    for word in ("step 2/2", "loss ", "lr ", "norm ", "samples/s", "tokens/s", "wait ", "MFU ", "mem ", "ETA "):
+    for word in ("step 2/2", "loss ", "lr ", "norm ", "samples/s", "tokens/s", "wait ", "mem ", "ETA "):
         assert word in result.output
-    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    assert "MFU" not in result.output
     from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    shown.Reload()
+    assert [image.step for image in shown.Images("samples")] == [2]
 
     assert Image.open(tmp_path / "run/samples/step-00000002.png").size > (100, 50)
     stored = (tmp_path / "run/config.yaml").read_text()

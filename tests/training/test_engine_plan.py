@@ -95,7 +95,23 @@ def test_traffic_is_what_ring_algorithms_send(smoke_stages, tmp_path):
 def test_a_batch_that_does_not_divide_is_a_sentence(smoke_stages, tmp_path, capsys):
     arguments = smoke_stages.arguments("lm", tmp_path / "run")
     assert command.main([*arguments, "--gpus", "3"]) == 2
-    assert "batch.size: 4 is no multiple of batch.micro 1 x 3 GPUs" in capsys.readouterr().err
+    expected = "batch.size: 4 is no multiple of batch.micro 1 x 3 GPUs; nearest: --batch.size 3."
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("size", "micro", "gpus", "answer"),
+    [
+        (3584, 56, 256, "--batch.micro 14 makes it fit"),
+        (1024, 16, 256, "--batch.micro 4 makes it fit"),
+        (576, 3, 256, "nearest: --batch.size 512 --batch.micro 2"),
+        (3584, 56, 4096, "nearest: --batch.size 4096 --batch.micro 1"),
+    ],
+)
+def test_the_batch_that_is_named_divides(smoke_stages, tmp_path, capsys, size, micro, gpus, answer):
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", "--batch.size", str(size), "--batch.micro", str(micro))
+    assert command.main([*arguments, "--gpus", str(gpus)]) == 2
+    assert f"x {gpus} GPUs; {answer}." in capsys.readouterr().err
 
 
 def test_pictures_that_do_not_fit_into_a_row_are_a_sentence(smoke_stages, tmp_path, capsys):

@@ -1,13 +1,15 @@
 """Any Stable Diffusion 1.x model can be trained through: a diffusers folder or a single file, without a network."""
 
+import argparse
 import json
 import shutil
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -15,8 +17,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from kosmos_core.diffusers import stable_diffusion
 from kosmos_core.diffusers.single_file import UNET, unet_config, vae_config
 from kosmos_core.diffusers.stable_diffusion import SIZES as OFFICIAL_SIZES
-from kosmos_core.diffusers.stable_diffusion import StableDiffusion
+from kosmos_core.diffusers.stable_diffusion import StableDiffusion, load_controlnet
 from tests.core.golden_roles import roles
+from tests.tiny.comfyui_files import save_tiny_controlnet
 from tests.tiny.stable_diffusion import SIZES, save_folder, save_single_file, single_file_names, tiny_parts
 from training import run
 from training.base.rng import RowRng
@@ -76,9 +79,74 @@ def test_diffusers_folder_gives_the_very_weights(parts, folder, part):
     _assert_equal(getattr(StableDiffusion(str(folder)), part)(), parts[part])
 
 
-def test_half_precision_folder_is_read_where_it_is_the_only_one(parts, tmp_path):
-    parts["unet"].save_pretrained(tmp_path / "unet", variant="fp16")
-    _assert_equal(StableDiffusion(str(tmp_path)).unet(), parts["unet"])
+class _Callback:
+    """Stands for a class of a training program; of its objects a pickle holds the name and the attributes."""
+
+
+class _Code:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_trainers_checkpoint_is_read_and_nothing_of_it_is_executed(parts, tmp_path):
+    path, touched = save_single_file(parts, tmp_path / "model.ckpt"), tmp_path / "touched"
+    callback = _Callback()
+    callback.state = {"best": np.float64(0.5), "history": np.zeros(3), "folder": tmp_path, ("a", 1): {1, 2}}
+    content = torch.load(path) | {
+        "callbacks": {_Callback: callback},
+        "hyper_parameters": argparse.Namespace(device=torch.device("cpu"), code=_Code(touched)),
+        "optimizer_states": [torch.optim.AdamW(parts["vae"].parameters()).state_dict()],
+    }
+    for zipped in (True, False):
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        for part in PARTS:
+            _assert_equal(getattr(StableDiffusion(path), part)(), parts[part])
+    assert not touched.exists()
+    for place in ("model", "module"):
+        torch.save({place: content["state_dict"], "epoch": 3}, path)
+        _assert_equal(StableDiffusion(path).vae(), parts["vae"])
+
+
+@pytest.mark.parametrize("variant", ["fp16", "non_ema"])
+@pytest.mark.parametrize("shards", ["1MB", "1GB"])
+def test_a_folder_is_read_in_the_only_variant_that_it_has(parts, tmp_path, variant, shards):
+    for part in PARTS:
+        parts[part].save_pretrained(tmp_path / part, variant=variant, max_shard_size=shards)
+    assert (len(list((tmp_path / "unet").glob("*.safetensors"))) > 1) == (shards == "1MB")
+    for part in PARTS:
+        _assert_equal(getattr(StableDiffusion(tmp_path), part)(), parts[part])
+
+
+def test_a_folder_with_plain_names_and_variants_is_read_by_the_plain_ones(parts, tmp_path):
+    parts["vae"].save_pretrained(tmp_path / "vae", max_shard_size="1MB")
+    AutoencoderKL(**SIZES["vae"]).save_pretrained(tmp_path / "vae", variant="fp16")
+    _assert_equal(StableDiffusion(tmp_path).vae(), parts["vae"])
+
+
+def test_a_controlnet_is_the_same_in_every_form(parts, tmp_path):
+    torch.manual_seed(0)
+    net = ControlNetModel.from_unet(parts["unet"], conditioning_embedding_out_channels=(4, 8)).eval()
+    net.save_pretrained(tmp_path / "plain")
+    net.save_pretrained(tmp_path / "half", variant="fp16")
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    torch.save({"state_dict": net.state_dict(), "callbacks": {_Callback: _Callback()}}, tmp_path / "net.ckpt")
+    plain = tmp_path / "plain" / "diffusion_pytorch_model.safetensors"
+    for path in (tmp_path / "plain", tmp_path / "half", plain, tmp_path / "net.pth", tmp_path / "net.ckpt"):
+        _assert_equal(load_controlnet(path).requires_grad_(False), net)
+    other = load_file(plain)
+    del other["controlnet_cond_embedding.conv_in.weight"]
+    save_file(other, plain)
+    with pytest.raises(ValueError, match=r"^controlnet: .* holds no ControlNet"):
+        load_controlnet(plain)
+
+
+def test_a_controlnet_of_the_first_code_is_the_same_as_a_pickle(tmp_path):
+    path = save_tiny_controlnet(tmp_path / "net.safetensors")
+    torch.save({name.removeprefix("control_model."): x for name, x in load_file(path).items()}, tmp_path / "net.pth")
+    _assert_equal(load_controlnet(tmp_path / "net.pth").requires_grad_(False), load_controlnet(path))
 
 
 def test_noise_schedule_is_that_of_stable_diffusion(folder, parts, tmp_path):

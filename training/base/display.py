@@ -1,6 +1,8 @@
-"""Numbers as a person reads them on one line."""
+"""Numbers as a person reads them on one line, and text from data as a terminal may show it."""
 
 from __future__ import annotations
+
+from rich.markup import escape
 
 
 def short(number: float) -> str:
@@ -18,3 +20,16 @@ def duration(seconds: float) -> str:
     hours, m = divmod(minutes, 60)
     days, h = divmod(hours, 24)
     return f"{days}d{h:02}h" if days else f"{hours}h{m:02}m" if hours else f"{m}m{s:02}s" if m else f"{s}s"
+
+
+def printable(text: object) -> str:
+    """Text of unknown origin on one line: what is not printable (escape codes, line breaks, turned directions) as
+    `\\x1b`. For plain prints, logs and sentences; for `rich` take `markup`."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in str(text)
+    )
+
+
+def markup(text: object) -> str:
+    """The same for `rich`, where brackets would otherwise be taken for a style: a sample's key may be `x[/red]y`."""
+    return escape(printable(text))

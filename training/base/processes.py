@@ -1,4 +1,4 @@
-"""Which process of how many this is: launch variables, process group, stop signals.
+"""Which process of how many this is: launch variables and process group.
 
 Works the same under `python -m training.run` (one process), `torchrun --nproc-per-node N -m training.run` and
 `accelerate launch -m training.run`: all three only set environment variables, which are read here.
@@ -6,10 +6,9 @@ Works the same under `python -m training.run` (one process), `torchrun --nproc-p
 
 from __future__ import annotations
 
-import ctypes
+import hashlib
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .errors import ConfigError
+from .signals import end_with_parent
+
+# How gloo and NCCL say that another process has ended; they have no class for it.
+LOST_PEER = ("by peer", "Broken pipe", "Timed out waiting", "Connection refused", "remote process exited", "NCCL error")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class ProcessGroup:
     world_size: int
     device: torch.device
     group: dist.ProcessGroup | None = None
+    store: dist.Store | None = None
 
     @property
     def distributed(self) -> bool:
@@ -48,6 +52,23 @@ class ProcessGroup:
         gathered: list = [None] * self.world_size
         dist.all_gather_object(gathered, value, group=self.group)
         return gathered
+
+    def says_first(self, message: str) -> bool:
+        """Whether this process is the first that has this to say to a person."""
+        if self.store is None:
+            return True
+        digest = hashlib.sha256(message.encode()).hexdigest()[:16]
+        try:
+            return self.store.add(f"said_{digest}", 1) == 1
+        except (RuntimeError, ConnectionError):  # the process or launcher that keeps the store is gone
+            return True
+
+    def is_lost_peer(self, error: BaseException) -> bool:
+        """Whether a collective failed because another process has ended or does not answer."""
+        return self.distributed and (
+            isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError)
+            or any(words in str(error) for words in LOST_PEER)
+        )
 
     def barrier(self) -> None:
         if self.distributed:
@@ -75,12 +96,6 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
-
-
-def _die_with_parent() -> None:
-    # If the torchrun agent is killed, its workers would live on and save into the folder of the run that replaced them.
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG
 
 
 @contextmanager
@@ -111,28 +126,14 @@ def join_process_group(
     if size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
         yield ProcessGroup(rank=0, world_size=1, device=chosen)
         return
-    _die_with_parent()
+    # A launcher that is killed takes its processes along, as a signal to it would: they finish the step and save.
+    end_with_parent(signal.SIGTERM)
     store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
     # The agent's store survives a restart; without a prefix per attempt, stale addresses of dead processes are read.
     store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
     try:
-        yield ProcessGroup(rank, size, chosen, group=dist.new_group(backend="gloo"))
+        yield ProcessGroup(rank, size, chosen, dist.new_group(backend="gloo"), store)
     finally:
         dist.destroy_process_group()
-
-
-class StopSignal:
-    """Notes SIGTERM, SIGUSR1 and the first Ctrl-C, so that the step in progress can be finished and saved."""
-
-    def __init__(self) -> None:
-        self.received: str | None = None
-        for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
-            if hasattr(signal, name):  # Windows has no SIGUSR1
-                signal.signal(getattr(signal, name), self._note)
-
-    def _note(self, number: int, _frame: object) -> None:
-        self.received = signal.Signals(number).name
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once

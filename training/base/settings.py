@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -161,7 +161,9 @@ def _named(pattern: list[str], given: list[str]) -> str:
 
 
 def _unknown(key: str, known: list[str], source: str) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    section, _, name = key.rpartition(".")
+    short = f"{section}.{''.join(word[:1] for word in name.split('_'))}".lstrip(".")  # optim.learning_rate is optim.lr
+    near = [short] if short in known else difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     return f"{source}: there is no key '{key}'; the nearest is '{near[0]}'."
 
 
@@ -218,3 +220,10 @@ def _leaves(values: Any, kind: Any, prefix: str = "") -> Iterator[tuple[str, Any
         hints = {name: hint for section in sections for name, hint in typing.get_type_hints(section).items()}
         for name, item in values.items():
             yield from _leaves(item, hints[name], f"{prefix}.{name}" if prefix else name)
+
+
+def as_typed(message: str, arguments: Sequence[str]) -> str:
+    """A sentence that begins with a key, with the flag in its place where the person gave the key as one."""
+    key = message.partition(":")[0]
+    typed = any(argument == f"--{key}" or argument.startswith(f"--{key}=") for argument in arguments)
+    return f"--{message}" if typed else message

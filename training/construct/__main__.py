@@ -11,7 +11,9 @@ import sys
 
 from rich.console import Console
 
+from ..base.display import markup, printable
 from ..base.errors import ConfigError
+from ..base.signals import stoppable
 from .construct_config import parse
 
 
@@ -25,14 +27,14 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             stats = construct(config, console)
         except ConstructionStopped as reason:
-            print(reason, file=sys.stderr)
+            print(printable(reason), file=sys.stderr)
             return 1
         if config.preview:
             from .preview_sheet import write_preview
 
-            console.print(f"preview: {write_preview(config)}")
+            console.print(f"preview: {markup(write_preview(config))}")
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        print(printable(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped. Start the same command again to go on.", file=sys.stderr)
@@ -41,4 +43,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stoppable(main, "finished shards are kept; the same command goes on."))

@@ -6,10 +6,12 @@ are left out. Where tags overlap ("hot dog", "dog") the longer one wins, and the
 
 from __future__ import annotations
 
-import json
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from .caption_words import whole_words
 
 COLOURS = {
     "beige", "black", "blue", "brown", "colorful", "colourful", "cyan", "gold", "golden", "gray", "green",
@@ -31,10 +33,8 @@ IRREGULAR = {
     "tooth": "teeth",
     "woman": "women",
 }
+CHINESE_AND = re.compile("[\u548c\u4e0e\u8207\u53ca]")  # part of other words too, so only where the whole is not found
 ARTICLE = re.compile(r"^(?:an?|the|some|his|her|its|their|my|your|our)\s+", re.IGNORECASE)
-# What lists are written with: bullets, numbers, quotes and brackets around an item.
-BULLET = re.compile(r"^\s*(?:[-*\u2022]|\(?\d+[.)])\s*")
-MOST_WORDS = 5  # a longer "tag" is a clause
 
 
 @dataclass(frozen=True)
@@ -46,38 +46,6 @@ class CaptionSpan:
 
     def of(self, caption: str) -> str:
         return caption[self.start : self.end]
-
-
-def parse_list(answer: str) -> list[str] | None:
-    """The items of a language model's list; None where the answer is prose.
-
-    Reads JSON lists, comma-separated ones, numbered and bulleted lines, with or without an introduction that ends with
-    a colon, quotes, brackets and "and". Text from "###" on, where a model goes on with a new task, is not read.
-    """
-    answer = answer.split("###")[0].strip()
-    bracketed = re.search(r"\[[^\[\]]*\]", answer)
-    if bracketed:
-        try:
-            listed = json.loads(bracketed[0])
-        except ValueError:
-            answer = bracketed[0].strip("[]")
-        else:
-            return [item.strip() for item in listed if isinstance(item, str) and item.strip()] or None
-    lines = [line.strip() for line in answer.splitlines() if line.strip()]
-    bulleted = [BULLET.sub("", line) for line in lines if BULLET.match(line)]
-    if bulleted:
-        items = bulleted
-    else:
-        # One paragraph: what follows it is another thought of the model.
-        text = lines[0].rpartition(":")[2].strip() if lines else ""
-        if not text and len(lines) > 1:
-            text = lines[1]
-        items = re.split(r"[,;]|\s+and\s+", text)
-    items = [re.sub(r"^and\s+", "", item.strip().strip("\"'`.*").strip()) for item in items]
-    items = [item for item in items if item]
-    if not items or any(len(item.split()) > MOST_WORDS for item in items):
-        return None
-    return items
 
 
 def forms(word: str) -> set[str]:
@@ -119,9 +87,16 @@ def find_tag(caption: str, tag: str) -> Iterable[CaptionSpan]:
     last = words[-1].lower()
     for endings in ([last], sorted(forms(last) - {last}, key=lambda form: (-len(form), form))):
         if endings:
-            pattern = rf"(?<![\w-]){lead}(?:{'|'.join(map(re.escape, endings))})(?![\w-])"
+            pattern = whole_words(rf"{lead}(?:{'|'.join(map(re.escape, endings))})", tag[0], last[-1])
             for match in re.finditer(pattern, caption, re.IGNORECASE):
                 yield CaptionSpan(*match.span())
+
+
+def _places(caption: str, tag: str) -> list[CaptionSpan]:
+    """`find_tag`, however letters with accents and apostrophes are written."""
+    ways = (tag, unicodedata.normalize("NFC", tag), unicodedata.normalize("NFD", tag), tag.replace("\u2019", "'"))
+    ways = dict.fromkeys((*ways, tag.replace("'", "\u2019")))
+    return next((found for way in ways if (found := list(find_tag(caption, way)))), [])
 
 
 def _same_thing(first: str, second: str) -> bool:
@@ -130,21 +105,26 @@ def _same_thing(first: str, second: str) -> bool:
     return lead == other_lead and not forms(last).isdisjoint(forms(other_last))
 
 
+def _parts(caption: str, tag: str) -> list[str]:
+    parts = CHINESE_AND.split(tag)
+    return parts if len(parts) > 1 and all(parts) and not _places(caption, tag) else [tag]
+
+
 def place(caption: str, tags: Iterable[str]) -> tuple[list[CaptionSpan], int]:
     """Spans of the tags in the caption's order, none overlapping, and how many tags are not in the caption.
 
     Articles before a tag are not part of it; repeated tags count once; colours are left out without being counted.
     """
     wanted: list[str] = []
-    for tag in tags:
-        bare = " ".join(ARTICLE.sub("", tag.strip().strip(".,;:!?\"'")).split()).lower()
+    for part in (part for tag in tags for part in _parts(caption, tag)):
+        bare = " ".join(ARTICLE.sub("", part.strip().strip(".,;:!?\"'")).split()).lower()
         coloured = all(word in COLOURS for word in bare.split())
         if not coloured and not any(_same_thing(bare, other) for other in wanted):
             wanted.append(bare)
     taken: list[CaptionSpan] = []
     missing = 0
     for tag in sorted(wanted, key=lambda tag: (-len(tag), tag)):
-        places = list(find_tag(caption, tag))
+        places = _places(caption, tag)
         missing += not places
         free = (p for p in places if all(p.end <= t.start or t.end <= p.start for t in taken))
         span = next(free, None)

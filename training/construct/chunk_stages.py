@@ -11,16 +11,18 @@ from collections.abc import Iterator
 import numpy as np
 
 from .caption_spans import place
+from .caption_words import word_count
 from .captioners import Captioner
 from .chunks import Chunk, SourceImage, UnusableImage
 from .construct_config import ConstructConfig, FilterConfig
 from .duplicates import perceptual_hash
 from .entity_extractors import Extractor
-from .input_shards import DamagedShard, InputShard, read_shard
+from .input_shards import InputShard, read_shard
 from .masks import EntityCrop, find_crop
 from .sample_encoding import EncodedSample, FoundEntity, encode
 from .segmenters import Segmenter
 from .square_images import decode_square, resize, square_side
+from .tar_members import DamagedShard
 
 HASH_DECODE_SIDE = 64
 
@@ -91,8 +93,8 @@ def caption(chunk: Chunk, captioner: Captioner, filters: FilterConfig) -> None:
         return
     kept = []
     for image, text in zip(chunk.images, captioner(chunk.images), strict=True):
-        words = len(text.split())
-        if words == 0:
+        words = word_count(text)
+        if not text.strip():
             chunk.skip(image.key, "caption: empty")
         elif words < filters.min_words:
             chunk.skip(image.key, "caption: too short")
@@ -137,19 +139,24 @@ def finish(chunk: Chunk, config: ConstructConfig) -> list[EncodedSample]:
     """Find each entity's place, then decode the pictures that have some in full, cut out, and encode the samples."""
     samples = []
     for image in chunk.images:
-        side = square_side(image.content)
-        found = _found_entities(chunk, image, (side, side), config)
-        if len(found) < config.filters.min_entities:
-            chunk.skip(image.key, "entities: too few found in the picture")
-            continue
         try:
-            pixels = decode_square(image.content, config.filters, image.rotation)
+            sample = _sample(chunk, image, config)
         except UnusableImage as reason:
             chunk.skip(image.key, str(reason))
+        except Exception as error:  # one odd picture, caption or mask is one sample less, whatever it raises
+            chunk.skip(image.key, f"sample: {type(error).__name__}")
         else:
-            samples.append(encode(image, pixels, found, config.crops))
+            samples.append(sample)
     chunk.images = []
     return samples
+
+
+def _sample(chunk: Chunk, image: SourceImage, config: ConstructConfig) -> EncodedSample:
+    side = square_side(image.content)
+    found = _found_entities(chunk, image, (side, side), config)
+    if len(found) < config.filters.min_entities:
+        raise UnusableImage("entities: too few found in the picture")
+    return encode(image, decode_square(image.content, config.filters, image.rotation), found, config.crops)
 
 
 def _found_entities(

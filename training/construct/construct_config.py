@@ -101,6 +101,8 @@ class FilterConfig:
     """Pictures longer than this many times their shorter side are left out: only their centre square is used."""
     max_megapixels: float = 50.0
     """Larger pictures are not decoded."""
+    max_megabytes: float = 256.0
+    """Larger files of pictures are not read."""
     min_words: int = 3
     """Captions with fewer words are left out."""
     max_words: int = 60

@@ -7,6 +7,7 @@ repeats what was lost with it; a chunk's result depends on nothing but the chunk
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -14,20 +15,23 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from kosmos_core.atomic import atomic_write, write_file
+from kosmos_core.atomic import write_file
 
+from ..base.content_digest import RememberedDigests
+from ..base.display import markup
+from ..base.errors import ConfigError
 from . import chunk_stages
 from .captioners import build_captioner
 from .chunks import Chunk
 from .construct_config import ConstructConfig, WorkerPool
-from .duplicates import near_duplicates
 from .entity_extractors import build_extractor
-from .input_shards import InputShard, find_shards
-from .model_files import check_models
+from .hash_files import HashFiles
+from .input_shards import InputShard, find_input
 from .open_images_table import build_table
-from .output_shards import ConstructionOutput, PendingShard, ShardPart, total
+from .output_shards import ConstructionOutput, PendingShard, ShardPart, remembered, total
 from .ray_cluster import ConstructionStopped, placed_pools, plain_errors, ray, ray_connection
 from .segmenters import build_segmenter
+from .stage_models import check_models, contents_of
 from .stage_progress import StageBars, StageTally, summary
 
 READ_CPUS = 0.25  # reading waits for the disk
@@ -38,24 +42,28 @@ def construct(config: ConstructConfig, console: Console) -> dict[str, Any]:
     """Read `config.input`, write shards into `config.output`, and return the summed statistics.
 
     Raises:
-        ConfigError: something in the configuration cannot be.
+        ConfigError: something in the configuration cannot be; a folder that was not there before is gone again.
         ConstructionStopped: the disk is full or a stage failed; starting again goes on.
     """
-    shards = find_shards(config)
+    digests = RememberedDigests(remembered(config))
+    inputs = find_input(config, digests)
     if not config.ray_address:  # on a cluster the models are where the stages run
         check_models(config)
-    output, lock = ConstructionOutput.open(config)
+    contents = contents_of(config, digests)
+    output, lock = ConstructionOutput.open(config, contents)
     try:
+        digests.save(remembered(config))
         if config.open_images:
             build_table(config)
-        missing = [number for number, shard in enumerate(shards) if not output.finished(shard)]
-        done = len(shards) - len(missing)
-        console.print(f"{len(shards):,} input shards, {done:,} of them done before, output in {config.output}")
-        failed: dict[str, str] = {}
-        if missing:
-            failed = _run(config, shards, missing, output, console)
-        stats = total(output, shards, failed)
+        if aside := output.set_aside(inputs.shards):
+            console.print(markup(aside))
+        hashes = HashFiles(config, inputs.shards, output.work, contents)
+        shards, failed = _make_missing(config, inputs.shards, hashes, output, console)
+        stats = total(output, shards, failed, inputs.left_out)
         write_file(output.folder / "stats.json", json.dumps(stats, indent=1))
+    except ConfigError:
+        output.abandon()
+        raise
     except OSError as error:
         raise ConstructionStopped(_disk_message(config, error)) from error
     finally:
@@ -72,56 +80,52 @@ def _disk_message(config: ConstructConfig, error: OSError) -> str:
     )
 
 
-def _run(
-    config: ConstructConfig, shards: list[InputShard], missing: list[int], output: ConstructionOutput, console: Console
-) -> dict[str, str]:
-    """Make the missing shards; returns what is wrong with those that could not be read."""
-    with ray_connection(config):
+def _make_missing(
+    config: ConstructConfig, found: list[InputShard], hashes: HashFiles, output: ConstructionOutput, console: Console
+) -> tuple[list[InputShard], dict[str, str]]:
+    """Make the shards that are not there from this input; returns all, and what is wrong with those not readable.
+
+    Which pictures are near-duplicates depends on the whole input: a shard that was finished beside other inputs is
+    made again where other pictures of it are left out now. Ray is started only where there is something to do.
+    """
+    connection = contextlib.ExitStack()
+    with connection:
+        if hashes.missing():
+            connection.enter_context(ray_connection(config))
+            _hash(config, found, hashes, console)
+        duplicates = hashes.duplicates()
+        shards = [shard.without(duplicates.get(number, frozenset())) for number, shard in enumerate(found)]
+        missing = [number for number, shard in enumerate(shards) if not output.finished(shard)]
+        done = len(shards) - len(missing)
+        where = markup(config.output)
+        console.print(f"{len(shards):,} input shards, {done:,} of them done before, output in {where}")
+        if not missing:
+            return shards, {}
+        if not hashes.missing_at_first:
+            connection.enter_context(ray_connection(config))
         pools = placed_pools(config)
         tally = ray.remote(StageTally).options(num_cpus=0, max_restarts=-1).remote()
-        duplicates = _duplicates(config, shards, output, console)
         rows = _pipeline(config, shards, missing, duplicates, output, pools, tally)
         bars = StageBars(lambda: ray.get(tally.read.remote(), timeout=5), console)
         bars.shards = len(missing)
         with bars, plain_errors():
-            return _collect(rows, shards, output, bars, tally, config)
+            return shards, _collect(rows, shards, output, bars, tally, config)
 
 
-def _duplicates(
-    config: ConstructConfig, shards: list[InputShard], output: ConstructionOutput, console: Console
-) -> dict[int, frozenset[int]]:
-    """Positions of pictures that repeat an earlier one, by shard number. Hashes are cached in the output folder."""
-    if config.filters.duplicates == "off":
-        return {}
-    folder = output.work / "hashes"
-    folder.mkdir(exist_ok=True)
-    paths = [folder / f"{shard.name.replace('/', '__')}.{shard.fingerprint}.npz" for shard in shards]
-    wanted = [number for number, path in enumerate(paths) if not path.is_file()]
-    if wanted:
-        console.print(f"looking for near-duplicates in {len(wanted):,} shards ...")
+def _hash(config: ConstructConfig, shards: list[InputShard], hashes: HashFiles, console: Console) -> None:
+    """Write the hash files that are missing."""
+    placed_pools(config)  # a cluster that is too small is said before hours of hashing
+    wanted = hashes.missing()
+    console.print(f"looking for near-duplicates in {len(wanted):,} shards ...")
 
-        def hash_row(row: dict[str, Any]) -> dict[str, Any]:
-            number = int(row["shard"])
-            positions, hashes = chunk_stages.hash_shard(shards[number], config)
-            with atomic_write(paths[number]) as file:
-                np.savez(file, positions=positions, hashes=hashes)
-            return {"shard": number}
+    def hash_row(row: dict[str, Any]) -> dict[str, Any]:
+        number = int(row["shard"])
+        hashes.write(number, *chunk_stages.hash_shard(shards[number], config))
+        return {"shard": number}
 
-        with plain_errors():
-            for _ in _rows(wanted).map(hash_row, num_cpus=1).iter_rows():
-                pass
-    positions, hashes, owners = [], [], []
-    for number, path in enumerate(paths):
-        with np.load(path) as stored:
-            positions.append(stored["positions"])
-            hashes.append(stored["hashes"])
-            owners.append(np.full(len(positions[-1]), number))
-    repeated = near_duplicates(np.concatenate(hashes), config.filters.duplicate_distance)
-    found: dict[int, set[int]] = {}
-    owner, position = np.concatenate(owners)[repeated], np.concatenate(positions)[repeated]
-    for number, place in zip(owner.tolist(), position.tolist(), strict=True):
-        found.setdefault(number, set()).add(place)
-    return {number: frozenset(places) for number, places in found.items()}
+    with plain_errors():
+        for _ in _rows(wanted).map(hash_row, num_cpus=1).iter_rows():
+            pass
 
 
 def _rows(numbers: list[int]) -> ray.data.Dataset:

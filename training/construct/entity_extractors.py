@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 
 from ..base.errors import ConfigError
-from .caption_spans import parse_list
 from .construct_config import EntityConfig
+from .listed_nouns import parse_list
 from .model_files import custom_class, device_and_dtype, find_model, load
 
 # The task of the paper's data pipeline in our own words: nouns only, foreground only.

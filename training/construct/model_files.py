@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from ..base.errors import ConfigError
-from .construct_config import ConstructConfig
 
 
 def find_model(model: str, option: str) -> str:
@@ -37,19 +36,6 @@ def find_model(model: str, option: str) -> str:
         f"{option}: the model {model} is neither a folder here nor complete in the hub cache (looked for {cached}); "
         f"fetch it with `hf download {model}` where there is network, or name its folder with --{option} DIR."
     )
-
-
-def check_models(config: ConstructConfig) -> None:
-    """Whether the models of all stages are here, before anything is started. Raises ConfigError where one is not."""
-    wanted = [
-        (config.caption.kind == "blip2", config.caption.model, "caption.model"),
-        (config.entities.kind == "llm", config.entities.model, "entities.model"),
-        (config.segment.kind in ("clipseg", "grounded-sam2", "sam3"), config.segment.model, "segment.model"),
-        (config.segment.kind == "grounded-sam2", config.segment.detector, "segment.detector"),
-    ]
-    for needed, model, option in wanted:
-        if needed:
-            find_model(model, option)
 
 
 def load(loader: Any, folder: str, option: str, **choices: Any) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from kosmos_core.atomic import atomic_write
+from kosmos_core.images import open_image
 
 from ..base import contact_sheet as sheet
 from .construct_config import ConstructConfig
@@ -71,7 +72,9 @@ def _cells(about: dict, parts: dict[str, bytes]) -> Iterator[sheet.Block]:
     yield sheet.framed(sheet.thumbnail(Image.fromarray(target), CELL))
     for number, entity in enumerate(about["entities"]):
         crop = _fitted(parts[f"{number}.jpg"])
-        inside = np.asarray(Image.open(io.BytesIO(parts[f"{number}.mask.png"])).resize((CELL, CELL)))[..., None]
+        inside = np.asarray(Image.open(io.BytesIO(parts[f"{number}.mask.png"]), formats=["PNG"]).resize((CELL, CELL)))[
+            ..., None
+        ]
         alone = np.where(inside, crop, 255).astype(np.uint8)
         for pixels, label in ((crop, f"{entity['text']} {entity['score']:.2f}"), (alone, "on white")):
             image = sheet.framed(sheet.thumbnail(Image.fromarray(pixels), CELL), sheet.mark(number))
@@ -79,7 +82,7 @@ def _cells(about: dict, parts: dict[str, bytes]) -> Iterator[sheet.Block]:
 
 
 def _fitted(content: bytes) -> np.ndarray:
-    return resize(np.array(Image.open(io.BytesIO(content)).convert("RGB")), CELL).copy()
+    return resize(np.array(open_image(content)), CELL).copy()
 
 
 def _outline(target: np.ndarray, entity: dict, size: int, mask: bytes, colour: sheet.Colour) -> None:
@@ -88,7 +91,7 @@ def _outline(target: np.ndarray, entity: dict, size: int, mask: bytes, colour: s
     side = max(1, min(side, CELL - left, CELL - top))
     inside = np.zeros((CELL, CELL), dtype=bool)
     inside[top : top + side, left : left + side] = np.asarray(
-        Image.open(io.BytesIO(mask)).convert("L").resize((side, side))
+        Image.open(io.BytesIO(mask), formats=["PNG"]).convert("L").resize((side, side))
     ).astype(bool)
     core = inside.copy()
     for axis in (0, 1):

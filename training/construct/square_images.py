@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 
 import numpy as np
@@ -10,7 +9,7 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from kosmos_core.images import open_image
+from kosmos_core.images import open_image, open_undecoded
 
 from .chunks import UnusableImage
 from .construct_config import FilterConfig
@@ -36,7 +35,7 @@ def decode_square(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata and large sizes: judged below, not printed per picture
-            image = Image.open(io.BytesIO(content))
+            image = open_undecoded(content)
             _check(image, filters)
             upright = rotation == 0 or (rotation is None and image.getexif().get(ORIENTATION, 1) == 1)
             pixels = _plain_jpeg(image, content, at_least or 0) if upright else None
@@ -61,7 +60,7 @@ def decode_square(
 
 def square_side(content: bytes) -> int:
     """Side of the centre square of a picture that was decoded before, from its header alone."""
-    with Image.open(io.BytesIO(content)) as image:
+    with open_undecoded(content) as image:
         return min(image.size)
 
 

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ..base.display import markup
+
 STAGES = ("read", "prepare", "caption", "entities", "segment", "write")
 PLAIN_EVERY = 30.0  # seconds between lines where the output is no terminal
 
@@ -113,15 +115,19 @@ def summary(stats: dict[str, Any]) -> Table:
     table.add_column("count", justify="right")
     for name in ("shards", "pictures", "samples", "entities"):
         table.add_row(name, f"{stats[name]:,}")
-    for title, name in (("pictures left out", "pictures_left_out"), ("entities left out", "entities_left_out")):
-        if stats[name]:
+    for title, name in (
+        ("pictures left out", "pictures_left_out"),
+        ("entities left out", "entities_left_out"),
+        ("files left out", "files_left_out"),
+    ):
+        if stats.get(name):
             table.add_section()
             table.add_row(f"[bold]{title}[/]", f"[bold]{sum(stats[name].values()):,}[/]")
             for reason, count in stats[name].items():
-                table.add_row(f"  {reason}", f"{count:,}")
+                table.add_row(f"  {markup(reason)}", f"{count:,}")
     if stats["shards_failed"]:
         table.add_section()
         table.add_row("[bold red]input shards that cannot be read[/]", f"[bold red]{len(stats['shards_failed']):,}[/]")
         for shard, why in list(stats["shards_failed"].items())[:10]:
-            table.add_row(f"  {shard}: {why}", "")
+            table.add_row(f"  {markup(shard)}: {markup(why)}", "")
     return table

@@ -19,14 +19,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 from megatron.energon import basic_sample_keys, stateless
 from megatron.energon.task_encoder.cooking import cooker
 
-from kosmos_core.images import IMAGE_ENDINGS
+from kosmos_core.images import IMAGE_ENDINGS, is_image_name
 
+from ..base.text import decode_text
+from .decoding import check_size
 from .original_cookers import cook_original_instructpix2pix, cook_original_laion, cook_original_openimage
 from .sample_types import (
     BadSample,
@@ -36,14 +39,18 @@ from .sample_types import (
     Entity,
     InterleavedSample,
     TextSample,
+    one_bad_sample,
 )
+
+PAIR = re.compile(r"([0-9]{1,18})_[01]\.")
+TEXT_ENDINGS = ("txt", "caption", "text")  # the first of them that is there
 
 
 def read_json(content: bytes) -> dict[str, Any]:
     """A JSON object. Raises BadSample where it is none."""
     try:
-        described = json.loads(content)
-    except ValueError as error:
+        described = json.loads(decode_text(content))
+    except (ValueError, RecursionError) as error:
         raise BadSample("bad json") from error
     if not isinstance(described, dict):
         raise BadSample("bad json")
@@ -54,6 +61,17 @@ def find_image(crude: dict[str, Any], name: str = "") -> bytes | None:
     """The picture of this name, with any picture ending; without a name, the part that is an ending alone."""
     parts = (f"{name}.{ending}" if name else ending for ending in IMAGE_ENDINGS)
     return next((crude[part] for part in parts if part in crude), None)
+
+
+def find_text(crude: dict[str, Any]) -> bytes | None:
+    """The part that is a text alone, with any of the endings that are in use for it."""
+    return next((crude[ending] for ending in TEXT_ENDINGS if ending in crude), None)
+
+
+def unknown_endings(crude: dict[str, Any]) -> list[str]:
+    """Endings of a sample's parts that no layout reads."""
+    endings = {part.rpartition(".")[2] for part in crude if not part.startswith("__")}
+    return sorted(endings.difference(IMAGE_ENDINGS, TEXT_ENDINGS, ("json", "tsv")))
 
 
 def _described(crude: dict[str, Any]) -> dict[str, Any]:
@@ -68,8 +86,8 @@ def _text(value: Any, name: str) -> str:
         raise BadSample(f"missing {name}")
     if isinstance(value, bytes):
         try:
-            value = value.decode("utf-8")
-        except UnicodeDecodeError as error:
+            value = decode_text(value)
+        except ValueError as error:
             raise BadSample(f"{name} is not UTF-8") from error
     if not isinstance(value, str):
         raise BadSample(f"bad {name}")
@@ -89,7 +107,7 @@ def _image(crude: dict[str, Any], name: str = "") -> bytes:
 @cooker
 def cook_text(crude: dict[str, Any]) -> TextSample:
     """A document from a .txt part or a json line."""
-    text = crude["txt"] if "txt" in crude else _described(crude).get("text")
+    text = found if (found := find_text(crude)) is not None else _described(crude).get("text")
     return TextSample(**basic_sample_keys(crude), text=_text(text, "text"))
 
 
@@ -98,7 +116,7 @@ def cook_text(crude: dict[str, Any]) -> TextSample:
 def cook_caption(crude: dict[str, Any]) -> CaptionSample:
     """A picture and its caption as img2dataset stores them; the sizes are those its json states, if any."""
     sizes = _described(crude) if "json" in crude else {}
-    caption = _text(crude["txt"] if "txt" in crude else sizes.get("caption"), "caption")
+    caption = _text(found if (found := find_text(crude)) is not None else sizes.get("caption"), "caption")
     width, height = (value if isinstance(value := sizes.get(name), int) else None for name in ("width", "height"))
     return CaptionSample(
         **basic_sample_keys(crude), caption=caption, image=find_image(crude), width=width, height=height
@@ -124,9 +142,11 @@ def cook_interleaved(crude: dict[str, Any]) -> InterleavedSample:
         if not isinstance(segment, dict):
             raise BadSample("bad segments")
         if "image" in segment:
-            if segment["image"] not in crude:
+            if not isinstance(name := segment["image"], str):
+                raise BadSample("bad segments")
+            if name.startswith("__") or not isinstance(image := crude.get(name.lower()), bytes):
                 raise BadSample("missing picture")
-            segments.append(crude[segment["image"]])
+            segments.append(image)
         elif isinstance(text := segment.get("text"), str):
             segments.extend([text] if text.strip() else [])
         else:
@@ -149,7 +169,7 @@ def cook_compositional(crude: dict[str, Any]) -> CompositionalSample:
     for number, entity in enumerate(listed):
         try:
             start, end = (int(position) for position in entity["span"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BadSample("bad span") from error
         if not 0 <= start <= end <= len(caption):
             raise BadSample("bad span")
@@ -171,7 +191,7 @@ def cook_edit(crude: dict[str, Any]) -> EditSample:
     caption = described.get("input") or ""
     if not isinstance(caption, str):
         raise BadSample("bad input")
-    numbers = sorted({int(part.partition("_")[0]) for part in crude if part.partition("_")[0].isdigit()})
+    numbers = sorted({int(found[1]) for part in crude if (found := PAIR.match(part))})
     pairs = [(_image(crude, f"{number}_0"), _image(crude, f"{number}_1")) for number in numbers]
     if not pairs:
         raise BadSample("missing picture")
@@ -194,6 +214,21 @@ COOKERS: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
+def cook(kind: str, crude: dict[str, Any], max_pixels: int) -> Any:
+    """The sample that a raw one describes, for training, lint and sheets alike.
+
+    Raises BadSample, whatever is wrong with it, also where a picture has more than `max_pixels`: before it is decoded.
+    """
+    with one_bad_sample():
+        sample = COOKERS[kind](crude)
+        images = [content for content in sample.contents() if isinstance(content, bytes)]
+        for entity in getattr(sample, "entities", ()):
+            images += [image for image in (entity.mask, entity.on_white) if image is not None]
+        for content in images:
+            check_size(content, max_pixels)
+        return sample
+
+
 def kind_of(crude: dict[str, Any]) -> str | None:
     """The layout that a sample's parts and the entries of its json tell; None where they tell none."""
     if "tsv" in crude:
@@ -202,15 +237,18 @@ def kind_of(crude: dict[str, Any]) -> str | None:
         described = read_json(crude.get("json") or b"{}")
     except BadSample:
         described = {}  # the other parts may tell it, and the cooker then why the sample is bad
-    images = any(part.rpartition(".")[2] in IMAGE_ENDINGS for part in crude if not part.startswith("__"))
+    images = any(is_image_name(part) for part in crude if not part.startswith("__"))
+    text = find_text(crude) is not None
     if "segments" in described:
         return "interleaved"
     if "entities" in described and images:
         return "compositional"
     if "edit" in described and images:
         return "edit"
-    if (images and "txt" in crude) or "caption" in described:
+    if (images and text) or "caption" in described:
         return "captions"
-    if "txt" in crude or "text" in described:
+    if text and unknown_endings(crude):
+        return None  # perhaps a picture in a format that is not read: its caption is no document
+    if text or "text" in described:
         return "text"
     return "pictures" if images else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -42,6 +43,10 @@ class DataConfig:
     """Blocks whose samples are mixed with each other: reading touches this many places of the disk at a time."""
     max_bad: float = 5.0
     """Per cent of a source's samples that may be unusable before the run stops with their list."""
+    max_megapixels: float = 50.0
+    """Pictures with more are unusable: each takes three to seven bytes a pixel in every worker."""
+    max_megabytes: float = 256.0
+    """Larger files in tars, and longer lines, are unusable."""
     index_folder: str | None = None
     """Where the indexes of the data files go. Default: beside the data, or, where that cannot be written,
     `kosmos-g/index` in the user's cache folder."""
@@ -50,6 +55,9 @@ class DataConfig:
         for key, least in (("workers", 0), ("lanes", 1), ("prefetch", 1), ("shuffle_block", 1), ("shuffle_window", 1)):
             if getattr(self, key) < least:
                 raise ValueError(f"data.{key}: {getattr(self, key)} must be at least {least}.")
+        for key in ("max_megapixels", "max_megabytes"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise ValueError(f"data.{key}: {getattr(self, key)} must be above 0.")
         if not 0 <= self.max_bad <= 100:
             raise ValueError(f"data.max_bad: {self.max_bad} must be per cent, from 0 to 100.")
 

@@ -34,6 +34,8 @@ import copy
 import itertools
 import logging
 import os
+import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -42,6 +44,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from kosmos_core.images import is_image_name
+
+from ..base.display import printable
+from ..base.signals import helper_process
 from .batch_stream import Batch, BatchStream, Stream
 from .data_config import DataConfig, SourceConfig
 from .index import DataError, index_dataset
@@ -53,6 +59,7 @@ from .skips import SkipCounts
 from .tasks import Task
 
 log = logging.getLogger(__name__)
+RESTARTS, FORGIVEN_AFTER = 3, 1000  # of killed workers; micro-batches
 LaneStates = dict[str, tuple[int, int]]  # "lane/source" -> `Lane.state`
 
 
@@ -89,6 +96,7 @@ class MicroBatchReader(IterableDataset):
         worker = get_worker_info()
         workers, own = (worker.num_workers, worker.id) if worker else (1, 0)
         if worker:
+            helper_process()
             torch.set_num_threads(1)
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
         mixture, lanes, rows = copy.deepcopy(self.mixture), {}, []
@@ -140,7 +148,13 @@ class DataStream(BatchStream):
             raise DataError(f"Stage {task.stage} has no data: name at least one source under data.sources.")
         for name, source in self.sources.items() if stream.index == 0 else ():
             for shard in source.dataset.damaged:
-                log.warning("Source %s: %s: %s; %d samples are used.", name, shard.name, shard.problem, shard.count)
+                log.warning(
+                    "Source %s: %s: %s; %d samples are used.", name, printable(shard.name), shard.problem, shard.count
+                )
+            if unread := [file for file in source.dataset.unread if is_image_name(file) or file.endswith(".txt")]:
+                log.warning(
+                    "Source %s: %d loose files are not read, such as %s.", name, len(unread), printable(unread[0])
+                )
         weights = {name: source.weight for name, source in config.sources.items()}
         self._mixture = Mixture(weights, stream.micro_batches * stream.micro_batch, stream.seed)
         self.counts = SkipCounts(config.max_bad)
@@ -148,14 +162,13 @@ class DataStream(BatchStream):
         self._lanes: LaneStates = {}
         self._epochs: Counter[str] = Counter()
         self._iterator: Iterator[ReadBatch | DataError] | None = None
+        self._lost = self._lost_at = 0  # workers that were killed, and the micro-batch of the last one
 
     def __iter__(self) -> DataStream:
         return self
 
     def __next__(self) -> Batch:
-        if self._iterator is None:
-            self._iterator = iter(self._loader())
-        read = next(self._iterator)
+        read = self._read()
         if isinstance(read, DataError):
             raise read
         self._number += 1
@@ -164,6 +177,40 @@ class DataStream(BatchStream):
         self.counts.add(read.seen, read.skips)
         self._judge_epochs(read.seen)
         return read.batch
+
+    def _read(self) -> ReadBatch | DataError:
+        """The next micro-batch; where a worker was killed, workers are started again at the present position."""
+        while True:
+            if self._iterator is None:
+                self._iterator = self._start()
+            try:
+                return next(self._iterator)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                self._note_loss(" ".join(str(error).split()))
+
+    def _note_loss(self, what: str) -> None:
+        self._iterator = None
+        recent = self._number - self._lost_at <= FORGIVEN_AFTER
+        self._lost, self._lost_at = self._lost + 1 if recent else 1, self._number
+        way_on = (
+            "It is started again." if self._lost <= RESTARTS else "From here on this process reads without workers."
+        )
+        log.warning(
+            "%s. Often memory was short: lower data.workers or data.prefetch. Nothing is lost. %s", what, way_on
+        )
+
+    def _start(self) -> Iterator[ReadBatch | DataError]:
+        """An iterator at the present position."""
+        if not self.workers or self._lost > RESTARTS:
+            return iter(self._reader())
+        before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        iterator = iter(self._loader())
+        if before is not None and threading.current_thread() is threading.main_thread():
+            # torch's handler would raise at any place of a training step when a worker ends; `next` tells as well.
+            signal.signal(signal.SIGCHLD, before)
+        return iterator
 
     @property
     def workers(self) -> int:
@@ -221,13 +268,13 @@ class DataStream(BatchStream):
         """End the workers."""
         self._iterator = None
 
-    def _loader(self) -> DataLoader | MicroBatchReader:
+    def _reader(self) -> MicroBatchReader:
         lanes, states = self.config.lanes, dict(self._lanes)
-        reader = MicroBatchReader(self.task, self.stream, self.sources, lanes, self._number, states, self._mixture)
-        if not self.workers:
-            return reader
+        return MicroBatchReader(self.task, self.stream, self.sources, lanes, self._number, states, self._mixture)
+
+    def _loader(self) -> DataLoader:
         return DataLoader(
-            reader,
+            self._reader(),
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=self.config.prefetch,
@@ -259,12 +306,11 @@ def _open(name: str, source: SourceConfig, task: Task, config: DataConfig, strea
     if kind == "auto":
         try:
             kind = detect_kind(dataset)
-        except BadSample:
-            raise DataError(
-                f"Source {name}: the layout of {source.path} is none of the known ones. Name it as `kind`."
-            ) from None
+        except BadSample as bad:
+            raise DataError(f"Source {name}: {source.path} has {bad.reason}. Name it as `kind`.") from None
     if kind not in task.kinds:
         known = ", ".join(sorted(task.kinds))
         raise DataError(f"Source {name} ({source.path}) is of kind {kind}; stage {task.stage} reads {known}.")
     parts = task.needed(kind)
-    return Source(name, dataset, kind, stream.seed, config.shuffle_block, config.shuffle_window, parts)
+    order = stream.seed, config.shuffle_block, config.shuffle_window
+    return Source(name, dataset, kind, *order, parts, int(config.max_megapixels * 1e6), config.max_megabytes)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 
 from PIL import Image
 
+from kosmos_core.images import MAX_PIXELS
+
 from ..base import contact_sheet as sheet
-from .cookers import COOKERS
+from .cookers import cook
 from .decoding import decode, decode_mask, on_white
 from .index import IndexedDataset
 from .reader import Reader
-from .sample_types import BadSample, CaptionSample, CompositionalSample, EditSample, InterleavedSample
+from .sample_types import BadSample, CaptionSample, CompositionalSample, EditSample, InterleavedSample, one_bad_sample
 
 COLUMNS, CARD, GAP, MARGIN = 4, 420, 20, 28
 INSIDE = CARD - 2 * 16
@@ -28,9 +31,9 @@ class Card:
     small: list[Image.Image] = field(default_factory=list)
 
 
-def dataset_sheet(dataset: IndexedDataset, kind: str, count: int) -> Image.Image | None:
+def dataset_sheet(dataset: IndexedDataset, kind: str, count: int, max_pixels: int = MAX_PIXELS) -> Image.Image | None:
     """`count` usable samples from all over the data set on one page; None where there is none."""
-    reader, cook = Reader(dataset, kind), COOKERS[kind]
+    reader = Reader(dataset, kind)
     cards: list[Card] = []
     tried: set[int] = set()
     for attempt in range(4):  # evenly spread places first, then the ones beside those that were unusable
@@ -38,10 +41,8 @@ def dataset_sheet(dataset: IndexedDataset, kind: str, count: int) -> Image.Image
             index = place * len(reader) // count + attempt
             if len(cards) < count and index < len(reader) and index not in tried:
                 tried.add(index)
-                try:
-                    cards.append(_card(cook(reader[index])))
-                except BadSample:
-                    continue
+                with contextlib.suppress(BadSample), one_bad_sample():
+                    cards.append(_card(cook(kind, reader[index], max_pixels)))
     if not cards:
         return None
     width = COLUMNS * CARD + (COLUMNS - 1) * GAP

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-import io
+import warnings
 
 from PIL import Image
 from torch import Tensor
 
-from kosmos_core.images import ImageError, open_image, planes, resize_and_crop
+from kosmos_core.images import ImageError, open_image, open_undecoded, planes, resize_and_crop
 
 from .sample_types import BadSample
+
+
+def check_size(content: bytes, max_pixels: int) -> None:
+    """Raise BadSample where a picture's header says that it has more pixels; a broken one fails in `decode`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large sizes, which are judged here
+            with open_undecoded(content) as image:
+                pixels = image.width * image.height
+    except Exception:  # Pillow's plugins raise a dozen kinds on damaged data
+        return
+    if pixels > max_pixels:
+        raise BadSample("picture too large")
 
 
 def decode(content: bytes) -> Image.Image:
@@ -23,9 +36,8 @@ def decode(content: bytes) -> Image.Image:
 def decode_mask(content: bytes) -> Image.Image:
     """An encoded 1-bit mask as a picture of mode L, 255 inside. Raises BadSample where it cannot be decoded."""
     try:
-        mask = Image.open(io.BytesIO(content))
-        return mask.convert("L") if mask.mode == "1" else mask.convert("L").point(lambda level: 255 * (level > 127))
-    except Exception as error:
+        return open_image(content).convert("L").point(lambda level: 255 * (level > 127))
+    except ImageError as error:
         raise BadSample("corrupt mask") from error
 
 

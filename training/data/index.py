@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import tarfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,12 +22,16 @@ from filelock import FileLock
 from megatron.energon.flavors.webdataset.config import MAIN_FOLDER_NAME, skip_meta_re, split_name_re
 
 from kosmos_core.atomic import write_file
-from kosmos_core.images import IMAGE_ENDINGS
+from kosmos_core.images import is_image_name
 
+from ..base.display import printable
 from ..base.errors import TrainingStopped
+from ..base.text import encoding_of
 from .process_map import process_map
 
 ENDINGS = (".tar", ".jsonl", ".tsv")
+PACKED = (".tgz", *(f"{ending}.{packing}" for ending in ENDINGS for packing in ("gz", "zst", "bz2", "xz")))
+UNSORTED = "members of a sample are not next to each other; pack them anew, with tar --sort=name"
 RECORD = f"{MAIN_FOLDER_NAME}/kosmos-g-index.json"
 
 
@@ -49,13 +54,15 @@ class Shard:
 class IndexedDataset:
     """An indexed data set: `root / shard.name` is the path of every shard, and its index lies beside it.
 
-    shards: those with samples. damaged: those with a problem, whether they have samples or not.
+    shards: those with samples. damaged: those with a problem, whether they have samples or not. unread: other files in
+    the folder.
     """
 
     root: Path
     ending: str
     shards: tuple[Shard, ...]
     damaged: tuple[Shard, ...] = ()
+    unread: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return sum(shard.count for shard in self.shards)
@@ -67,7 +74,7 @@ def index_dataset(path: str | Path, index_folder: str | Path | None = None) -> I
     path: a folder with .tar, .jsonl or .tsv files, or one such file. index_folder: see `DataConfig.index_folder`.
     Raises DataError where there is nothing to read.
     """
-    folder, names, ending = _find(Path(path).expanduser())
+    folder, names, ending, unread = _find(Path(path).expanduser())
     root = _index_root(folder, index_folder)
     with _locked(root):
         if root != folder:
@@ -83,9 +90,10 @@ def index_dataset(path: str | Path, index_folder: str | Path | None = None) -> I
             write_file(root / RECORD, json.dumps(record, indent=1))
             _describe_to_energon(root, ending, shards)
     damaged = tuple(shard for shard in shards if shard.problem)
-    dataset = IndexedDataset(root, ending, tuple(shard for shard in shards if shard.count), damaged)
+    unread = tuple(name for name in unread if not name.endswith(".idx"))
+    dataset = IndexedDataset(root, ending, tuple(shard for shard in shards if shard.count), damaged, unread)
     if not dataset.shards:
-        problems = "; ".join(f"{shard.name}: {shard.problem or 'holds no sample'}" for shard in shards[:5])
+        problems = "; ".join(f"{printable(shard.name)}: {shard.problem or 'holds no sample'}" for shard in shards[:5])
         raise DataError(f"No sample can be read in {path} ({problems}). Expected WebDataset tars, .jsonl or .tsv.")
     return dataset
 
@@ -95,26 +103,70 @@ def sample_offsets(path: Path) -> np.ndarray:
     return np.memmap(path.with_suffix(path.suffix + ".idx"), dtype="<u8", mode="r")
 
 
-def _find(path: Path) -> tuple[Path, list[str], str]:
-    """The folder, the names of its data files relative to it, sorted, and their ending."""
+def _find(path: Path) -> tuple[Path, list[str], str, tuple[str, ...]]:
+    """The folder, the names of its data files relative to it, sorted, their ending, and what else lies there.
+
+    Endings count in any case. Raises DataError, rather than leave some of the data out, where only a part could be
+    read: lines beside tars, packed files, links to nothing.
+    """
     if path.is_file():
-        if path.suffix not in ENDINGS:
-            raise DataError(f"{path} is not a data file: expected one of {', '.join(ENDINGS)} or a folder of them.")
-        return path.parent, [path.name], path.suffix
+        if path.suffix.lower() not in ENDINGS:
+            raise DataError(
+                f"{printable(path)} is not a data file: expected one of {', '.join(ENDINGS)} or a folder of them."
+            )
+        return path.parent, [path.name], path.suffix.lower(), ()
     if not path.is_dir():
-        raise DataError(f"The data folder {path} does not exist. Make it, or correct the path.")
-    files = [file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path))]
-    for ending in ENDINGS:
-        names = sorted(file.relative_to(path).as_posix() for file in files if file.suffix == ending)
-        if names:
-            return path, names, ending
-    packed = [file.name for file in files if file.name.endswith((".tar.gz", ".tgz", ".jsonl.gz", ".tar.zst"))]
+        raise DataError(f"The data folder {printable(path)} does not exist. Make it, or correct the path.")
+    found: dict[str, list[str]] = {ending: [] for ending in (*ENDINGS, *PACKED, "")}
+    for file in _files(path):
+        name = file.relative_to(path).as_posix()
+        ending = next((ending for ending in found if ending and name.lower().endswith(ending)), "")
+        if ending and not file.exists():
+            raise DataError(f"{printable(file)} is a link to a file that is not there. Correct or delete it.")
+        found[ending].append(name)
+    for names in found.values():
+        names.sort()
+    endings = [ending for ending in ENDINGS if found[ending]]
+    packed = [name for ending in PACKED for name in found[ending]]
+    if len(endings) > 1:
+        first, second = (found[ending][0] for ending in endings[:2])
+        raise DataError(
+            f"{printable(path)} holds {' and '.join(endings)} files ({printable(first)}, {printable(second)}), of "
+            "which only one kind can be read. Give each a folder and a source of its own."
+        )
+    if endings and packed:
+        raise DataError(
+            f"{printable(path)} holds {endings[0]} files and packed ones, which cannot be read by place: "
+            f"{_named(packed)}. Unpack them, or move them elsewhere."
+        )
+    if endings:
+        return path, found[endings[0]], endings[0], tuple(found[""])
     hint = ""
     if packed:
-        hint = f" Unpack the compressed files first, e.g. {packed[0]}."
-    elif any(file.suffix[1:].lower() in (*IMAGE_ENDINGS, "txt", "json") for file in files):
-        hint = f" Pack loose files into a tar: tar --sort=name -cf SET/00000.tar -C {path} ."
-    raise DataError(f"{path} holds no data file: expected {', '.join(ENDINGS)}.{hint}")
+        hint = f" Unpack the compressed files first, e.g. {printable(packed[0])}."
+    elif parquet := [name for name in found[""] if name.lower().endswith(".parquet")]:
+        hint = f" For {_named(parquet)} see python -m training.data.convert --help."
+    elif any(is_image_name(name) or name.lower().endswith((".txt", ".json")) for name in found[""]):
+        hint = f" Pack loose files into a tar: tar --sort=name -cf SET/00000.tar -C {printable(path)} ."
+    raise DataError(f"{printable(path)} holds no data file: expected {', '.join(ENDINGS)}.{hint}")
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(printable, names[:3])) + more
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """Files below a folder that are not hidden, in linked folders too; a folder that is met again is not read again."""
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not _hidden(Path(name)))
+        yield from (Path(folder, name) for name in names if not _hidden(Path(name)))
 
 
 def _hidden(name: Path) -> bool:
@@ -158,9 +210,10 @@ def _link(folder: Path, root: Path, names: list[str]) -> None:
 
 def _known(root: Path) -> dict[str, Shard]:
     try:
-        return {name: Shard(**shard) for name, shard in json.loads((root / RECORD).read_bytes()).items()}
-    except (OSError, ValueError, TypeError):
-        return {}
+        known = {name: Shard(**shard) for name, shard in json.loads((root / RECORD).read_bytes()).items()}
+        return {name: shard for name, shard in known.items() if isinstance(shard.count, int) and shard.name == name}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}  # whatever else stands there, it is no record of ours
 
 
 def _fresh(root: Path, name: str, known: Shard | None) -> bool:
@@ -187,9 +240,9 @@ def _index_shard(job: tuple[str, str]) -> Shard:
     path = root / name
     state = path.stat()
     try:
-        offsets, problem = _tar_offsets(path) if path.suffix == ".tar" else (_line_offsets(path), None)
-    except OSError as error:
-        offsets, problem = [], f"unreadable: {error.strerror or error}"
+        offsets, problem = _tar_offsets(path) if path.suffix.lower() == ".tar" else _line_offsets(path)
+    except Exception as error:  # a damaged header can raise anything: OverflowError for a size of 10^20
+        offsets, problem = [], f"unreadable: {printable(getattr(error, 'strerror', None) or error)}"
     if len(offsets) > 1:
         write_file(path.with_suffix(path.suffix + ".idx"), np.asarray(offsets, dtype="<u8").tobytes())
     return Shard(name, max(len(offsets) - 1, 0), state.st_size, state.st_mtime_ns, problem)
@@ -203,6 +256,7 @@ def _tar_offsets(path: Path) -> tuple[list[int], str | None]:
     """
     offsets: list[int] = []
     end, last = 0, None
+    keys: set[str] = set()
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         try:
@@ -212,11 +266,14 @@ def _tar_offsets(path: Path) -> tuple[list[int], str | None]:
                     name = split_name_re.match(member.name)
                     if name and member.isreg() and not skip_meta_re.match(member.name):
                         if name[1] != last:
+                            if name[1] in keys:
+                                return [], UNSORTED
                             offsets.append(member.offset)
                             last = name[1]
-                        if member.offset_data + member.size > size:
+                            keys.add(last)
+                        if not member.issparse() and member.offset_data + member.size > size:
                             raise tarfile.ReadError("unexpected end of data")
-                    end = member.offset_data + (member.size + 511) // 512 * 512
+                    end = tar.offset  # of the next header; a sparse member is shorter than its size
             file.seek(end)
             if file.read(512).strip(b"\0") or end > size:
                 raise tarfile.ReadError("damaged header")  # tarfile takes a damaged header for the end of the file
@@ -226,15 +283,18 @@ def _tar_offsets(path: Path) -> tuple[list[int], str | None]:
     return [*offsets, end] if offsets else [], None
 
 
-def _line_offsets(path: Path) -> list[int]:
-    """Offsets of the lines that are not blank."""
+def _line_offsets(path: Path) -> tuple[list[int], str | None]:
+    """Offsets of the lines that are not blank, and what is wrong with the file."""
     offsets, position = [], 0
     with path.open("rb") as file:
+        if (encoding := encoding_of(file.read(4))) not in ("utf-8", "utf-8-sig"):
+            return [], f"{encoding.upper()}, of which lines cannot be found by place: save it as UTF-8"
+        file.seek(0)
         for line in file:
             if line.strip():
                 offsets.append(position)
             position += len(line)
-    return [*offsets, position] if offsets else []
+    return ([*offsets, position] if offsets else []), None
 
 
 def _describe_to_energon(root: Path, ending: str, shards: tuple[Shard, ...]) -> None:

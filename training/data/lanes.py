@@ -15,15 +15,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
+from kosmos_core.images import MAX_PIXELS
 from kosmos_core.special_tokens import SpecialTokens
 
 from ..base.rng import seed_of
-from .cookers import COOKERS
+from .cookers import cook
 from .index import DataError, IndexedDataset
 from .order import Order
 from .packing import PackedRow, PackingUnit
-from .reader import Reader
-from .sample_types import BadSample, Filtered
+from .reader import MAX_MEGABYTES, Reader
+from .sample_types import BadSample, Filtered, one_bad_sample
 
 HOPELESS = 200  # unusable samples in a row, without a usable one before them
 Encoded = TypeVar("Encoded")
@@ -55,10 +56,12 @@ class Source:
     block: int
     window: int
     parts: Callable[[str], bool] | None = None
+    max_pixels: int = MAX_PIXELS
+    max_megabytes: float = MAX_MEGABYTES
 
     @cached_property
     def reader(self) -> Reader:
-        return Reader(self.dataset, self.kind, self.parts)
+        return Reader(self.dataset, self.kind, self.parts, self.max_megabytes)
 
     @cached_property
     def order(self) -> Order:
@@ -72,7 +75,7 @@ class Source:
 
     def cook(self, crude: dict[str, Any]) -> Any:
         """The sample that a raw one describes. Raises BadSample."""
-        return COOKERS[self.kind](crude)
+        return cook(self.kind, crude, self.max_pixels)
 
     def key(self, position: int) -> str:
         """The name of the sample at a position, for one that cannot be read: its file and its number there."""
@@ -104,7 +107,8 @@ class Lane:
             try:
                 crude, rng = self.source.read(place)
                 key = crude["__key__"]
-                return key, encode(self.source.cook(crude), rng)
+                with one_bad_sample():
+                    return key, encode(self.source.cook(crude), rng)
             except BadSample as bad:
                 key = key or self.source.key(place)
                 self.skips.append(Skip(self.source.name, key, bad.reason, isinstance(bad, Filtered)))

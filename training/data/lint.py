@@ -25,14 +25,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from .cookers import COOKERS
+from ..base.display import markup, printable
+from ..base.signals import stoppable
+from .cookers import cook, unknown_endings
 from .data_config import DataConfig, Kind
 from .dataset_sheet import dataset_sheet
 from .decoding import decode, decode_mask
 from .index import DataError, IndexedDataset, index_dataset
 from .process_map import process_map
 from .reader import Reader, detect_kind
-from .sample_types import BadSample, CompositionalSample, EditSample, Filtered
+from .sample_types import BadSample, CompositionalSample, EditSample, Filtered, one_bad_sample
 
 CHUNK = 200
 SHOWN = 12
@@ -45,6 +47,7 @@ class Findings:
 
     samples: int = 0
     images: int = 0
+    without_image: int = 0
     characters: int = 0
     bad: dict[str, list[str]] = field(default_factory=dict)
     odd: dict[str, list[str]] = field(default_factory=dict)
@@ -57,6 +60,7 @@ class Findings:
         return Findings(
             self.samples + other.samples,
             self.images + other.images,
+            self.without_image + other.without_image,
             self.characters + other.characters,
             merged(self.bad, other.bad),
             merged(self.odd, other.odd),
@@ -74,10 +78,12 @@ class Checker:
 
     dataset: IndexedDataset
     kind: str
+    max_pixels: int
+    max_megabytes: float
 
     @cached_property
     def reader(self) -> Reader:
-        return Reader(self.dataset, self.kind)
+        return Reader(self.dataset, self.kind, max_megabytes=self.max_megabytes)
 
     def __call__(self, numbers: range) -> Findings:
         """What is found in these samples."""
@@ -88,16 +94,19 @@ class Checker:
             try:
                 crude = self.reader[index]
                 key = crude["__key__"]
-                sample = COOKERS[self.kind](crude)
-                contents = sample.contents()
-                images = [decode(content) for content in contents if isinstance(content, bytes)]
-                oddities = _oddities(sample, images)
+                sample = cook(self.kind, crude, self.max_pixels)
+                with one_bad_sample():
+                    contents = sample.contents()
+                    images = [decode(content) for content in contents if isinstance(content, bytes)]
+                    oddities = _oddities(sample, images)
+                oddities += [f"part not read: .{printable(ending)}" for ending in unknown_endings(crude)]
             except Filtered as bad:
                 found.left_out[bad.reason] += 1
             except BadSample as bad:
                 found.bad.setdefault(bad.reason, []).append(key or self.reader.key(index))
             else:
                 found.images += len(images)
+                found.without_image += not images
                 found.characters += sum(len(content) for content in contents if isinstance(content, str))
                 for oddity in oddities:
                     found.odd.setdefault(oddity, []).append(key)
@@ -127,12 +136,13 @@ def _oddities(sample: Any, images: list[Image.Image]) -> list[str]:
     return sorted(odd)
 
 
-def check_all(dataset: IndexedDataset, kind: str, limit: int, workers: int, console: Console) -> Findings:
+def check_all(checker: Checker, limit: int, workers: int, console: Console) -> Findings:
     """Check the first `limit` samples of a data set (0: all) with several processes."""
-    numbers = range(min(limit or len(dataset), len(dataset)))
+    size = len(checker.dataset)
+    numbers = range(min(limit or size, size))
     ranges = [numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)]
     found = Findings()
-    results = process_map(Checker(dataset, kind), ranges, workers)
+    results = process_map(checker, ranges, workers)
     for result in track(results, "Reading", total=len(ranges), console=console, transient=True):
         found += result
     return found
@@ -140,23 +150,27 @@ def check_all(dataset: IndexedDataset, kind: str, limit: int, workers: int, cons
 
 def show(path: str, dataset: IndexedDataset, kind: str, found: Findings, console: Console) -> None:
     """Print the summary table."""
-    table = Table(title=f"{path}: {kind}", title_justify="left", title_style="bold")
+    table = Table(title=markup(f"{path}: {kind}"), title_justify="left", title_style="bold")
     table.add_column("what")
     table.add_column("count", justify="right")
     table.add_column("share", justify="right")
     table.add_column("for example", overflow="fold")
 
     def row(name: str, count: int, keys: list[str] = (), style: str = "") -> None:
-        share = f"{100 * count / max(found.samples, 1):.2f} %" if keys or style else ""
-        table.add_row(name, f"{count:,}", share, ", ".join(keys[:LISTED]), style=style)
+        share = f"{100 * count / max(found.samples, 1):.2f} %" if (keys or style) and "file" not in name else ""
+        table.add_row(markup(name), f"{count:,}", share, markup(", ".join(keys[:LISTED])), style=style)
 
     row("files with samples", len(dataset.shards))
     row("samples", len(dataset))
     row("  of them read", found.samples)
     row("pictures", found.images)
+    if found.without_image:
+        row("samples without a picture", found.without_image)
     row("characters of text per sample", round(found.characters / max(found.samples - found.bad_samples, 1)))
+    if dataset.unread:
+        row("other files there, not read", len(dataset.unread), list(dataset.unread), "yellow")
     for shard in dataset.damaged:
-        table.add_row(f"{shard.problem}", "1", "", shard.name, style="red")
+        table.add_row(markup(shard.problem), "1", "", markup(shard.name), style="red")
     for reason, count in found.left_out.most_common():
         row(f"left out: {reason}", count, style="dim")
     for reason, keys in sorted(found.odd.items()):
@@ -175,6 +189,8 @@ def report(path: str, dataset: IndexedDataset, kind: str, found: Findings) -> di
         "samples": len(dataset),
         "read": found.samples,
         "pictures": found.images,
+        "without_picture": found.without_image,
+        "unread_files": list(dataset.unread),
         "damaged_files": {shard.name: shard.problem for shard in dataset.damaged},
         "unusable": found.bad,
         "odd": found.odd,
@@ -191,6 +207,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=0, help="read only so many samples (default: all)")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="reading processes")
     parser.add_argument("--max-bad", type=float, default=DataConfig.max_bad, help="per cent of samples (default: 5)")
+    for limit in ("megapixels", "megabytes"):
+        default = getattr(DataConfig, f"max_{limit}")
+        told = f"as data.max_{limit} in training (default: {default:g})"
+        parser.add_argument(f"--max-{limit}", type=float, default=default, help=told)
     parser.add_argument("--index-folder", help="where indexes go, if not beside the data")
     parser.add_argument("--json", type=Path, help="also write the findings to this file")
     given = parser.parse_args(arguments)
@@ -201,10 +221,12 @@ def main(arguments: list[str] | None = None) -> int:
         if not len(dataset):
             raise DataError(f"No sample can be read in {given.path}.")
     except (DataError, BadSample) as error:
-        unknown = f"{given.path}: none of the known layouts; name it with --kind. See docs/data-layouts.md."
+        unknown = f"{given.path}: {error}; name it with --kind. See docs/data-layouts.md."
         print(error if isinstance(error, DataError) else unknown, file=sys.stderr)
         return 2
-    found = check_all(dataset, kind, given.limit, given.workers, console)
+    max_pixels = int(given.max_megapixels * 1e6)
+    checker = Checker(dataset, kind, max_pixels, given.max_megabytes)
+    found = check_all(checker, given.limit, given.workers, console)
     show(given.path, dataset, kind, found, console)
     path = Path(given.path).resolve()
     sheet = given.sheet or path.with_name(f"{path.stem}-sheet.png")
@@ -213,9 +235,9 @@ def main(arguments: list[str] | None = None) -> int:
         if given.json:
             given.json.write_text(json.dumps(report(given.path, dataset, kind, found), indent=1, ensure_ascii=False))
         option = "--sheet"
-        if (shown := dataset_sheet(dataset, kind, SHOWN)) is not None:
+        if (shown := dataset_sheet(dataset, kind, SHOWN, max_pixels)) is not None:
             shown.save(sheet)
-            console.print(f"Twelve samples: {sheet}", highlight=False)
+            console.print(markup(f"Twelve samples: {sheet}"), highlight=False)
     except OSError as error:
         said = f"{error.filename} cannot be written ({error.strerror}); give another file with {option}."
         print(said, file=sys.stderr)
@@ -230,4 +252,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stoppable(main, "nothing was changed."))

@@ -20,6 +20,7 @@ from typing import Any
 from megatron.energon import basic_sample_keys, stateless
 from megatron.energon.task_encoder.cooking import cooker
 
+from ..base.text import decode_text
 from .sample_types import BadSample, CaptionSample, CompositionalSample, EditSample, Entity, Filtered
 
 COLOURS = "black blue brown cyan gold golden gray green grey orange pink purple red silver white yellow"
@@ -29,8 +30,8 @@ WORD_ENDS = " ,.!?;:)]}"
 def _columns(crude: dict[str, Any], least: int) -> list[str]:
     try:
         # Stripping the line shifts the columns where the caption is empty; so did the original.
-        columns = crude["tsv"].decode("utf-8").strip().split("\t")
-    except (KeyError, UnicodeDecodeError) as error:
+        columns = decode_text(crude["tsv"]).strip().split("\t")
+    except (KeyError, ValueError) as error:
         raise BadSample("bad line") from error
     if len(columns) < least:
         raise BadSample("missing columns")

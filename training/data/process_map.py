@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
+from ..base.signals import helper_process
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -20,11 +22,15 @@ def process_map(function: Callable[[Item], Result], items: Sequence[Item], proce
     if processes < 2:
         yield from map(function, items)
         return
-    with ProcessPoolExecutor(processes, initializer=_receive, initargs=(function,)) as pool:
+    pool = ProcessPoolExecutor(processes, initializer=_receive, initargs=(function,))
+    try:
         yield from pool.map(_call, items)
+    finally:  # whoever stops early waits for the items in work alone
+        pool.shutdown(cancel_futures=True)
 
 
 def _receive(function: Callable[[Any], Any]) -> None:
+    helper_process()
     global _received
     _received = function
 

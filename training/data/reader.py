@@ -1,4 +1,4 @@
-"""Samples of a data set by number: Megatron-Energon's random-access tar reader, and the same for files of lines.
+"""Samples of a data set by number, from tars by Megatron-Energon's index and names, and the same from files of lines.
 
 They are Energon's crude samples: dictionaries of a sample's parts as bytes, with `__key__`, `__restore_key__` and
 `__subflavors__`, which the cookers turn into this package's samples.
@@ -13,35 +13,42 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import accumulate
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from megatron.energon.epathlib import EPath
 from megatron.energon.flavors.crude import CrudeSample
-from megatron.energon.flavors.webdataset.itar import ITarSamplePointer
-from megatron.energon.flavors.webdataset.itar_reader import ITarReader
+from megatron.energon.flavors.webdataset.config import skip_meta_re, split_name_re
+from megatron.energon.flavors.webdataset.itar import ITarFile
 
-from .cookers import kind_of
+from ..base.display import printable
+from .cookers import kind_of, unknown_endings
 from .index import IndexedDataset, sample_offsets
-from .sample_types import BadSample
+from .sample_types import BadSample, one_bad_sample
 
 OPEN_FILES = 64
+MAX_MEGABYTES = 256.0  # of one part of a sample, or one line
 
 
 class Reader:
     """Random access to the samples of an indexed data set.
 
-    parts: which parts of a tar's samples to read (by name, as `0.mask.png`); None reads all. Open files cannot be
+    parts: which parts of a tar's samples to read (by name in lower case, as `0.mask.png`); None reads all.
+    max_megabytes: larger parts and lines are not read; see `DataConfig.max_megabytes`. Open files cannot be
     shared between processes: each process that reads needs a reader of its own.
     """
 
-    def __init__(self, dataset: IndexedDataset, kind: str, parts: Callable[[str], bool] | None = None):
+    def __init__(
+        self,
+        dataset: IndexedDataset,
+        kind: str,
+        parts: Callable[[str], bool] | None = None,
+        max_megabytes: float = MAX_MEGABYTES,
+    ):
         self.dataset, self.kind = dataset, kind
         self._starts = [0, *accumulate(shard.count for shard in dataset.shards)]
         self._offsets = lru_cache(maxsize=4 * OPEN_FILES)(self._read_offsets)
-        self._tars = _Tars(self, parts) if dataset.ending == ".tar" else None
-        self._files: OrderedDict[int, BinaryIO] = OrderedDict()
+        self.parts, self.max_bytes = parts, int(max_megabytes * 1e6)
+        self._files: OrderedDict[int, BinaryIO | ITarFile] = OrderedDict()
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -49,17 +56,19 @@ class Reader:
     def key(self, index: int) -> str:
         """Where sample `index` stands, shard:number; the name of a sample that cannot be read."""
         shard, number = self._locate(index)
-        return f"{self.dataset.shards[shard].name}:{number}"
+        return printable(f"{self.dataset.shards[shard].name}:{number}")
 
     def __getitem__(self, index: int) -> CrudeSample:
         """The parts of a sample. Raises BadSample where its file cannot be read."""
         try:
-            crude = self._line(index) if self._tars is None else self._tars[index]
-        except (OSError, ValueError, AssertionError, tarfile.TarError) as error:
+            key, parts = self._members(index) if self.dataset.ending == ".tar" else self._line(index)
+        except BadSample:
+            raise
+        except Exception as error:  # a damaged header can raise anything: OverflowError for a size of 10^20
             raise BadSample("unreadable shard") from error
-        crude["__key__"] = f"{self.dataset.shards[self._locate(index)[0]].name}/{crude['__key__']}"
-        crude["__subflavors__"] = {"kind": self.kind}
-        return CrudeSample(crude)
+        crude = {"__restore_key__": ("Webdataset", index), "__subflavors__": {"kind": self.kind}}
+        crude["__key__"] = printable(f"{self.dataset.shards[self._locate(index)[0]].name}/{key}")
+        return CrudeSample(crude | parts)
 
     def pointer(self, index: int) -> tuple[int, int, int]:
         """Shard number, offset and length in bytes of a sample."""
@@ -76,54 +85,80 @@ class Reader:
     def _read_offsets(self, shard: int) -> np.ndarray:
         return sample_offsets(self.dataset.root / self.dataset.shards[shard].name)
 
-    def _line(self, index: int) -> dict:
-        shard, start, size = self.pointer(index)
+    def _open(self, shard: int) -> BinaryIO | ITarFile:
+        """A shard's file, at most OPEN_FILES of them at a time."""
         if shard not in self._files:
             if len(self._files) >= OPEN_FILES:
                 self._files.popitem(last=False)[1].close()
-            self._files[shard] = (self.dataset.root / self.dataset.shards[shard].name).open("rb")
+            file = (self.dataset.root / self.dataset.shards[shard].name).open("rb")
+            self._files[shard] = _OpenTar.open(fileobj=file, mode="r:") if self.dataset.ending == ".tar" else file
         self._files.move_to_end(shard)
-        file = self._files[shard]
+        return self._files[shard]
+
+    def _line(self, index: int) -> tuple[str, dict[str, bytes]]:
+        shard, start, size = self.pointer(index)
+        if size > self.max_bytes:
+            raise BadSample("line too large")
+        file = self._open(shard)
         file.seek(start)
         line = file.read(size)
         if len(line) < size:
             raise ValueError("the file is shorter than its index")
-        number = index - self._starts[shard]
-        part = {".jsonl": "json", ".tsv": "tsv"}[self.dataset.ending]
-        return {"__key__": str(number), "__restore_key__": ("Webdataset", index), part: line}
+        return str(index - self._starts[shard]), {self.dataset.ending[1:].replace("jsonl", "json"): line}
 
-
-class _Tars(ITarReader[int]):
-    """Energon's tar reader on memory-mapped indexes: its own one opens the index file anew for every random access."""
-
-    def __init__(self, reader: Reader, parts: Callable[[str], bool] | None):
-        names = [shard.name for shard in reader.dataset.shards]
-        root = EPath(Path(reader.dataset.root).absolute())
-        super().__init__(root, names, [root / name for name in names], part_filter=parts, itar_cache_size=OPEN_FILES)
-        self._reader = reader
-
-    def _get_itar_sample_pointer(self, index: int) -> ITarSamplePointer:
-        shard, start, size = self._reader.pointer(index)
-        return ITarSamplePointer(tar_file_id=shard, byte_offset=start, byte_size=size)
-
-    @contextlib.contextmanager
-    def _open_itarfile(self, tar_file_id: int):
-        with super()._open_itarfile(tar_file_id) as tar:
-            yield tar
+    def _members(self, index: int) -> tuple[str, dict[str, bytes]]:
+        """Key and parts of a tar's sample; its members are found by Energon's rules for names, in any case."""
+        shard, start, size = self.pointer(index)
+        tar, key, parts = self._open(shard), None, {}
+        tar.offset = start
+        while tar.offset < start + size:
+            member = tar.next()
             tar.members = []  # tarfile remembers every header it has read: memory would grow with every sample
+            if member is None:
+                raise ValueError("the file is shorter than its index")
+            name = split_name_re.match(member.name)
+            if not name or not member.isreg() or skip_meta_re.match(member.name):
+                continue
+            if key is not None and name[1] != key:
+                raise ValueError("the file does not fit its index")
+            key, part = name[1], name[2].lower()
+            if part in parts or part.startswith("__"):
+                raise BadSample("the same file twice" if part in parts else "bad file name")
+            parts[part] = b""
+            if self.parts is None or self.parts(part):
+                parts[part] = self._content(tar, member)
+        if key is None:
+            raise ValueError("no file of a sample")
+        return key, {part: content for part, content in parts.items() if self.parts is None or self.parts(part)}
 
-    def __len__(self) -> int:
-        return len(self._reader)
+    def _content(self, tar: ITarFile, member: tarfile.TarInfo) -> bytes:
+        if member.issparse():  # a header of 512 bytes may claim any size of zeros
+            raise BadSample("sparse file")
+        if member.size > self.max_bytes:
+            raise BadSample("file too large")
+        content = tar.extractfile(member).read()
+        if len(content) < member.size:
+            raise ValueError("the file ends early")
+        return content
 
-    def __str__(self) -> str:
-        return f"{type(self).__name__}({self._reader.dataset.root}, {len(self)} samples)"
+
+class _OpenTar(ITarFile):
+    """Closes its file with itself."""
+
+    def close(self) -> None:
+        super().close()
+        self.fileobj.close()
 
 
 def detect_kind(dataset: IndexedDataset) -> str:
     """The layout of a data set, from the first of its samples that tells one. Raises BadSample where none does."""
     reader = Reader(dataset, "auto")
+    unknown: list[str] = []
     for index in range(min(len(reader), 20)):
-        with contextlib.suppress(BadSample):
-            if kind := kind_of(reader[index]):
+        with contextlib.suppress(BadSample), one_bad_sample():
+            crude = reader[index]
+            if kind := kind_of(crude):
                 return kind
-    raise BadSample("unknown layout")
+            unknown += [ending for ending in unknown_endings(crude) if ending not in unknown]
+    named = f" (nothing reads files that end in {', '.join(map(printable, unknown[:5]))})" if unknown else ""
+    raise BadSample(f"none of the known layouts{named}")

@@ -6,10 +6,14 @@ Megatron-Energon's `Sample`, so that the cookers also serve an Energon task enco
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from megatron.energon import Sample, SkipSample
 from megatron.energon.edataclass import edataclass
+
+from ..base.errors import ConfigError, TrainingStopped
 
 
 class BadSample(SkipSample):
@@ -25,6 +29,17 @@ class BadSample(SkipSample):
 
 class Filtered(BadSample):
     """A sound sample that the configuration leaves out, such as a caption that is too long: counted, never an error."""
+
+
+@contextlib.contextmanager
+def one_bad_sample() -> Iterator[None]:
+    """Whatever a sample raises in here, it is one bad sample: data from outside can raise anything."""
+    try:
+        yield
+    except (BadSample, TrainingStopped, ConfigError):
+        raise
+    except Exception as error:
+        raise BadSample(f"broken ({type(error).__name__})") from error
 
 
 @edataclass

@@ -13,6 +13,7 @@ from kosmos_core.tokenizer import Tokenizer
 
 from .batch_stream import Batch
 from .batches import PromptRow, align_batch, instruct_batch, lm_batch
+from .cookers import TEXT_ENDINGS
 from .data_config import AlignData, InstructData, LmData
 from .decoding import target_pixels
 from .lanes import Lane
@@ -20,7 +21,7 @@ from .packing import PackingUnit, document_units
 from .sample_types import BadSample, CaptionSample, CompositionalSample, EditSample, Filtered, TextSample
 from .sequences import caption_sequence, compositional_sequence, edit_sequence, encode
 
-TEXT_PARTS = frozenset(("txt", "json"))
+TEXT_PARTS = frozenset((*TEXT_ENDINGS, "json"))
 CLIP_LENGTH = AlignerConfig.queries  # the condition has a token for each of Stable Diffusion's CLIP
 
 

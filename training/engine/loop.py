@@ -22,8 +22,8 @@ from kosmos_core.atomic import atomic_write, write_file
 
 from ..base.errors import ConfigError, TrainingStopped
 from ..base.precision import DTYPES, LossScale, autocast, slow_format
-from ..base.processes import StopSignal
 from ..base.rng import RowRng, seed_of
+from ..base.signals import StopSignal
 from ..data.batch_stream import Batch, BatchStream, Stream
 from .checkpoint import Checkpoints
 from .checkpoint_reader import read_progress, reading
@@ -57,7 +57,9 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 class Trainer:
     """One run: the engine that trains its stage, its data streams, and how far it has come."""
 
-    def __init__(self, config: RunConfig, engine: Engine, checkpoints: Checkpoints) -> None:
+    def __init__(
+        self, config: RunConfig, engine: Engine, checkpoints: Checkpoints, stop: StopSignal | None = None
+    ) -> None:
         self.config, self.engine, self.process_group = config, engine, engine.process_group
         self.checkpoints = checkpoints
         self.average = MovingAverage(engine.parameters, config.optim.ema) if config.optim.ema else None
@@ -69,7 +71,7 @@ class Trainer:
         self.bad_batches: list[dict[str, Any]] = []
         self.data = DataReports()
         self.operations = OperationCount(self.counters.counted)
-        self.stop = StopSignal()
+        self.stop = stop or StopSignal()
         self.stopping = self.failing = 0.0
 
     # -- where a run begins and goes on
@@ -85,13 +87,14 @@ class Trainer:
                 f"batch.streams: {self.config.batch.streams}, but {path} was saved with {self.counters.streams}; "
                 f"leave batch.streams empty."
             )
-        self._open_streams()
+        self.open_streams()
         positions = restore_state(path, self.engine, self.average, list(self.streams))
         with reading(path):
             for index, position in positions.items():
                 self.streams[index].load_state_dict(position)
 
-    def _open_streams(self) -> None:
+    def open_streams(self) -> None:
+        """Find and index the data of this process; ConfigError or DataError where that cannot be."""
         count, process_group = self.counters.streams, self.process_group
         if count % process_group.world_size or self.micro_batches % count:
             raise ConfigError(
@@ -230,8 +233,14 @@ class Trainer:
         """
         self.progress = progress
         config, counters = self.config, self.counters
-        if not self.streams:
-            self._open_streams()
+        if self._asked_to_stop():
+            self.progress.say("Stopped by a signal before the first step: nothing has changed; start it again.")
+            return
+        if counters.step >= config.steps:
+            self.progress.say(
+                f"The run has done its {counters.step} steps already; give --steps above that to train on."
+            )
+            return
         self._report_data()
         peak = peak_flops(self.process_group.device, DTYPES[config.precision])
         if advice := slow_format(config.precision, self.process_group.device):
@@ -260,6 +269,17 @@ class Trainer:
         if self.stopping:
             self.progress.say(f"Stopped by a signal after step {counters.step}, saved; go on with --resume auto.")
 
+    def _asked_to_stop(self) -> bool:
+        """Whether any process has received a signal; call on all processes."""
+        flag = torch.tensor([float(self.stop.received is not None)])
+        return bool(self.process_group.sum(flag))
+
+    def close(self) -> None:
+        """End the processes that read data; a run that is over or has failed leaves none behind."""
+        for stream in self.streams.values():
+            if hasattr(stream, "close"):
+                stream.close()
+
     def _sample(self) -> None:
         with torch.no_grad(), autocast(self.config.precision, self.process_group.device):
             image = self.engine.step("sample")
@@ -268,3 +288,4 @@ class Trainer:
             path.parent.mkdir(exist_ok=True)
             with atomic_write(path) as file:
                 image.save(file, "PNG")
+            self.progress.image("samples", image, self.counters.step)

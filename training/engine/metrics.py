@@ -10,7 +10,6 @@ import psutil
 import torch
 from torch import Tensor
 
-from ..base.precision import cpu_rate
 from ..base.processes import ProcessGroup
 
 # Dense matrix-multiply peaks in FLOP/s by a part of the device's name, from the vendors' data sheets.
@@ -29,17 +28,15 @@ PEAKS = {
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """FLOP/s that the device can do at best: from a table for known GPUs, measured on a CPU.
+    """FLOP/s that the device can do at best, for GPUs in the table.
 
-    None for a GPU that is not in the table: no utilisation is shown rather than a wrong one.
+    None for others and for CPUs, where no figure would mean anything: no utilisation is shown rather than a wrong one.
     """
-    if device.type == "cuda" and dtype != torch.float32:
-        name = torch.cuda.get_device_name(device)
-        tables = [PEAKS["fp16"], PEAKS["bf16"]] if dtype == torch.float16 else [PEAKS["bf16"]]
-        return next((peak for table in tables for part, peak in table.items() if part in name), None)
-    if device.type != "cpu":
+    if device.type != "cuda" or dtype == torch.float32:
         return None
-    return cpu_rate(dtype)
+    name = torch.cuda.get_device_name(device)
+    tables = [PEAKS["fp16"], PEAKS["bf16"]] if dtype == torch.float16 else [PEAKS["bf16"]]
+    return next((peak for table in tables for part, peak in table.items() if part in name), None)
 
 
 def memory_used(device: torch.device) -> float:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy
+from PIL.Image import Image
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -46,10 +48,11 @@ class Progress:
         folder: the run folder.
         steps: of the whole run.
         description: the run's configuration, for trackers that show it.
+        done: steps that are done. Records of later ones are removed: a killed run wrote them, this one will again.
     """
 
     def __init__(
-        self, folder: Path, steps: int, config: LogConfig, description: str, process_group: ProcessGroup
+        self, folder: Path, steps: int, config: LogConfig, description: str, process_group: ProcessGroup, done: int = 0
     ) -> None:
         self.shown = process_group.rank == 0
         self.steps = steps
@@ -58,26 +61,27 @@ class Progress:
         self.console = Console()
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
         self.path = folder / "log.jsonl"
+        self._keep_records(done)
         self.jsonl = self.path.open("a", buffering=1)
-        self.trackers = []
+        self.trackers, self.images = [], None
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            writer = SummaryWriter(folder / "tensorboard")
+            writer = SummaryWriter(folder / "tensorboard", purge_step=done + 1)
+            self.images = writer
             self.trackers.append(lambda values, step: [writer.add_scalar(k, v, step) for k, v in values.items()])
         self.trackers += [_accelerate_tracker(name, folder, description) for name in config.trackers]
         if self.console.is_terminal:
             self.live.start()
 
-    def resume(self, step: int) -> None:
-        """Remove the records of steps after `step`: a killed run wrote them, and this one will write them again."""
-        if not self.shown:
+    def _keep_records(self, done: int) -> None:
+        """Leave the records up to step `done` alone in the file."""
+        if not self.path.is_file():
             return
-        self.jsonl.close()
         lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]  # the last may be cut off
-        valid = [line + "\n" for line in lines if json.loads(line)["step"] <= step]
-        write_file(self.path, "".join(valid))
-        self.jsonl = self.path.open("a", buffering=1)
+        kept = [line + "\n" for line in lines if json.loads(line)["step"] <= done]
+        if len(kept) != len(lines) or not done:
+            write_file(self.path, "".join(kept))
 
     def say(self, sentence: str) -> None:
         """Print a sentence above the progress line."""
@@ -98,6 +102,11 @@ class Progress:
         for track in self.trackers:
             track(numbers, record["step"])
         self.say(progress_line(record, self.steps))
+
+    def image(self, name: str, image: Image, step: int) -> None:
+        """Show an image in TensorBoard."""
+        if self.shown and self.images is not None:
+            self.images.add_image(name, numpy.asarray(image), step, dataformats="HWC")
 
     def close(self) -> None:
         """Bring the records onto the disk and end the progress line."""

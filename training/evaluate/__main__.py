@@ -16,8 +16,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ..base.display import printable
 from ..base.errors import ConfigError, TrainingStopped
 from ..base.processes import join_process_group
+from ..base.signals import stoppable
 
 TIMEOUT = 7 * 24 * 3600  # seconds that a finished process waits for the others
 
@@ -88,10 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with join_process_group(options.device, timeout=TIMEOUT) as process_group:
             _command(options.command)(options, process_group)
     except ValueError as error:  # a wrong option, file or folder; the message is the sentence to read
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except (TrainingStopped, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     return 0
 
@@ -109,4 +111,4 @@ def _command(name: str):
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here downloads; without it a missing file means long retries
-    sys.exit(main())
+    sys.exit(stoppable(main, "what is painted and scored is kept; the same command with --resume goes on."))

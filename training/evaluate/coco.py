@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
@@ -12,13 +13,14 @@ from kosmos_core.images import IMAGE_ENDINGS
 
 from ..base.errors import ConfigError
 from ..base.processes import ProcessGroup
-from .command_options import generator_factory, open_output, sampling_of
-from .fid import PROTOCOLS, ImageFiles, frechet_distance, name_of_reals, treatments
+from .command_options import contents_of_jobs, open_generators, open_output, sampling_of
+from .fid import PROTOCOLS, ImageFiles, check_extractor, frechet_distance, name_of_reals, treatments, warning_of_size
 from .generate import generate
 from .image_generator import SD_ROW, Sampling
 from .jobs import Job
 from .output_folder import OutputFolder
 from .score import require_generated
+from .subjects import check_images
 from .table import markdown
 
 CAPTIONS, SEED = 30_000, 0
@@ -32,19 +34,30 @@ def run(options: Namespace, process_group: ProcessGroup) -> None:
     reals = real_images(options.images)
     rows = {"kosmosg": str(options.weights), SD_ROW: SD_ROW}
     rows = {name: rows[name] for name in options.rows}
+    jobs = {name: caption_jobs(captions, name) for name in rows}
+    sampling = sampling_of(options, SAMPLER, STEPS, GUIDANCE)
+    if options.only == "score":
+        for own in jobs.values():
+            require_generated(own, OutputFolder(options.output))
+    else:
+        make = open_generators(options, {name: (rows[name], jobs[name]) for name in rows}, sampling, process_group)
+    if options.only != "generate" and not process_group.rank:
+        check_extractor(options.inception, options.extractor, options.layer)
+        check_images(reals)
+        if warning := warning_of_size(len(captions), len(reals)):
+            print(warning, file=sys.stderr)
     folder, sampling = open_output(
         options,
-        sampling_of(options, SAMPLER, STEPS, GUIDANCE),
+        sampling,
         process_group,
+        lambda: contents_of_jobs(options, rows.values(), [job for own in jobs.values() for job in own]),
         weights=str(options.weights),
         captions=len(captions),
         annotations=Path(options.annotations).name,
     )
-    jobs = {name: caption_jobs(captions, name) for name in rows}
     if options.only != "score":
-        for name, weights in rows.items():
-            make_generator = generator_factory(options, weights, sampling, process_group.device)
-            generate(jobs[name], make_generator, folder, process_group, options.batch_size)
+        for name in rows:
+            generate(jobs[name], make[name], folder, process_group, options.batch_size)
     if options.only == "generate" or process_group.rank:
         return
     distances = {}
@@ -74,9 +87,9 @@ def sample_captions(annotations: str | Path, count: int | None) -> list[tuple[in
     ConfigError where the file is not COCO's captions or has fewer.
     """
     try:
-        entries = json.loads(Path(annotations).read_text())["annotations"]
+        entries = json.loads(Path(annotations).read_text(encoding="utf-8-sig"))["annotations"]
         found = [(int(entry["image_id"]), str(entry["caption"])) for entry in entries]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"--annotations: {annotations} holds no COCO captions ({error!r:.100}); give captions_val2014.json"
         ) from error
@@ -112,8 +125,11 @@ def _report(folder: OutputFolder, distances: dict, sampling: Sampling, captions:
     rows = {name: dict(found) for name, found in distances.items()}
     if captions == CAPTIONS:
         rows |= {f"published: {name}": {"kosmosg": value} for name, value in PUBLISHED.items()}
-    table = markdown(title, rows, {protocol: f"FID, {protocol}" for protocol in PROTOCOLS})
+    warning = warning_of_size(captions, reals)
+    table = markdown(title, rows, {protocol: f"FID, {protocol}" for protocol in PROTOCOLS}, warning)
     results = {"fid": distances, "captions": captions, "reals": reals, "sampling": asdict(sampling)}
+    if warning:
+        results["warning"] = warning
     folder.write("results.json", json.dumps(results, indent=2) + "\n")
     folder.write("table.md", table)
     print(table, end="")

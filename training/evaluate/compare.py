@@ -13,11 +13,12 @@ from typing import Any
 import yaml
 
 from kosmos_core import Prompt, PromptError
+from kosmos_core.file_names import file_name_parts
 
 from ..base.errors import ConfigError
 from ..base.precision import DTYPES
 from ..base.processes import ProcessGroup
-from .command_options import generator_factory, open_output, sampling_of
+from .command_options import contents_of_jobs, open_generators, open_output, sampling_of
 from .feature_networks import FeatureNets
 from .generate import generate
 from .image_generator import SD_ROW, Sampling
@@ -46,23 +47,28 @@ def run(options: Namespace, process_group: ProcessGroup) -> None:
     for weights in models.values():
         if weights != SD_ROW and not Path(weights).is_file():
             raise ConfigError(f"--weights: {weights} is no file; give Kosmos-G files, or '{SD_ROW}' for SD's own text")
+    if bool(options.dino) != bool(options.clip):
+        given, other = ("dino", "clip") if options.dino else ("clip", "dino")
+        raise ConfigError(f"--{given}: scores need --{other} too; give both, or neither for a page without scores")
+    jobs = {name: _jobs(name, entries, options.seeds) for name in models}
+    sampling = sampling_of(options, SAMPLER, STEPS, GUIDANCE)
+    nets = None
+    if options.dino and not process_group.rank:
+        nets = FeatureNets(options.dino, options.clip, process_group.device, DTYPES[options.scoring_dtype])
+    make = open_generators(options, {name: (models[name], jobs[name]) for name in models}, sampling, process_group)
     folder, sampling = open_output(
         options,
-        sampling_of(options, SAMPLER, STEPS, GUIDANCE),
+        sampling,
         process_group,
+        lambda: contents_of_jobs(options, models.values(), [job for own in jobs.values() for job in own]),
         weights=models,
         seeds=options.seeds,
         prompts=[[entry.prompt, *map(str, entry.images)] for entry in entries],
     )
-    jobs = {name: _jobs(name, entries, options.seeds) for name in models}
-    for name, weights in models.items():
-        make_generator = generator_factory(options, weights, sampling, process_group.device)
-        generate(jobs[name], make_generator, folder, process_group, options.batch_size)
+    for name in models:
+        generate(jobs[name], make[name], folder, process_group, options.batch_size)
     if process_group.rank:
         return
-    nets = None
-    if options.dino and options.clip:
-        nets = FeatureNets(options.dino, options.clip, process_group.device, DTYPES[options.scoring_dtype])
     scores = {name: _scores(found, nets, folder) for name, found in jobs.items()}
     folder.write("scores.json", json.dumps({"models": models, "scores": scores}, indent=2) + "\n")
     references = _save_references(entries, folder)
@@ -77,8 +83,8 @@ def read_prompts(path: str | Path) -> list[PromptEntry]:
     """
     path = Path(path)
     try:
-        entries = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"--prompts: {path} cannot be read: {error}") from error
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"--prompts: {path} must be a list of entries with `prompt` and `images`")
@@ -89,7 +95,12 @@ def read_prompts(path: str | Path) -> list[PromptEntry]:
         unknown = set(entry) - {"prompt", "images"}
         if unknown:
             raise ConfigError(f"--prompts: entry {number} of {path} has an unknown key '{sorted(unknown)[0]}'")
-        images = tuple((path.parent / name).resolve() for name in entry.get("images") or [])
+        listed = entry.get("images") or []
+        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+            raise ConfigError(
+                f"--prompts: entry {number} of {path}: `images` is {listed!r:.100}; expected a list of files"
+            )
+        images = tuple((path.parent / name).resolve() for name in listed)
         for image in images:
             if not image.is_file():
                 raise ConfigError(f"--prompts: entry {number} of {path} names {image}, which is no file")
@@ -110,6 +121,12 @@ def model_names(weights: Sequence[str]) -> dict[str, str]:
         name, number = stem, 2
         while name in names:
             name, number = f"{stem}-{number}", number + 1
+        try:
+            file_name_parts(name)
+        except ValueError as error:
+            raise ConfigError(
+                f"--weights: {path} would have its pictures in a folder {name[:130]!r}; {error}"
+            ) from error
         names[name] = path
     return names
 

@@ -8,18 +8,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..base.content_digest import content_digest, files_below
 from ..base.errors import ConfigError
 from ..base.precision import DTYPES
 from ..base.processes import ProcessGroup
-from .command_options import generator_factory, open_output, sampling_of
-from .feature_networks import FeatureNets
+from .command_options import contents_of_jobs, open_generators, open_output, sampling_of
+from .feature_networks import FeatureNets, network_folder
 from .generate import generate
 from .image_generator import Sampling
 from .jobs import Job, dreambench_jobs, pair_jobs
 from .output_folder import OutputFolder
 from .protocols import PROTOCOLS, PUBLISHED, Protocol
-from .score import METRICS, References, copy_threshold, echo, oracle, require_generated, score
-from .statistics import subject_means, summarise
+from .score import METRICS, NO_PAIR, References, copy_threshold, echo, oracle, require_generated, score
+from .statistics import subject_means, summarise, warning_of_size
 from .subject_sheets import subject_sheet
 from .subjects import DREAMBENCH, SubjectSet, check_images, read_subjects, subject_images
 from .table import markdown
@@ -37,10 +38,22 @@ def run(options: Namespace, process_group: ProcessGroup) -> None:
     }
     check_images([path for paths in images.values() for path in paths])
     _check_conditions(jobs, images)
+    scoring = options.only != "generate"
+    if options.only == "score":
+        require_generated(jobs, OutputFolder(options.output))
+    if scoring and options.copy_threshold is None and all(len(paths) < 2 for paths in images.values()):
+        raise ConfigError(NO_PAIR)
+    sampling = sampling_of(options, protocol.scheduler, protocol.steps, protocol.guidance)
+    if options.only != "score":
+        make = open_generators(options, {"": (options.weights, jobs)}, sampling, process_group)
+    nets = None
+    if scoring:
+        nets = FeatureNets(options.dino, options.clip, process_group.device, DTYPES[options.scoring_dtype])
     folder, sampling = open_output(
         options,
-        sampling_of(options, protocol.scheduler, protocol.steps, protocol.guidance),
+        sampling,
         process_group,
+        lambda: contents_of_jobs(options, [options.weights], jobs),
         protocol=protocol.name,
         subjects=subjects.name,
         weights=str(options.weights),
@@ -48,12 +61,11 @@ def run(options: Namespace, process_group: ProcessGroup) -> None:
         pictures=len(jobs),
     )
     if options.only != "score":
-        make_generator = generator_factory(options, options.weights, sampling, process_group.device)
-        generate(jobs, make_generator, folder, process_group, options.batch_size)
-    if options.only == "generate":
+        generate(jobs, make[""], folder, process_group, options.batch_size)
+    if nets is None:
         return
     require_generated(jobs, folder)
-    nets = FeatureNets(options.dino, options.clip, process_group.device, DTYPES[options.scoring_dtype])
+    folder.begin_scores(_scorer(options, images) if process_group.rank == 0 else {}, process_group)
     picked = {subject.name: subject.picked for subject in subjects.subjects}
     picked |= {name: path.name for job in jobs for name, path in zip(job.subjects, job.conditions, strict=True)}
     references = References.read(images, picked, nets)
@@ -63,6 +75,14 @@ def run(options: Namespace, process_group: ProcessGroup) -> None:
     if process_group.rank == 0:
         threshold = copy_threshold(references) if options.copy_threshold is None else options.copy_threshold
         _report(jobs, references, nets, folder, subjects, protocol, sampling, threshold)
+
+
+def _scorer(options: Namespace, images: dict[str, list[Path]]) -> dict[str, str]:
+    """Digests of what decides the scores: the networks, their number format, and the real pictures."""
+    found = {f"the real pictures of {name}": (paths, [path.name for path in paths]) for name, paths in images.items()}
+    found |= {f"--{name}": files_below(network_folder(getattr(options, name))) for name in ("dino", "clip")}
+    digests = {name: content_digest(*files) for name, files in found.items()}
+    return digests | {"--scoring-dtype": options.scoring_dtype}
 
 
 def _jobs(options: Namespace, subjects: SubjectSet, protocol: Protocol) -> list[Job]:
@@ -125,12 +145,14 @@ def _report(
         f"{sampling.steps} steps, guidance {sampling.guidance:g}, {sampling.size} px. Mean over subjects [95 % "
         f"bootstrap over subjects]; copies: share above {threshold:.3f}."
     )
-    table = markdown(title, rows, HEADINGS)
+    warning = warning_of_size(len({job.group for job in jobs}))
+    table = markdown(title, rows, HEADINGS, warning)
     results = {
         "protocol": protocol.name,
         "sampling": asdict(sampling),
         "copy_threshold": threshold,
         "rows": rows,
+        **({"warning": warning} if warning else {}),
         "subjects": {metric: subject_means(records, metric) for metric in metrics},
     }
     folder.write("results.json", json.dumps(results, indent=2) + "\n")

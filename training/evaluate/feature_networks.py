@@ -177,3 +177,10 @@ def _local(option: str, kind: Any, source: str | Path, **options: Any) -> Any:
             f"{option}: no {kind.__name__} at {source} ({reason}); give a folder with its config and weights, or "
             "fetch it into the hub cache beforehand (nothing is downloaded here)"
         ) from error
+
+
+def network_folder(source: str | Path) -> Path:
+    """Where the files of a network that has been loaded lie: the folder itself, or that in the hub's cache."""
+    from transformers.utils import cached_file
+
+    return Path(cached_file(str(source), "config.json", local_files_only=True)).parent

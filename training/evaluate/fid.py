@@ -7,7 +7,6 @@ Two protocols that differ in what happens to pictures before the Inception netwo
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.utils.data import Dataset
 
 from kosmos_core.images import planes, resize_and_crop
 
+from ..base.content_digest import content_digest
 from ..base.errors import ConfigError
 from .subjects import open_image
 
@@ -26,6 +26,8 @@ PROTOCOLS = ("kosmosg", "clean")
 INCEPTION = "inception-v3-compat"
 LAYER = "2048"
 SIDE = 256
+ENOUGH = 10_000  # pictures on each side, as the authors of FID advise
+FEATURES = 2048
 
 
 class ImageFiles(Dataset):
@@ -82,15 +84,7 @@ def frechet_distance(
     for name, images in (("generated", fakes), ("real", reals)):
         if len(images) < 2:
             raise ConfigError(f"FID needs at least 2 {name} pictures, there are {len(images)}")
-    if extractor == INCEPTION and inception is None:
-        inception = Path(torch.hub.get_dir(), "checkpoints", "weights-inception-2015-12-05-6726825d.pth")
-    if inception is not None and not Path(inception).is_file():
-        raise ConfigError(
-            f"--inception: {inception} is no file; give torch-fidelity's Inception weights "
-            "(weights-inception-2015-12-05-6726825d.pth), which are not downloaded here"
-        )
-    if inception is not None:
-        _check_weights(inception)
+    inception = check_extractor(inception, extractor, layer)
     found = torch_fidelity.calculate_metrics(
         input1=fakes,
         input2=reals,
@@ -108,6 +102,48 @@ def frechet_distance(
     return float(found["frechet_inception_distance"])
 
 
+def check_extractor(inception: str | Path | None, extractor: str = INCEPTION, layer: str = LAYER) -> Path | None:
+    """Open the network that FID compares with, and return the file of its weights; None where it needs none.
+
+    ConfigError where there is no such file, extractor or layer, or the file holds something else.
+    """
+    from torch_fidelity.utils import create_feature_extractor
+
+    if extractor == INCEPTION and inception is None:
+        inception = Path(torch.hub.get_dir(), "checkpoints", "weights-inception-2015-12-05-6726825d.pth")
+    if inception is not None and not Path(inception).is_file():
+        raise ConfigError(
+            f"--inception: {inception} is no file; give torch-fidelity's Inception weights "
+            "(weights-inception-2015-12-05-6726825d.pth), which are not downloaded here"
+        )
+    if inception is not None:
+        _check_weights(inception)
+    weights = None if inception is None else str(inception)
+    try:
+        create_feature_extractor(extractor, [layer], cuda=False, verbose=False, feature_extractor_weights_path=weights)
+    except Exception as error:  # torch-fidelity asserts, and what is wrong with a file can be anything
+        reason = str(error).split("\n")[0]
+        where = f"--inception: {inception}" if inception is not None else f"--extractor: {extractor}"
+        raise ConfigError(f"{where} cannot be used as {extractor} with --layer {layer}: {reason:.200}") from error
+    return None if inception is None else Path(inception)
+
+
+def warning_of_size(fakes: int, reals: int) -> str:
+    """A sentence where there are too few pictures for FID to mean what people take it for; "" where there are enough.
+
+    FID is biased upwards by the number of pictures (arXiv 1911.07023, section 3): on few of them it says more of their
+    number than of the model. Below as many as the network has features, the covariance has no full rank either.
+    """
+    fewest = min(fakes, reals)
+    if fewest >= ENOUGH:
+        return ""
+    rank = f", and below {FEATURES:,} the covariance of the features has no full rank" if fewest < FEATURES else ""
+    return (
+        f"Warning: FID of {fakes:,} generated and {reals:,} real pictures is no figure to publish or to compare with "
+        f"others: below {ENOUGH:,} on each side it grows as pictures get fewer{rank}."
+    )
+
+
 def _check_weights(path: str | Path) -> None:
     """torch-fidelity unpickles its weights without restriction: only hand it what also loads as plain tensors."""
     try:
@@ -118,11 +154,8 @@ def _check_weights(path: str | Path) -> None:
 
 
 def name_of_reals(paths: Sequence[Path], protocol: str, inception: str | Path | None) -> str:
-    """A name for the reals' statistics that changes with the pictures, their treatment and the network."""
-    digest = hashlib.sha256(f"{treatments(protocol)[1]} {inception}".encode())
-    for path in paths:
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-    if inception is not None:
-        with contextlib.suppress(OSError):
-            digest.update(str(Path(inception).stat().st_size).encode())
-    return f"reals-{protocol}-{digest.hexdigest()[:16]}"
+    """A name for the reals' statistics that changes with the pictures' content, their treatment and the network's."""
+    told = f"{treatments(protocol)[1]} {content_digest(paths, [path.name for path in paths])}"
+    if inception is not None and Path(inception).is_file():
+        told += content_digest([inception], [""])
+    return f"reals-{protocol}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"

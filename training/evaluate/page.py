@@ -22,12 +22,10 @@ section {{ margin: 0 0 1.5rem; padding: 1.25rem; border: 1px solid var(--line); 
   background: var(--card); overflow-x: auto }}
 h2 {{ margin: 0 0 .75rem; font: 500 1.05rem/1.4 ui-monospace, monospace }}
 h3 {{ margin: 0 0 .5rem; font-size: .8rem; font-weight: 600; color: var(--faint) }}
-.row {{ display: flex; gap: 1.5rem; align-items: flex-start }}
-.column {{ flex: none }}
-.shown {{ padding-right: 1.5rem; border-right: 1px solid var(--line) }}
-.grid {{ display: flex; gap: .5rem }}
-figure {{ margin: 0; width: 160px }}
-img {{ display: block; width: 160px; height: 160px; object-fit: cover; border-radius: 8px; background: var(--line) }}
+.row {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 13rem), 1fr)); gap: 1.5rem }}
+.grid {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 92px), 160px)); gap: .5rem }}
+figure {{ margin: 0 }}
+img {{ display: block; width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 8px; background: var(--line) }}
 figcaption {{ padding-top: .3rem; font-size: .7rem; white-space: pre-line; color: var(--faint);
   font-variant-numeric: tabular-nums }}
 </style>

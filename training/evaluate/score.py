@@ -18,6 +18,9 @@ from .output_folder import OutputFolder
 
 METRICS = ("dino", "clip_i", "clip_t")
 COPY_QUANTILE = 0.95
+NO_PAIR = (
+    "no subject has two real pictures, from which the copy threshold is taken; give --copy-threshold, such as 0.95"
+)
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,13 @@ def score(
     batch_size: int = 32,
     threads: int = 1,
 ) -> int:
-    """Score the pictures that have no scores yet and record them; returns how many this process scored.
+    """Score the pictures that have no scores yet, or others than the file there has; returns how many this process did.
 
     ConfigError where a picture cannot be read.
     """
-    scored = set(process_group.gather(list(folder.records("scores")))[0])
+    found = folder.records("scores") if process_group.rank == 0 else {}
+    known = [job.path for job in jobs if job.path in found and found[job.path].get("file") == folder.digest(job.path)]
+    scored = set(process_group.gather(known)[0])
     mine = [job for job in jobs if job.path not in scored][process_group.rank :: process_group.world_size]
     texts = list(dict.fromkeys(job.text for job in mine))
     text_features = dict(zip(texts, nets.of_texts(texts), strict=True)) if texts else {}
@@ -97,7 +102,7 @@ def score(
         for row, job in enumerate(batch):
             scores = fidelity(result, row, job, references, all_references)
             scores["clip_t"] = float(result.clip[row] @ text_features[job.text])
-            records.append({**job.record(), **scores})
+            records.append({**job.record(), **scores, "file": folder.digest(job.path)})
         folder.append("scores", records)
     process_group.barrier()
     return len(mine)
@@ -153,8 +158,5 @@ def copy_threshold(references: References) -> float:
         alike.append((features.foreground @ features.foreground.T)[above])
     alike = torch.cat(alike)
     if not len(alike):
-        raise ConfigError(
-            "no subject has two real pictures, from which the copy threshold is taken; give --copy-threshold, "
-            "such as 0.95"
-        )
+        raise ConfigError(NO_PAIR)
     return float(alike.quantile(COPY_QUANTILE))

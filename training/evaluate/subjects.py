@@ -6,7 +6,9 @@ picked pictures are those of Kosmos-G's own evaluation (arXiv 2310.02992, figure
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import yaml
 from PIL import Image
 
 from kosmos_core import images as core_images
+from kosmos_core.file_names import file_name_parts
 from kosmos_core.images import IMAGE_ENDINGS
 
 from ..base.errors import ConfigError
@@ -137,15 +140,21 @@ def read_subjects(path: str | Path) -> SubjectSet:
         prompts: {object: ["a {} on the beach", "a red {}"]}
         subjects: [{name: mug, noun: mug, kind: object, picked: 00.jpg}]
 
-    `name` of a subject is its folder below the data folder. ConfigError says which entry is wrong.
+    `name` of a subject is its folder below the data folder, and so part of the paths of its results. ConfigError says
+    which entry is wrong.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"the subject list {path} cannot be read: {error}") from error
     if not isinstance(content, dict) or not content.get("subjects") or not isinstance(content.get("prompts"), dict):
         raise ConfigError(f"the subject list {path} needs `prompts` (a list for each kind) and `subjects`")
-    prompts = {kind: tuple(entries) for kind, entries in content["prompts"].items()}
+    for kind, entries in content["prompts"].items():
+        if not isinstance(entries, list) or not entries or not all(isinstance(entry, str) for entry in entries):
+            raise ConfigError(f"{path}: the prompts of '{kind}' are {entries!r:.100}; expected a list of sentences")
+    if not isinstance(content["subjects"], list):
+        raise ConfigError(f"{path}: `subjects` is {content['subjects']!r:.100}; expected a list")
+    prompts = {str(kind): tuple(entries) for kind, entries in content["prompts"].items()}
     for prompt in (prompt for entries in prompts.values() for prompt in entries):
         if prompt.count("{}") != 1:
             raise ConfigError(f"{path}: the prompt {prompt!r} must have {{}} exactly once, in the noun's place")
@@ -157,9 +166,16 @@ def read_subjects(path: str | Path) -> SubjectSet:
             raise ConfigError(
                 f"{path}: subject {number} is {entry!r}; it needs exactly name, noun, kind and picked"
             ) from error
+        try:
+            file_name_parts(subject.name)
+        except ValueError as error:
+            raise ConfigError(f"{path}: the name of subject {number} is {subject.name[:130]!r}; {error}") from error
         if subject.kind not in prompts:
             raise ConfigError(f"{path}: subject '{subject.name}' is of kind '{subject.kind}', which has no prompts")
         subjects.append(subject)
+    names = [subject.name for subject in subjects]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"{path}: there are two subjects '{twice}', whose results would overwrite each other")
     return SubjectSet(str(content.get("name", Path(path).stem)), tuple(subjects), prompts)
 
 
@@ -199,5 +215,10 @@ def open_image(path: str | Path) -> Image.Image:
 
 def check_images(paths: Iterable[Path]) -> None:
     """Read every picture once, so that a broken one stops the command at its beginning and not after hours."""
-    for path in sorted(set(paths)):
-        open_image(path)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for _ in pool.map(_check_image, sorted(set(paths))):
+            pass
+
+
+def _check_image(path: Path) -> None:
+    open_image(path)  # and let it go: the pictures of COCO do not fit into memory

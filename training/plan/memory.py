@@ -69,7 +69,7 @@ def plan(config: RunConfig, processes: int, *, length: int | None = None, images
     if rest or not micro_batches:
         raise ConfigError(
             f"batch.size: {config.batch.size} is no multiple of batch.micro {config.batch.micro} x {processes} GPUs; "
-            f"change one of them."
+            f"{_batch_that_divides(config.batch.size, config.batch.micro, processes)}."
         )
     length, image_count = batch_shape(config, length, images)
     found = _simulate(config, processes if kind == "fsdp2" else 1, longest_batch(config, length, image_count))
@@ -88,6 +88,17 @@ def plan(config: RunConfig, processes: int, *, length: int | None = None, images
         operations=micro_batches * found.pop("operations"),
         **found,
     )
+
+
+def _batch_that_divides(size: int, micro: int, processes: int) -> str:
+    """The options nearest to a batch that so many processes can share: the same batch in smaller micro-batches where
+    they can, else the nearest batch."""
+    if size % processes == 0:
+        largest = max(rows for rows in range(1, micro + 1) if size // processes % rows == 0)
+        return f"--batch.micro {largest} makes it fit"
+    rows = max(1, min(micro, size // processes))
+    nearest = max(1, round(size / (rows * processes))) * rows * processes
+    return f"nearest: --batch.size {nearest}" + (f" --batch.micro {rows}" if rows != micro else "")
 
 
 def _simulate(config: RunConfig, processes: int, batch: Batch) -> dict[str, int]:

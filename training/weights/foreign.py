@@ -168,6 +168,14 @@ def _renamed(name: str, stacks: Mapping[str, str], parts: Mapping[str, str]) -> 
     return None
 
 
+def missing_weights(path: Path) -> str:
+    """The sentence for a weight file or folder that is not there: its name, and how a Kosmos-2 folder is fetched."""
+    return (
+        f"{path} does not exist. Give a Kosmos-G file or a Kosmos-2 folder; the latter comes by "
+        f"hf download microsoft/kosmos-2-patch14-224 --local-dir {path}"
+    )
+
+
 def is_kosmos2(folder: Path) -> bool:
     """Whether a folder is a Kosmos-2 model as transformers saves it."""
     try:
@@ -184,7 +192,8 @@ def kosmos2(folder: Path, sizes: KosmosGConfig, tokenizer: Tokenizer) -> Mapped:
     if not is_kosmos2(folder):
         raise ValueError(
             f"{folder} is no Kosmos-2 model (its config.json does not say model_type kosmos-2); give a "
-            "transformers folder of microsoft/kosmos-2-patch14-224, or a Kosmos-G file."
+            f"transformers folder (hf download microsoft/kosmos-2-patch14-224 --local-dir {folder}), or a Kosmos-G "
+            "file."
         )
     described = json.loads((folder / "config.json").read_text())
     heads = (described.get("text_config") or {}).get("attention_heads", 32)

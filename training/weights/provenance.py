@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,12 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def record_start(
-    folder: Path, config: str, process_group: ProcessGroup, resumed: Path | None, tokenizer: Tokenizer | None
+    folder: Path,
+    config: str,
+    process_group: ProcessGroup,
+    resumed: Path | None,
+    tokenizer: Tokenizer | None,
+    changed: Mapping[str, Any],
 ) -> None:
     """Write config.yaml and the tokenizer's files, and add this start to starts.jsonl, with the difference from the git
     commit beside it where files were changed.
@@ -63,6 +69,7 @@ def record_start(
         folder: the run folder.
         config: the resolved configuration as YAML.
         resumed: the checkpoint that the run goes on from.
+        changed: the settings that are not those of the checkpoint, each with its value before and now.
     """
     state, patch = git_state()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
@@ -82,6 +89,7 @@ def record_start(
         "device": str(process_group.device),
         "processes": process_group.world_size,
         "resumed": resumed and resumed.name,
+        "changed": dict(changed),
     }
     with (folder / "starts.jsonl").open("a") as handle:
         handle.write(json.dumps(start) + "\n")

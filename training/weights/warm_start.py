@@ -16,10 +16,11 @@ import safetensors
 import torch
 
 from kosmos_core import KosmosG, KosmosGConfig, Tokenizer
-from kosmos_core.safetensors_file import Header, WeightsError, read_header
+from kosmos_core.safetensors_file import Header, WeightsError
+from kosmos_core.saved_clip import read_kosmos_header
 from kosmos_core.weights import TOKENIZER_KEYS, read_config
 
-from .foreign import Mapped, clip_vision, kosmos2
+from .foreign import Mapped, clip_vision, kosmos2, missing_weights
 
 # What may differ between a weight file and a run: it changes no tensor that both have.
 FREE_SIZES = ("decoder.dropout", "resampler.attention_dropout", "aligner.reconstruction")
@@ -45,6 +46,8 @@ def start_model(
     Raises:
         ValueError: a file is missing or of another kind, or does not fit the run's sizes or tokenizer.
     """
+    if config.weights and not Path(config.weights).exists():
+        raise ValueError(f"weights: {missing_weights(Path(config.weights))}")
     if config.weights and not Path(config.weights).is_dir():
         _compare_sizes(config)
     tokenizer = find_tokenizer(config)
@@ -121,7 +124,7 @@ def _tokenizer_of_folder(folder: Path, latents: int) -> Tokenizer:
 
 def _header(path: Path) -> Header:
     try:
-        return read_header(path)
+        return read_kosmos_header(path)[0]
     except (WeightsError, OSError) as error:
         raise ValueError(f"weights: {error}.") from error
 
@@ -150,9 +153,10 @@ def _compare_sizes(config: StartConfig) -> None:
 
 def _kosmos_g(path: Path, model: KosmosG) -> Mapped:
     expected = model.state_dict()
+    header, prefix = read_kosmos_header(path)
+    names = [name for name in header.shapes if name not in TOKENIZER_KEYS]
     with safetensors.safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if name not in TOKENIZER_KEYS]  # noqa: SIM118 (no dictionary)
-        weights = {name: file.get_tensor(name) for name in names if name in expected}
+        weights = {name: file.get_tensor(prefix + name) for name in names if name in expected}
     return Mapped(weights, [name for name in names if name not in expected])
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import copy
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import comfy.model_management
+import comfy.sd
+import comfy.sd1_clip
 import folder_paths
 import torch
 from comfy_api.latest import ComfyExtension, io
@@ -82,6 +88,77 @@ class ProbeModel(Probe):
         return io.NodeOutput(patched)
 
 
+class ProbeTwin(Probe):
+    """The model on a copy of its weights with other attention keys, as ComfyUI samples on copies of its own."""
+
+    inputs = (io.Model.Input("model"),)
+    outputs = (io.Model.Output(),)
+
+    @classmethod
+    def execute(cls, model: Any) -> io.NodeOutput:
+        twin = model.clone()
+        again = getattr(model, "cached_patcher_init", None)  # newer models cannot be copied once they are loaded
+        if again is None:
+            twin.model = copy.deepcopy(model.model)
+        else:
+            made = again[0](*again[1])
+            twin.loaded_again = made[again[2]] if len(again) > 2 else made
+            twin.model = twin.loaded_again.model
+        for name, weight in twin.model.named_parameters():
+            if name.endswith("attn2.to_k.weight"):
+                weight.mul_(5)
+        return io.NodeOutput(twin)
+
+
+class ProbeBackup(Probe):
+    """Keeps copies of unpatched weights where ComfyUI keeps the originals of patched ones, as dynamic loading does."""
+
+    inputs = (io.Clip.Input("clip"),)
+    outputs = (io.Clip.Output(),)
+
+    @classmethod
+    def execute(cls, clip: Any) -> io.NodeOutput:
+        clip.load_model()
+        kept = collections.namedtuple("Dimension", ["weight", "inplace_update"])
+        for name, weight in clip.cond_stage_model.named_parameters():
+            clip.patcher.backup[name] = kept(weight, False)
+        return io.NodeOutput(clip)
+
+
+class ProbeCorePatch(Probe):
+    """By how much patches change what a small CLIP of ComfyUI's own encodes: the control for the pack's."""
+
+    inputs = (io.Boolean.Input("dynamic"),)
+    outputs = (io.String.Output(),)
+
+    @classmethod
+    def execute(cls, dynamic: bool) -> io.NodeOutput:
+        sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+        sizes |= {"hidden_act": "quick_gelu", "max_position_embeddings": 77, "vocab_size": 49408, "eos_token_id": 49407}
+
+        class Encoder(comfy.sd1_clip.SDClipModel):
+            def __init__(self, device: Any, dtype: Any, model_options: dict[str, Any]) -> None:
+                super().__init__(device, dtype=dtype, textmodel_json_config=sizes, model_options=model_options)
+                self.dtypes = {dtype}
+                generator = torch.Generator().manual_seed(3)
+                for weight in self.parameters():
+                    weight.copy_(torch.randn(weight.shape, generator=generator) * 0.05)
+
+            def encode_token_weights(self, tokens: dict[str, Any]) -> Any:
+                return super().encode_token_weights(tokens["l"])
+
+        target = SimpleNamespace(params={}, clip=Encoder, tokenizer=comfy.sd1_clip.SD1Tokenizer)
+        clip = comfy.sd.CLIP(target)
+        patched = clip.clone()
+        weights = clip.cond_stage_model.named_parameters()
+        patched.add_patches({name: ("diff", (weight * 2,)) for name, weight in weights if ".fc1.weight" in name})
+        plain, other = (each.encode_from_tokens(each.tokenize("a dog")) for each in (clip, patched))
+        kind = getattr(clip.patcher, "is_dynamic", bool)()
+        if kind != dynamic:
+            raise RuntimeError(f"is_dynamic is {kind}")
+        return io.NodeOutput(json.dumps(float((plain - other).abs().max())))
+
+
 class ProbeImage(Probe):
     """Writes a picture; `after` only makes it run late."""
 
@@ -142,7 +219,9 @@ class ProbeCounter(Probe):
             def count(*_: Any, name: str = name) -> None:
                 ProbeCounter.calls[name] += 1
 
-            getattr(clip.cond_stage_model.model, name).register_forward_hook(count)
+            module = getattr(clip.cond_stage_model.model, name)
+            if not hasattr(module, "probe_counter"):  # the same encoder may come by again
+                module.probe_counter = module.register_forward_hook(count)
         return io.NodeOutput(clip)
 
 
@@ -219,6 +298,55 @@ class ProbeJoin(Probe):
         for key in tokens:
             tokens[key] += more[key]
         return io.NodeOutput(clip.encode_from_tokens_scheduled(tokens))
+
+
+class ProbeOtherPack(Probe):
+    """Uses a CLIP in one of the ways in which packs do that were written for CLIP's own encoders."""
+
+    inputs = (io.Clip.Input("clip"), io.String.Input("way"), io.Image.Input("image"))
+    outputs = (io.Conditioning.Output(),)
+
+    @classmethod
+    def execute(cls, clip: Any, way: str, image: torch.Tensor) -> io.NodeOutput:
+        tokens = clip.tokenize("a dog at the beach", return_word_ids=True)
+        ways = {
+            "index l": lambda: tokens["l"],
+            "own tokens": lambda: clip.encode_from_tokens({"l": [[(320, 1.0)]]}),
+            "more tokens": lambda: clip.encode_from_tokens({**tokens, "g": [[(320, 1.0)]]}),
+            "part": lambda: clip.cond_stage_model.clip_l.transformer,
+            "tokenizer's part": lambda: clip.tokenizer.clip_l.embedding_directory,
+            "generate": lambda: clip.cond_stage_model.generate(tokens),
+            "padding": lambda: cls.changed(clip, tokens, lambda section: [*section, (49407, 1.0, 0)]),
+            "negative weight": lambda: cls.changed(clip, tokens, lambda section: [(e[0], -1.0) for e in section]),
+            "vector": lambda: cls.changed(clip, tokens, lambda section: [(torch.zeros(768), 1.0), *section]),
+            "nothing": lambda: cls.changed(clip, tokens, lambda _: []),
+            "list": lambda: clip.tokenize(["a dog", "a cat"]),
+            "images": lambda: clip.tokenize("a dog <i>", images=[image]),
+            "optional parts": lambda: cls.optional(clip, tokens),
+            "each key": lambda: clip.encode_from_tokens({key: list(tokens[key]) for key in tokens}),
+            "pooled": lambda: clip.encode_from_tokens(tokens, return_pooled="unprojected")[0],
+            "option": lambda: clip.encode_from_tokens(clip.tokenize("a dog at the beach", llama_template="{}")),
+            "a copy": lambda: clip.encode_from_tokens(
+                copy.copy(clip.tokenizer).tokenize_with_weights("a dog at the beach")
+            ),
+        }
+        result = ways[way]()
+        return io.NodeOutput([[result, {}]])
+
+    @staticmethod
+    def changed(clip: Any, tokens: Any, change: Any) -> torch.Tensor:
+        return clip.encode_from_tokens({key: [change(section) for section in tokens[key]] for key in tokens})
+
+    @staticmethod
+    def optional(clip: Any, tokens: Any) -> torch.Tensor:
+        """As packs ask that know several kinds of encoders."""
+        if "l" in tokens or tokens.get("g") or hasattr(clip.cond_stage_model, "clip_l"):
+            raise RuntimeError("taken for CLIP")
+        if getattr(clip.tokenizer, "clip_g", None) is not None:
+            raise RuntimeError("taken for SDXL")
+        with contextlib.suppress(KeyError):
+            return tokens["g"]
+        return clip.encode_from_tokens(tokens)
 
 
 class ProbeAnyImage(Probe):

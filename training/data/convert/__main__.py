@@ -23,6 +23,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ...base.display import markup
+from ...base.signals import stoppable
 from ..index import DataError
 from .conversion import FOLDER, Converter, Outcome, convert_all
 from .instructpix2pix import open_edits
@@ -74,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def show(outcome: Outcome, output: Path, console: Console) -> None:
     """Print the summary."""
-    table = Table(title=str(output), title_justify="left", title_style="bold")
+    table = Table(title=markup(output), title_justify="left", title_style="bold")
     table.add_column("what")
     table.add_column("count", justify="right")
     table.add_column("first of them, by number")
@@ -83,7 +85,7 @@ def show(outcome: Outcome, output: Path, console: Console) -> None:
         table.add_row(f"written{f' to {folder}' if folder else ''}", f"{count:,}", "", style="green")
     for reason, count in outcome.skipped.items():
         numbers = ", ".join(map(str, outcome.examples.get(reason, [])))
-        table.add_row(f"left out: {reason}", f"{count:,}", numbers, style="yellow")
+        table.add_row(markup(f"left out: {reason}"), f"{count:,}", numbers, style="yellow")
     console.print(table)
 
 
@@ -113,4 +115,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stoppable(main, "finished shards are kept; the same command goes on."))

@@ -7,6 +7,7 @@ are written last: a run that was killed makes those shards again that have none.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections import Counter
@@ -23,7 +24,7 @@ from kosmos_core.atomic import UNFINISHED, write_file
 
 from ..index import DataError, index_dataset
 from ..process_map import process_map
-from ..sample_types import BadSample
+from ..sample_types import BadSample, one_bad_sample
 from ..shard_writer import Parts, ShardWriter
 
 FOLDER = ".conversion"
@@ -102,7 +103,8 @@ def convert_shard(converter: Converter, output: Path, shard_size: int, shard: in
         writers: dict[str, ShardWriter] = {}
         for number in range(start, stop):
             try:
-                folder, key, parts = converter.convert(number)
+                with one_bad_sample():
+                    folder, key, parts = converter.convert(number)
             except BadSample as bad:
                 skipped[bad.reason] += 1
                 examples.setdefault(bad.reason, []).append(number)
@@ -161,6 +163,24 @@ def key_of(item: int | str) -> str:
 
 
 def file_state(path: Path) -> list:
-    """Name, size and time of a file, to notice a change."""
+    """Name, size and times of a file, to notice a change. The second time no program can set back."""
     state = os.stat(path)
-    return [str(path.resolve()), state.st_size, state.st_mtime_ns]
+    return [str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+
+
+def folder_state(root: Path, output: Path | None = None) -> str:
+    """A digest of all files below a folder, their sizes and times: by it a corrected, new or lost file is noticed.
+
+    output: a folder that is left out, should it lie inside.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for folder, folders, names in os.walk(root):
+        kept = (name for name in folders if not name.startswith(".") and Path(folder, name) != output)
+        folders[:] = sorted(kept)
+        for name in sorted(names):
+            if not name.startswith(".") and not name.endswith(".idx"):
+                state = os.stat(os.path.join(folder, name), follow_symlinks=False)
+                place = os.path.relpath(os.path.join(folder, name), root)
+                told = f"{place}\0{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}\n"
+                digest.update(told.encode(errors="surrogateescape"))
+    return digest.hexdigest()

@@ -12,6 +12,7 @@ from ..cookers import find_image, read_json
 from ..index import DataError, index_dataset
 from ..reader import Reader
 from ..sample_types import BadSample
+from .conversion import folder_state
 
 BUSY_SECONDS = 3600  # how long to wait for another process that lists the same tars
 
@@ -39,6 +40,13 @@ class ImageStore:
     @cached_property
     def _rows(self) -> sqlite3.Connection:
         return sqlite3.connect(f"file:{self.table}?mode=ro&immutable=1", uri=True)
+
+    def fingerprint(self) -> dict[str, str]:
+        """What the pictures depend on, for `Converter.fingerprint`."""
+        return {
+            "pictures": str(self.root.resolve()),
+            "picture files": folder_state(self.root, self.table.parent.parent),
+        }
 
     def get(self, *names: str | None) -> bytes:
         """The encoded picture of the first name, path or URL that is there. Raises BadSample where none is."""

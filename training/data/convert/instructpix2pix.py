@@ -16,7 +16,7 @@ from typing import Any
 from ..cookers import read_json
 from ..index import DataError
 from ..sample_types import BadSample
-from .conversion import Converted, file_state, key_of
+from .conversion import Converted, folder_state, key_of
 from .parts import edit_parts
 from .row_files import Rows
 
@@ -39,13 +39,13 @@ class FolderEdits:
             raise DataError(f"{listed} is not a list of [name, [seed, ...]]: {error}.") from error
         if not self.items:
             raise DataError(f"{source} holds neither seeds.json nor folders with a prompt.json.")
-        self._listed = file_state(listed) if listed.is_file() else []
+        self._files = folder_state(source)
 
     def __len__(self) -> int:
         return len(self.items)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"layout": "instructpix2pix", "source": str(self.source.resolve()), "seeds": self._listed}
+        return {"layout": "instructpix2pix", "source": str(self.source.resolve()), "files": self._files}
 
     def convert(self, number: int) -> Converted:
         name, seeds = self.items[number]

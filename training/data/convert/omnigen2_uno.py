@@ -43,7 +43,7 @@ class ImageInstructions:
         return len(self.rows)
 
     def fingerprint(self) -> dict[str, Any]:
-        found = {"layout": self.layout, "pictures": str(self.images.root.resolve())}
+        found = {"layout": self.layout, **self.images.fingerprint()}
         return found | self.rows.fingerprint()
 
     def convert(self, number: int) -> Converted:

@@ -40,7 +40,7 @@ class OpenImagesRows:
         return max(len(self.offsets) - 1, 0)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"layout": "openimages", "pictures": str(self.images.root.resolve()), "files": [file_state(self.source)]}
+        return {"layout": "openimages", **self.images.fingerprint(), "files": [file_state(self.source)]}
 
     def convert(self, number: int) -> Converted:
         start, stop = (int(offset) for offset in self.offsets[number : number + 2])

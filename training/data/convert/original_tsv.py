@@ -10,7 +10,7 @@ from ..cookers import COOKERS
 from ..index import DataError, index_dataset
 from ..reader import Reader
 from ..sample_types import BadSample, CaptionSample, EditSample
-from .conversion import Converted, key_of
+from .conversion import Converted, file_state, key_of
 from .parts import caption_parts, compositional_parts, edit_parts
 
 PREFIX = "original-"
@@ -33,7 +33,7 @@ class OriginalTsv:
         return len(self.dataset)
 
     def fingerprint(self) -> dict[str, Any]:
-        files = [[shard.name, shard.size, shard.modified] for shard in self.dataset.shards]
+        files = [file_state(self.dataset.root / shard.name) for shard in self.dataset.shards]
         return {"layout": self.kind, "root": str(self.dataset.root), "files": files}
 
     def convert(self, number: int) -> Converted:

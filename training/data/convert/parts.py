@@ -10,6 +10,8 @@ from typing import Any
 
 from PIL import Image
 
+from kosmos_core.images import open_undecoded
+
 from ..decoding import decode
 from ..sample_types import BadSample, Entity
 from ..shard_writer import Parts
@@ -51,7 +53,7 @@ def image_part(content: bytes, name: str = "") -> Parts:
     Raises BadSample where it cannot be decoded whole.
     """
     image = decode(content)
-    with contextlib.suppress(OSError), Image.open(io.BytesIO(content)) as opened:
+    with contextlib.suppress(OSError), open_undecoded(content) as opened:
         if opened.format in TRAINING_FORMATS and getattr(opened, "n_frames", 1) == 1:
             return {f"{name}{TRAINING_FORMATS[opened.format]}": content}
     return {f"{name}jpg": as_jpeg(image)}

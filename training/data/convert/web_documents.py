@@ -38,7 +38,7 @@ class WebDocuments:
         return len(self.rows)
 
     def fingerprint(self) -> dict[str, Any]:
-        found = {"layout": self.layout, "pictures": str(self.images.root.resolve())}
+        found = {"layout": self.layout, **self.images.fingerprint()}
         return found | {"least_similarity": self.least_similarity} | self.rows.fingerprint()
 
     def convert(self, number: int) -> Converted:

@@ -1,0 +1,179 @@
+"""Old pictures and scores never stand in a new table, and nothing is painted before everything has been opened."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from tests.tiny import drawings as tiny
+from tests.tiny.clip import save_dino
+from tests.tiny.kosmos_file import save_tiny_kosmos
+from training.base.errors import ConfigError
+from training.evaluate.__main__ import main
+from training.evaluate.compare import model_names
+from training.evaluate.fid import ImageFiles, name_of_reals, warning_of_size
+from training.evaluate.statistics import summarise
+from training.evaluate.subjects import open_image, read_subjects
+from training.evaluate.table import markdown
+
+
+@pytest.fixture
+def bench(weights, sd, dino, clip, tmp_path) -> list[str]:
+    """Models and data of its own, to be changed: one subject, one prompt, four pictures."""
+    shutil.copy(weights, tmp_path / "w.safetensors")
+    shutil.copytree(dino, tmp_path / "dino")
+    tiny.save_subjects(tmp_path, {"mug": 2})
+    listed(tmp_path, "a {} on the beach")
+    words = {
+        "--data": tmp_path, "--subjects": tmp_path / "subjects.yaml", "--weights": tmp_path / "w.safetensors",
+        "--sd": sd, "--protocol": "kosmosg", "--size": 16, "--steps": 1, "--dino": tmp_path / "dino", "--clip": clip,
+        "--output": tmp_path / "out",
+    }  # fmt: skip
+    return ["dreambench", *(str(word) for pair in words.items() for word in pair)]
+
+
+def listed(folder: Path, prompt: str, name: str = "mug") -> None:
+    subject = {"name": name, "noun": "mug", "kind": "object", "picked": "01.jpg"}
+    content = {"name": "one", "prompts": {"object": [prompt]}, "subjects": [subject]}
+    (folder / "subjects.yaml").write_text(yaml.safe_dump(content))
+
+
+def test_resuming_takes_neither_pictures_nor_scores_of_other_content(bench, weights, dino, tmp_path, capsys):
+    assert main(bench) == 0
+    assert "a mean over 1 subject is no figure to compare" in (tmp_path / "out" / "table.md").read_text()
+    picture = next((tmp_path / "dataset" / "mug").glob("01.jpg"))
+    for change, restore, said in (
+        (
+            lambda: save_tiny_kosmos(tmp_path / "w.safetensors", seed=1),
+            lambda: shutil.copy(weights, tmp_path / "w.safetensors"),
+            f"--resume: --weights {tmp_path}/w.safetensors is not what it was when the pictures in",
+        ),
+        (
+            lambda: (shutil.copy(picture, tmp_path / "kept.jpg"), tiny.drawing(77).save(picture)),
+            lambda: shutil.copy(tmp_path / "kept.jpg", picture),
+            "--resume: the picture mug/01.jpg is not what it was",
+        ),
+        (
+            lambda: listed(tmp_path, "a {} in the snow"),
+            lambda: listed(tmp_path, "a {} on the beach"),
+            "--resume: the prompts and their noise are not what they were",
+        ),
+    ):
+        change()
+        assert main([*bench, "--resume"]) == 2
+        assert said in capsys.readouterr().err
+        restore()
+    before = records(tmp_path)
+
+    assert main([*bench, "--resume"]) == 0
+    assert "anew" not in capsys.readouterr().err
+    assert records(tmp_path) == before
+
+    other = tmp_path / "out" / "pictures" / "mug" / "00_2.png"
+    tiny.drawing(5).resize((16, 16)).save(other)
+    assert main([*bench, "--resume"]) == 0
+    assert [old["dino"] == new["dino"] for old, new in zip(before, records(tmp_path), strict=True)] == [1, 1, 0, 1]
+
+    shutil.rmtree(tmp_path / "dino")
+    save_dino(tmp_path / "dino", seed=9)
+    assert main([*bench, "--resume"]) == 0
+    assert "scoring all pictures anew: --dino may differ from what scored them" in capsys.readouterr().err
+    assert all(old["dino"] != new["dino"] for old, new in zip(before, records(tmp_path), strict=True))
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "out" / "scores.jsonl").open()]
+
+
+def test_nothing_is_painted_before_every_model_and_scorer_is_open(bench, weights, sd, dino, tmp_path, capsys):
+    (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:-100])
+    (tmp_path / "captions.json").write_text(json.dumps({"annotations": [{"image_id": 1, "caption": "a dog"}]}))
+    (tmp_path / "prompts.yaml").write_text("- {prompt: a dog}")
+    (tmp_path / "reals").mkdir()
+    for number in range(2):
+        tiny.drawing(number).save(tmp_path / "reals" / f"{number}.png")
+    common = ["--sd", str(sd), "--size", "16", "--steps", "1", "--output", str(tmp_path / "out")]
+    coco = ["coco", "--annotations", str(tmp_path / "captions.json"), "--images", str(tmp_path / "reals"), *common]
+    compare = ["compare", "--prompts", str(tmp_path / "prompts.yaml"), *common, "--weights", str(weights)]
+    broken = tmp_path / "broken"
+    shutil.copytree(tmp_path / "reals", broken)
+    (broken / "0.png").write_bytes((broken / "0.png").read_bytes()[:200])
+    single = [word if word != str(tmp_path / "dino") else str(tmp_path / "gone") for word in bench]
+    alone = tmp_path / "alone"
+    tiny.save_subjects(alone, {"mug": 1})
+    (alone / "dataset" / "mug" / "00.jpg").rename(alone / "dataset" / "mug" / "01.jpg")
+    for words, said in (
+        (single, "--dino: no ViTModel at"),
+        ([*bench, "--data", str(alone)], "no subject has two real pictures"),
+        ([*coco, "--weights", str(weights), "--inception", str(tmp_path / "gone")], "--inception:"),
+        ([*coco, "--weights", str(weights), "--extractor", "nothing"], "--extractor: nothing cannot be used"),
+        ([*coco, "--weights", str(tmp_path / "cut.safetensors")], "cut.safetensors"),
+        ([*compare, str(tmp_path / "cut.safetensors")], "cut.safetensors"),
+        ([*compare, "--dino", str(dino)], "--dino: scores need --clip too"),
+        ([*bench, "--size", "15"], "--size: 15 must be a multiple of"),
+    ):
+        assert main(words) == 2, words
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "out").exists(), words
+
+
+def test_no_name_from_data_leads_out_of_the_output_folder(tmp_path):
+    for name in ("../data/mug", "/tmp/mug", "..", "a/../../b", "mug\\..\\..\\x", 'mu"g', "x" * 121, ""):
+        listed(tmp_path, "a {} on the beach", name)
+        with pytest.raises(ConfigError, match=r"the name of subject 1 is .* expected a file name of up to 120"):
+            read_subjects(tmp_path / "subjects.yaml")
+    listed(tmp_path, "a {} on the beach", "pets/dog")
+    assert read_subjects(tmp_path / "subjects.yaml").subjects[0].name == "pets/dog"
+    with pytest.raises(ConfigError, match=r"--weights: .* would have its pictures in a folder '\.\.'"):
+        model_names([str(tmp_path / "...safetensors")])
+
+
+def test_two_subjects_of_one_name_are_refused(tmp_path):
+    listed(tmp_path, "a {} on the beach")
+    content = yaml.safe_load((tmp_path / "subjects.yaml").read_text())
+    content["subjects"] *= 2
+    (tmp_path / "subjects.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match="two subjects 'mug', whose results would overwrite each other"):
+        read_subjects(tmp_path / "subjects.yaml")
+
+
+def test_own_pictures_of_every_kind_look_alike_to_all_that_read_them(tmp_path):
+    grey = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    cut = np.zeros((64, 64, 4), dtype=np.uint8)
+    cut[16:48, 16:48] = (255, 0, 0, 255)
+    Image.fromarray(cut).save(tmp_path / "cut.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((50, 100, 3), dtype=np.uint8)).save(tmp_path / "turned.jpg", exif=exif)
+    for reader in (lambda path: np.asarray(open_image(path)), fid_pixels):
+        assert (reader(tmp_path / "grey.png")[..., 0] == np.round(grey / 257)).all()
+        assert (reader(tmp_path / "cut.png")[0, 0] == 255).all()
+        assert reader(tmp_path / "turned.jpg").shape == (100, 50, 3)
+
+
+def fid_pixels(path: Path) -> np.ndarray:
+    return ImageFiles([path], None)[0].permute(1, 2, 0).numpy()
+
+
+def test_statistics_of_real_pictures_follow_their_content(tmp_path):
+    tiny.drawing(1).save(tmp_path / "a.bmp")
+    before = name_of_reals([tmp_path / "a.bmp"], "clean", None)
+    tiny.drawing(2).save(tmp_path / "a.bmp")  # uncompressed: of the same size
+    assert name_of_reals([tmp_path / "a.bmp"], "clean", None) != before
+
+
+def test_figures_of_few_say_so():
+    assert "FID of 6 generated and 30,000 real pictures is no figure to publish" in warning_of_size(6, 30_000)
+    assert "no full rank" not in warning_of_size(5_000, 5_000) != ""
+    assert warning_of_size(10_000, 40_504) == ""
+    one, two = ([{"subject": name, "dino": 0.5 + 0.1 * len(name)} for name in names] for names in (["a"], ["a", "bb"]))
+    assert summarise(one, ["dino"])["dino"] == {"mean": 0.6, "low": None, "high": None, "subjects": 1}
+    table = markdown("t", {"one": summarise(one, ["dino"]), "two": summarise(two, ["dino"])}, {"dino": "DINO"}, "Few.")
+    assert "| one | 0.600 |" in table
+    assert "| two | 0.650 [0.600, 0.700] |" in table
+    assert table.endswith("\n\nFew.\n")

@@ -1,0 +1,202 @@
+"""A run folder is one run's, a run that goes on says what is different, and signals leave nothing undone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from tests.training.launch import Training, differences, train
+from tests.training.test_engine_launch import TORCHRUN, environment
+from training.engine.resumed_settings import changes, sentence
+
+pytestmark = pytest.mark.timeout(1800)
+
+
+def records(run_folder):
+    return [json.loads(line)["step"] for line in (run_folder / "log.jsonl").read_text().splitlines()]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name[0] != "."}
+
+
+@pytest.fixture(scope="module")
+def finished(smoke_stages, tmp_path_factory):
+    """The arguments of a run of two steps that is done, and its folder."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    arguments = smoke_stages.arguments("lm", folder, "--steps", "2", "--checkpoint.asynchronous", "false")
+    result = train(arguments, folder.parent / "log")
+    assert result.ok, result.output
+    return arguments, folder
+
+
+def test_of_two_runs_in_one_folder_the_second_gets_a_sentence_and_changes_nothing(smoke_stages, tmp_path):
+    options = "--steps", "100000", "--resume", "auto"
+    first = Training(smoke_stages.arguments("lm", tmp_path / "run", *options), tmp_path / "log")
+    first.wait_for("step 2/")
+    leftover = tmp_path / "run/checkpoints/step-00000009.tmp"
+    leftover.mkdir()
+    second = train(smoke_stages.arguments("lm", tmp_path / "run", *options), tmp_path / "log2")
+    assert second.codes == [2], second.output
+    assert f"{tmp_path / 'run'} is in use by the training of process " in second.output
+    assert leftover.exists()
+    first.signal(signal.SIGTERM)
+    assert first.wait().ok
+    assert len((tmp_path / "run/starts.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_killed_run_leaves_no_lock_behind(smoke_stages, tmp_path):
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", "--steps", "4", "--resume", "auto")
+    first = Training([*arguments, "--steps", "100000"], tmp_path / "log")
+    first.wait_for("step 1/")
+    first.signal(signal.SIGKILL)
+    first.wait()
+    assert train(arguments, tmp_path / "log").ok
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model.decoder.layers", "3"], "is of another model or trains other parts"),
+        (["--steps", "1"], "--steps: 1, but "),
+    ],
+)
+def test_a_refused_resume_leaves_every_file_as_it_was(finished, tmp_path, options, said):
+    arguments, folder = finished
+    before = contents(folder)
+    result = train([*arguments, "--resume", "auto", *options], tmp_path / "log")
+    assert not result.ok
+    assert said in result.output
+    assert contents(folder) == before
+
+
+def test_another_stage_and_another_tokenizer_are_refused_on_resume(smoke_stages, finished, tmp_path):
+    _, folder = finished
+    before = contents(folder)
+    result = train(smoke_stages.arguments("align", folder, "--steps", "9", "--resume", "auto"), tmp_path / "log")
+    assert not result.ok
+    assert "of stage lm" in result.output or "is of another model" in result.output
+    copied = folder / "tokenizer/dict.txt"
+    kept = copied.read_bytes()
+    try:
+        copied.write_bytes(kept[::-1])
+        result = train([*finished[0], "--steps", "9", "--resume", "auto"], tmp_path / "log")
+    finally:
+        copied.write_bytes(kept)
+    assert result.codes == [2], result.output
+    assert "every token would mean another word" in result.output
+    assert contents(folder) == before
+
+
+def test_what_changed_since_the_checkpoint_is_listed_and_recorded(smoke_stages, tmp_path):
+    options = "--steps", "1", "--optim.ema", "0.9"
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", *options)
+    assert train(arguments, tmp_path / "log").ok
+    changed = ["--resume", "auto", "--steps", "2", "--optim.ema", "0", "--seed", "3", "--data.sources.text.weight", "7"]
+    result = train([*arguments, *changed], tmp_path / "log")
+    assert result.ok, result.output
+    for words in ("steps 1 -> 2", "optim.ema 0.9 -> 0", "seed 0 -> 3", "data.sources.text.weight "):
+        assert words in result.output
+    start = json.loads((tmp_path / "run/starts.jsonl").read_text().splitlines()[-1])
+    assert start["changed"]["seed"] == [0, 3]
+
+
+def test_changes_are_told_by_key():
+    before = {"a": {"b": 1, "c": None}, "resume": "never", "gone": [1]}
+    found = changes(before, {"a": {"b": 2, "c": None}, "resume": "auto", "new": {}})
+    assert found == {"a.b": [1, 2], "gone": [[1], None], "new": [None, {}]}
+    assert sentence({"a.b": [1, None]}) == "a.b 1 -> (none)"
+    assert changes({}, {}) == {}
+
+
+def test_a_finished_run_that_is_resumed_says_so_and_does_nothing(finished, tmp_path):
+    arguments, folder = finished
+    result = train([*arguments, "--resume", "auto"], tmp_path / "log")
+    assert result.ok
+    assert "The run has done its 2 steps already; give --steps above that" in result.output
+    assert records(folder) == [1, 2]
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_its_log_anew(smoke_stages, tmp_path):
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", "--steps", "100000")
+    first = Training(arguments, tmp_path / "log")
+    first.wait_for("step 3/")
+    first.signal(signal.SIGKILL)
+    first.wait()
+    assert train([*arguments, "--steps", "2"], tmp_path / "log").ok
+    assert records(tmp_path / "run") == [1, 2]
+
+
+@pytest.mark.parametrize("options", [["--weights", "nowhere.safetensors"], ["--data.sources.text.path", "nowhere"]])
+def test_a_failed_start_leaves_no_folder(smoke_stages, tmp_path, options):
+    result = train(smoke_stages.arguments("lm", tmp_path / "run", *options), tmp_path / "log")
+    assert not result.ok
+    assert "nowhere" in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_to_the_whole_group_reaches_no_data_worker_first(smoke_stages, tmp_path, request):
+    """The step is finished, the state saved, and no process stays behind; then the run goes on, bit-equal."""
+    options = ["--steps", "12", "--checkpoint.every", "12", "--data.workers", "2", "--resume", "auto"]
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", *options)
+    command = [sys.executable, "-m", "training.run", *arguments, "--steps", "100000"]
+    with (tmp_path / "log").open("w") as log:
+        run = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment(), cwd=request.config.rootpath, start_new_session=True
+        )
+    while "step 2/" not in (tmp_path / "log").read_text():
+        assert run.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.01)
+    helpers = psutil.Process(run.pid).children(recursive=True)
+    assert len(helpers) >= 2
+    os.killpg(run.pid, signal.SIGTERM)
+    assert run.wait(60) == 0, (tmp_path / "log").read_text()
+    output = (tmp_path / "log").read_text()
+    assert "Stopped by a signal after step " in output
+    assert "Traceback" not in output
+    assert not psutil.wait_procs(helpers, 30)[1]
+
+
+def test_a_killed_data_worker_is_a_sentence_and_changes_no_number(smoke_stages, tmp_path):
+    options = ["--steps", "12", "--checkpoint.every", "12", "--data.workers", "2"]
+    run = Training(smoke_stages.arguments("lm", tmp_path / "run", *options), tmp_path / "log")
+    run.wait_for("step 2/")
+    (worker, *_) = psutil.Process(run.processes[0].pid).children()
+    worker.kill()
+    result = run.wait()
+    assert result.ok, result.output
+    assert "Often memory was short: lower data.workers or data.prefetch. Nothing is lost." in result.output
+    whole = smoke_stages.arguments("lm", tmp_path / "whole", *options, "--data.workers", "0")
+    assert train(whole, tmp_path / "log").ok
+    last = "checkpoints/step-00000012"
+    assert not differences(tmp_path / "run" / last, tmp_path / "whole" / last)
+
+
+def test_a_mistake_is_printed_once_by_all_processes_together(smoke_stages, tmp_path, request):
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", "--weights", "nowhere.safetensors")
+    done = subprocess.run(
+        [*TORCHRUN, "-m", "training.run", *arguments],
+        cwd=request.config.rootpath,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode
+    assert (done.stdout + done.stderr).count("error: ") == 1
+    assert "error: --weights: " in done.stderr or "nowhere.safetensors" in done.stderr
+
+
+def test_a_lost_process_is_one_sentence_on_the_others(smoke_stages, tmp_path):
+    options = "--steps", "100000", "--checkpoint.every", "1"
+    run = Training(smoke_stages.arguments("lm", tmp_path / "run", *options), tmp_path / "log", 2)
+    run.wait_for("step 2/")
+    run.signal(signal.SIGKILL, rank=1)
+    run.processes[0].join(60)
+    assert run.processes[0].exitcode == 1
+    assert run.output().count("error: another process of this run has ended or cannot be reached any more") == 1
+    assert "Traceback" not in run.output()
