@@ -11,7 +11,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from dev.install import LOCK, InstallError, requirements_for
+from dev.install import LOCK, ROOT, InstallError, requirements_for
+from dev.mutants.__main__ import ALL
 from dev.overlay import requirements_of
 
 IMPORT_ALL = """
@@ -53,3 +54,11 @@ def test_another_comfyui_brings_what_it_pins_and_what_is_missing_and_never_torch
     assert requirements_of(tmp_path) == [lines[0], lines[3], lines[4]]
     with pytest.raises(InstallError, match="is no ComfyUI"):
         requirements_of(tmp_path / "nowhere")
+
+
+def test_every_mutant_still_fits_the_code() -> None:
+    """A list that has fallen behind would plant nothing."""
+    for mutant in ALL:
+        mutant.source()
+        assert all((ROOT / test.partition("::")[0]).exists() for test in mutant.tests), mutant
+    assert len({mutant.name for mutant in ALL}) == len(ALL)
