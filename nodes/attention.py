@@ -318,7 +318,7 @@ def prompts_of_images(trace: Trace, clip: Any, text: str, images: dict[str, Any]
     """
     together = [prompt_attention(clip, text, PromptImages.gather(images))[1:]]
     batched = any(isinstance(value, Tensor) and len(value) > 1 for value in images.values())
-    if not batched or trace.images == 1 or farthest_of(trace, together) <= ANOTHER_CONDITION:
+    if not batched or trace.images == 1 or not farthest_of(trace, together):
         return together
     each = PromptImages.gather(images, ONE_EACH)
     apart = [prompt_attention(clip, text, each, index)[1:] for index in range(min(len(each.batches), trace.images))]

@@ -49,7 +49,7 @@ class Recording:
             title = f"{running.prompt[running.node_id]['class_type']}, node {running.node_id}"
             run = running.prompt_id
         before = self.samplings.pop(key, None)
-        passes = before.passes if before is not None and run and before.run == run else 0
+        passes = before.passes if before is not None and run and (before.run, before.title) == (run, title) else 0
         sampling = Sampling(title=title, run=run, passes=passes + 1)
         self.samplings[key] = sampling
         while len(self.samplings) > 1 and (len(self.samplings) > MOST_SAMPLINGS or self._bytes() > TRACE_BYTES):
@@ -125,7 +125,10 @@ def upstream(prompt: dict[str, Any], start: str) -> Iterator[str]:
 
 
 def signature(prompt: dict[str, Any], node_id: str, known: dict[str, str] | None = None) -> str:
-    """Hash of a node, its values, and all that leads to it: equal for two prompts where it does the same work."""
+    """Hash of a node, its values, and all that leads to it: equal for two prompts where it does the same work.
+
+    Node ids do not count: ComfyUI hands a cached result to a node of any id that does the same work.
+    """
     known = {} if known is None else known
     waiting = [node_id]
     while waiting:
@@ -142,6 +145,6 @@ def signature(prompt: dict[str, Any], node_id: str, known: dict[str, str] | None
             for key, value in inputs.items()
         }
         kind = prompt[name]["class_type"] if name in prompt else name
-        text = json.dumps([name, kind, described], sort_keys=True, default=str)
+        text = json.dumps([kind, described], sort_keys=True, default=str)
         known[name] = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
     return known[node_id]

@@ -19,6 +19,7 @@ from .base.errors import CheckpointError, ConfigError, TrainingStopped
 from .base.precision import choose_precision
 from .base.processes import ProcessGroup, join_process_group
 from .base.settings import as_typed, plain
+from .base.shared_folder import require_shared
 from .base.signals import StopSignal
 from .engine.checkpoint import Checkpoints, latest_checkpoint
 from .engine.loop import Trainer
@@ -60,6 +61,7 @@ def train(config: RunConfig, process_group: ProcessGroup, stop: StopSignal) -> N
     # Processes decide alike, though measured on each.
     config.precision = process_group.gather(choose_precision(config.precision, process_group.device))[0]
     kind = choose_sharding(config.parallel, process_group)
+    require_shared("run_folder", config.run_folder, process_group)
     with owned(Path(config.run_folder), process_group):
         checkpoints = Checkpoints(config.run_folder, config.checkpoint, process_group)
         checkpoints.prepare()
@@ -91,7 +93,7 @@ def _run(config: RunConfig, process_group: ProcessGroup, trainer: Trainer, start
         changed = changes(stored_settings(start), settings)
     else:
         trainer.open_streams()
-    described = config.to_yaml()
+    trainer.checkpoints.settings = described = config.to_yaml()
     if process_group.rank == 0:
         try:
             record_start(folder, described, process_group, start, tokenizer, changed)

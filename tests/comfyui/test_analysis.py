@@ -233,3 +233,124 @@ def test_the_steps_that_are_recorded_make_a_difference_and_steps_beyond_the_samp
     recorded(graph, first_step=50, end_step=60)
     with pytest.raises(ExecutionFailed, match="The trace is empty"):
         client.run(graph.nodes)
+
+
+def heat_of(overlays: torch.Tensor) -> torch.Tensor:
+    """Where overlays have colour, (n, 64, width): what carries no heat is grey."""
+    images = overlays[:, :64]  # without the caption
+    return images.amax(-1) - images.amin(-1)
+
+
+@pytest.mark.parametrize("bounds", ["area", "percent", "mask bounds", "mask"])
+def test_a_map_is_pasted_where_the_conditioning_acts_and_blank_elsewhere(
+    client: Client, probed: Probed, graph: SamplingGraph, bounds: str
+) -> None:
+    rest = link(graph.add("KosmosGTextEncode", clip=graph.clip, text="a tree"))
+    if bounds == "area":
+        limited = graph.add(
+            "ConditioningSetArea", conditioning=graph.positive, width=64, height=64, x=64, y=0, strength=1.0
+        )
+    elif bounds == "percent":
+        limited = graph.add(
+            "ConditioningSetAreaPercentage",
+            conditioning=graph.positive,
+            width=0.5,
+            height=1.0,
+            x=0.5,
+            y=0,
+            strength=1.0,
+        )
+    else:
+        empty = graph.add("SolidMask", value=0.0, width=64, height=64)
+        box = graph.add("SolidMask", value=1.0, width=32, height=64)
+        mask = graph.add("MaskComposite", destination=link(empty), source=link(box), x=32, y=0, operation="add")
+        limited = graph.add(
+            "ConditioningSetMask",
+            conditioning=graph.positive,
+            mask=link(mask),
+            strength=1.0,
+            set_cond_area="mask bounds" if bounds == "mask bounds" else "default",
+        )
+    graph.positive = link(graph.add("ConditioningCombine", conditioning_1=link(limited), conditioning_2=rest))
+    _, shown = recorded(graph)
+    if bounds == "area":  # that node knows no rectangle below 64 pixels
+        next(node for node in graph.nodes.values() if node["class_type"] == "EmptyLatentImage")["inputs"]["width"] = 128
+    report = client.run(graph.nodes).text(shown)
+    heat = heat_of(probed("words").tensors["image"])
+    half = heat.shape[-1] // 2
+    assert heat[..., :half].max() < 0.01
+    assert heat[..., half:].min() > 0.05
+    assert "acts on 50% of the picture" in report
+
+
+def test_each_image_of_a_batch_is_mapped_with_its_own_conditioning(
+    client: Client, probed: Probed, graph: SamplingGraph
+) -> None:
+    prompt = graph.nodes[graph.encoder]["inputs"]
+    dog, hat = prompt["image_1"], prompt["image_2"]
+    sized = graph.add("ImageScale", image=hat, upscale_method="area", width=200, height=280, crop="disabled")
+    prompt["image_1"] = link(graph.add("ImageBatch", image1=dog, image2=link(sized)))
+    prompt["batch"] = "one conditioning per picture"
+    _, shown = recorded(graph, batch=2)
+    for image, own in ((0, dog), (1, link(sized))):  # each image's map is the one with its own picture alone
+        mapping = next(node for node in graph.nodes.values() if node["class_type"] == "KosmosGAttentionMap")
+        single = graph.add("KosmosGAttentionMap", **(mapping["inputs"] | {"image_1": own}))
+        graph.add("ProbeImage", image=link(single), name=f"own {image}")
+    report = client.run(graph.nodes).text(shown)
+    both = probed("pictures").tensors["image"]
+    assert torch.equal(both[:2], probed("own 0").tensors["image"][:2])
+    assert torch.equal(both[2:], probed("own 1").tensors["image"][2:])
+    assert not torch.equal(both[:2], probed("own 1").tensors["image"][:2])
+    assert "picture 2 of 2" in report
+    assert "differs from this prompt" not in report
+    assert len(both) == 4
+
+
+def second_sampler(graph: SamplingGraph, seed: int) -> list[str]:
+    """Another sampler on the same recorder, with a map of its own image; returns what was added."""
+    before = set(graph.nodes)
+    first = next(node for node in graph.nodes.values() if node["class_type"] == "KSampler")
+    sampler = graph.add("KSampler", **(first["inputs"] | {"seed": seed}))
+    decoder = next(node for node in graph.nodes.values() if node["class_type"] == "VAEDecode")
+    decoded = graph.add("VAEDecode", **(decoder["inputs"] | {"samples": link(sampler)}))
+    mapping = next(node for node in graph.nodes.values() if node["class_type"] == "KosmosGAttentionMap")
+    made = graph.add("KosmosGAttentionMap", **(mapping["inputs"] | {"image": link(decoded)}))
+    graph.add("ProbeImage", image=link(made), name="second pictures")
+    return sorted(set(graph.nodes) - before)
+
+
+def test_two_samplers_on_one_recorder_each_have_their_own_map(
+    client: Client, probed: Probed, graph: SamplingGraph
+) -> None:
+    expected = []
+    for seed in (1, 7):
+        alone = SamplingGraph().prompt(TEXT, "dog.png", "hat.png")
+        recorded(alone)
+        next(node for node in alone.nodes.values() if node["class_type"] == "KSampler")["inputs"]["seed"] = seed
+        client.run(alone.nodes)
+        expected.append(probed("pictures").tensors["image"])
+    recorded(graph)
+    second_sampler(graph, seed=7)
+    client.run(graph.nodes)
+    for node in graph.nodes.values():  # the maps run again, behind both samplings, which are cached
+        if node["class_type"] == "KosmosGAttentionMap":
+            node["inputs"]["text"] = TEXT.replace("beach", "(beach:1.0)")
+    client.run(graph.nodes)
+    assert torch.equal(probed("pictures").tensors["image"], expected[0])
+    assert torch.equal(probed("second pictures").tensors["image"], expected[1])
+
+
+def test_a_map_of_an_image_that_the_recorder_never_saw_is_refused_and_two_passes_are_named(
+    client: Client, graph: SamplingGraph
+) -> None:
+    _, shown = recorded(graph)
+    first = next(node for node in graph.nodes.values() if node["class_type"] == "KSampler")
+    name = next(key for key, node in graph.nodes.items() if node is first)
+    again = graph.add("KSampler", **(first["inputs"] | {"latent_image": link(name), "denoise": 0.5}))
+    decoder = next(node for node in graph.nodes.values() if node["class_type"] == "VAEDecode")
+    decoder["inputs"]["samples"] = link(again)
+    assert f"sampled in 2 passes: the map is of KSampler, node {again}" in client.run(graph.nodes).text(shown)
+    other = next(node for node in graph.nodes.values() if node["class_type"] == "KosmosGAttentionMap")
+    other["inputs"]["image"] = link(graph.add("LoadImage", image="tree.png"))
+    with pytest.raises(ExecutionFailed, match="The trace is not of this image: it holds samplings of KSampler"):
+        client.run(graph.nodes)

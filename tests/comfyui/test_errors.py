@@ -181,3 +181,14 @@ def test_the_progress_bar_reaches_its_end_even_when_the_picture_is_remembered(cl
         assert len(steps) > (3 if COMFYUI < (0, 12) else 0)  # later ones send a few of them only
         assert steps == sorted(steps)
         assert steps[-1][0] == steps[-1][1]
+
+
+@pytest.mark.usefixtures("good")
+@pytest.mark.parametrize(("text", "said"), [("dog " * 600, r"tokens \(pieces"), ("x" * 200_001, "200,001 characters")])
+def test_a_prompt_that_the_model_has_no_places_for_is_counted_before_it_is_encoded(
+    client: Client, text: str, said: str
+) -> None:
+    graph = SamplingGraph()
+    graph.positive = graph.negative = link(graph.add("CLIPTextEncode", clip=graph.clip, text=text))
+    with pytest.raises(ExecutionFailed, match=said):
+        client.run(graph.sample().nodes)

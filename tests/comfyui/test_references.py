@@ -222,7 +222,22 @@ def test_a_saved_reference_encodes_as_the_picture_did_and_is_never_overwritten(
     assert saved_file(server, "pets/saved dog_2.safetensors").exists()
 
 
-@pytest.mark.parametrize("name", ["", "../outside", "/etc/passwd", "a:b", "x/../../y", "a" * 200])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "../outside",
+        "/etc/passwd",
+        "a:b",
+        "x/../../y",
+        "a" * 200,
+        "😀" * 60,
+        "\ud83d",
+        "con",
+        "pets/NUL.txt",
+        "dog.",
+    ],
+)
 def test_a_name_outside_the_folder_is_refused(client: Client, graph: SamplingGraph, name: str) -> None:
     save(graph, name)
     with pytest.raises(ExecutionFailed, match="expected a file name"):
@@ -341,3 +356,15 @@ def test_only_one_entity_can_be_taken(client: Client, graph: SamplingGraph, prob
     graph.add("PreviewImage", images=link(entities(graph, only=4), 1))
     with pytest.raises(ExecutionFailed, match="only is 4, but there are 3 masks"):
         client.run(graph.nodes)
+
+
+def test_too_many_masks_at_once_are_refused_and_one_of_them_is_taken(client: Client, graph: SamplingGraph) -> None:
+    box = graph.add("MaskToImage", mask=mask_link(graph, 0, 0, 8, 8, (16, 16)))
+    batch = graph.add("RepeatImageBatch", image=link(box), amount=65)
+    masks = link(graph.add("ImageToMask", image=link(batch), channel="red"))
+    found = graph.add("KosmosGEntities", image=load(graph, "dog.png"), masks=masks, nouns="", only=0, **ENTITIES)
+    graph.add("PreviewImage", images=link(found, 1))
+    with pytest.raises(ExecutionFailed, match="masks holds 65 masks, but at most 64"):
+        client.run(graph.nodes)
+    graph.nodes[found]["inputs"]["only"] = 65
+    client.run(graph.nodes)

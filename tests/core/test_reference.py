@@ -1,13 +1,14 @@
 """References: what they encode to, their nouns and weights in a prompt, their files."""
 
 import dataclasses
+import struct
 from pathlib import Path
 
 import pytest
 import torch
 
-from kosmos_core import KosmosG, KosmosGConfig, Prompt, WeightsError, preprocess_image, save_model
-from kosmos_core.prompt import ImageMark, Text
+from kosmos_core import KosmosG, KosmosGConfig, Prompt, WeightsError, preprocess_image, safetensors_file, save_model
+from kosmos_core.prompt import ImageMark, PromptError, Text
 from kosmos_core.reference import (
     Encoded,
     Reference,
@@ -140,3 +141,55 @@ def test_the_fingerprint_is_of_what_encodes_pictures_alone(model, tmp_path: Path
     save_model(KosmosG(model.config).initialize(4), files[2])
     first, second, third = map(model_fingerprint, files)
     assert first == second != third
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "kind", "said"),
+    [
+        (torch.full((2, 8), 1e38), torch.float32, "numbers above 1e"),
+        (torch.full((2, 8), float("nan")), torch.float32, "NaN"),
+        (torch.ones(2, 8), torch.float8_e4m3fn, "F8_E4M3 numbers"),
+        (torch.ones(2, 8, 3), torch.float32, r"shape \(2, 8, 3\)"),
+    ],
+)
+def test_odd_files_are_refused_without_a_path(model, tmp_path: Path, embeddings, kind, said):
+    path = tmp_path / "odd.safetensors"
+    save_reference(path, torch.ones(2, 8), Reference(View(image(1))), "model")
+    metadata = safetensors_file.read_header(path).metadata
+    safetensors_file.write(path, [("picture_tokens", embeddings, kind)], metadata)
+    with pytest.raises(WeightsError, match=said) as refused:
+        load_reference(path)
+    assert str(tmp_path) not in str(refused.value)
+
+
+def test_a_header_of_90_megabytes_and_a_missing_file_are_refused_without_a_path(tmp_path: Path):
+    path = tmp_path / "large.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", 90 << 20) + b"{")
+        file.truncate(100 << 20)
+    for name in (path, tmp_path / "none.safetensors"):
+        with pytest.raises(WeightsError) as refused:
+            load_reference(name)
+        assert str(tmp_path) not in str(refused.value)
+        assert name.name in str(refused.value)
+
+
+def test_embeddings_of_another_width_are_refused_where_they_are_used(model):
+    reference = Reference(Encoded(torch.ones(2, 8), "model", "narrow.safetensors"))
+    with pytest.raises(ValueError, match=r"narrow.safetensors holds 2 x 8 numbers, but this model reads 4 x 32"):
+        image_embeddings(reference.source, 224, model.image_embeddings, lambda: "model", (4, 32))
+
+
+@pytest.mark.parametrize(("noun", "error"), [("a" * 201, ValueError), ("\ud83d", PromptError)])
+def test_a_noun_is_a_word_or_two(noun, error):
+    with pytest.raises(error):
+        Reference(View(image(1)), noun=noun)
+
+
+def test_a_new_file_never_takes_the_place_of_another(tmp_path: Path):
+    path = tmp_path / "subject.safetensors"
+    save_reference(path, torch.ones(2, 8), Reference(View(image(1)), noun="dog"), "model", new=True)
+    with pytest.raises(FileExistsError):
+        save_reference(path, torch.zeros(2, 8), Reference(View(image(1)), noun="cat"), "model", new=True)
+    assert load_reference(path).noun == "dog"
+    assert [file.name for file in tmp_path.iterdir()] == ["subject.safetensors"]

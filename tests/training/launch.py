@@ -134,6 +134,17 @@ class KillAtSync:
 
 
 @dataclass
+class OnAnotherDisk:
+    """The process finds another folder under the same relative name."""
+
+    folder: Path
+
+    def __call__(self) -> None:
+        self.folder.mkdir()
+        os.chdir(self.folder)
+
+
+@dataclass
 class KillAtStep:
     """SIGKILL when `step` steps are done, before the next one begins."""
 

@@ -344,7 +344,7 @@ def test_a_text_longer_than_a_sequence_is_cut_into_pieces(tiny_tokenizer):
     ],
 )
 def test_a_broken_description_is_a_reason(described, reason):
-    parts = {"json": json.dumps(described), "jpg": b"x", "0.jpg": b"x", "1.jpg": b"x"}
+    parts = {"json": json.dumps(described).encode(), "jpg": b"x", "0.jpg": b"x", "1.jpg": b"x"}
     with pytest.raises(BadSample, match=f"^{reason}$"):
         cook_compositional(KEYS | parts)
 
@@ -352,7 +352,7 @@ def test_a_broken_description_is_a_reason(described, reason):
 def test_a_picture_that_a_document_names_but_lacks_makes_it_bad():
     listed = {"segments": [{"text": "see"}, {"image": "0.jpg"}]}
     with pytest.raises(BadSample, match="missing picture"):
-        cook_interleaved(KEYS | {"json": json.dumps(listed)})
+        cook_interleaved(KEYS | {"json": json.dumps(listed).encode()})
 
 
 def test_half_a_surrogate_pair_is_a_reason_and_no_crash(tiny_tokenizer, tmp_path):

@@ -159,7 +159,14 @@ def test_a_source_that_has_changed_since_the_state_was_taken_is_named(tmp_path, 
     stream = open_("instruct", sources={"web": SourceConfig(path)})
     next(stream)
     state = stream.state_dict()
-    (tmp_path / "pairs" / "00003.tar").unlink()
+    (tmp_path / "pairs").rename(tmp_path / "moved")
+    path = str(tmp_path / "moved")
+    open_("instruct", sources={"web": SourceConfig(path)}).load_state_dict(state)
+    assert not caplog.text
+    (tmp_path / "moved" / "00001.tar").rename(tmp_path / "moved" / "z.tar")
+    open_("instruct", sources={"web": SourceConfig(path)}).load_state_dict(state)
+    assert "Source web has other files than before, by name or size: it is read in a new order" in caplog.text
+    (tmp_path / "moved" / "00003.tar").unlink()
     open_("instruct", sources={"web": SourceConfig(path)}).load_state_dict(state)
     assert "Source web had 100 samples and has 90 now" in caplog.text
 

@@ -97,6 +97,8 @@ def test_what_changed_since_the_checkpoint_is_listed_and_recorded(smoke_stages, 
     options = "--steps", "1", "--optim.ema", "0.9"
     arguments = smoke_stages.arguments("lm", tmp_path / "run", *options)
     assert train(arguments, tmp_path / "log").ok
+    config = tmp_path / "run/config.yaml"  # a start with another seed came to no checkpoint
+    config.write_text(config.read_text().replace("seed: 0", "seed: 3"))
     changed = ["--resume", "auto", "--steps", "2", "--optim.ema", "0", "--seed", "3", "--data.sources.text.weight", "7"]
     result = train([*arguments, *changed], tmp_path / "log")
     assert result.ok, result.output

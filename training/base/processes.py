@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,10 +132,46 @@ def join_process_group(
     end_with_parent(signal.SIGTERM)
     store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
     # The agent's store survives a restart; without a prefix per attempt, stale addresses of dead processes are read.
-    store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store = dist.PrefixStore(agree_on_attempt(store, rank, size, timeout), store)
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
     try:
         yield ProcessGroup(rank, size, chosen, dist.new_group(backend="gloo"), store)
     finally:
         dist.destroy_process_group()
+
+
+def agree_on_attempt(store: dist.Store, rank: int, size: int, timeout: float) -> str:
+    """A name that the processes of this start have in common and no earlier start of the run had.
+
+    TORCHELASTIC_RESTART_COUNT is none: every agent counts the failures of its own processes alone. Process 0 counts
+    starts in the store instead. Another process cannot know whether a count that it reads is of this start or of the
+    last one, so it asks under a random name of its own and process 0 answers; a dead process's question is answered
+    too, and read by nobody.
+
+    Raises:
+        RuntimeError: another process has not come within `timeout` seconds.
+    """
+    run = f"kosmos-g/{os.environ.get('TORCHELASTIC_RUN_ID', 'none')}"
+    if rank:
+        question = secrets.token_hex(16)
+        store.set(f"{run}/question/{rank}", question)
+        store.wait([f"{run}/answer/{question}"], timedelta(seconds=timeout))
+        attempt = store.get(f"{run}/answer/{question}").decode()
+        store.set(f"{attempt}/met/{rank}", "")
+        return attempt
+    attempt = f"{run}/attempt/{store.add(f'{run}/attempts', 1)}"
+    waiting, answered, end = set(range(1, size)), set(), time.monotonic() + timeout
+    while waiting:
+        for other in sorted(waiting):
+            if store.check([f"{run}/question/{other}"]):
+                question = store.get(f"{run}/question/{other}").decode()
+                if question not in answered:
+                    answered.add(question)
+                    store.set(f"{run}/answer/{question}", attempt)
+            if store.check([f"{attempt}/met/{other}"]):
+                waiting.remove(other)
+        if waiting and time.monotonic() > end:
+            raise RuntimeError(f"rendezvous: process {min(waiting)} did not come within {timeout:g} s")
+        time.sleep(0.02 if waiting else 0)
+    return attempt

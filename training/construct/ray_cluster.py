@@ -23,6 +23,7 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import ray
 import ray.data
+from ray._private import ray_constants
 
 MODEL_STAGES = ("caption", "entities", "segment")
 KINDS_WITHOUT_GPU = ("given", "spacy")
@@ -44,18 +45,28 @@ def ray_connection(config: ConstructConfig) -> Iterator[None]:
     if config.ray_address:
         try:
             _check_listening(config.ray_address)
-            ray.init(address=config.ray_address, **quiet)
-        except (OSError, ValueError, RuntimeError) as error:
+        except OSError as error:
             raise ConfigError(
                 f"ray_address: no Ray cluster answers at {config.ray_address} ({error}); start one with "
                 "`ray start --head`, or leave --ray-address out to use this machine alone."
+            ) from error
+        try:
+            ray.init(address=config.ray_address, **quiet)
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            # What Ray raises does not say that a token was wrong: only its log does.
+            raise ConfigError(
+                f"ray_address: {config.ray_address} answers, but Ray does not connect "
+                f"({' '.join(f'{error}'.split())[:300]}); a cluster that asks for a token wants RAY_AUTH_MODE=token "
+                "and its RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) with this command, too, one without any wants "
+                "RAY_AUTH_MODE=disabled, and all machines need the same versions of Ray and Python."
             ) from error
     else:
         for_models = sum(max(pool.most_workers, pool.workers) * pool.cpus for pool in _pools(config).values())
         store = {"object_store_memory": int(config.object_store_gb * 1e9)} if config.object_store_gb else {}
         cores = config.cpus or os.cpu_count() or 1
         try:
-            ray.init(num_cpus=math.ceil(for_models) + cores + 1, include_dashboard=False, **store, **quiet)
+            with _loopback():
+                ray.init(num_cpus=math.ceil(for_models) + cores + 1, include_dashboard=False, **store, **quiet)
         except Exception as error:  # Ray raises a bare one when its processes need more than its half a minute
             raise ConstructionStopped(
                 f"{NO_START} ({error}); the machine may be too busy or short of memory. Start the same command again."
@@ -64,6 +75,25 @@ def ray_connection(config: ConstructConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """Ray's services that are started inside listen on 127.0.0.1 alone, as Ray has it by default on Windows and macOS.
+
+    On Linux they would listen on every interface, whatever address `ray.init` is given: it replaces the loopback's.
+    """
+    name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    given = os.environ.get(name)
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False  # for Ray's processes, and for this one
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        if given is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = given
 
 
 def _check_listening(address: str) -> None:

@@ -144,7 +144,7 @@ def cook_interleaved(crude: dict[str, Any]) -> InterleavedSample:
         if "image" in segment:
             if not isinstance(name := segment["image"], str):
                 raise BadSample("bad segments")
-            if name.startswith("__") or not isinstance(image := crude.get(name.lower()), bytes):
+            if not isinstance(image := crude.get(name.lower()), bytes):
                 raise BadSample("missing picture")
             segments.append(image)
         elif isinstance(text := segment.get("text"), str):

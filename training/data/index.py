@@ -118,7 +118,7 @@ def _find(path: Path) -> tuple[Path, list[str], str, tuple[str, ...]]:
     if not path.is_dir():
         raise DataError(f"The data folder {printable(path)} does not exist. Make it, or correct the path.")
     found: dict[str, list[str]] = {ending: [] for ending in (*ENDINGS, *PACKED, "")}
-    for file in _files(path):
+    for file in visible_files(path):
         name = file.relative_to(path).as_posix()
         ending = next((ending for ending in found if ending and name.lower().endswith(ending)), "")
         if ending and not file.exists():
@@ -156,17 +156,20 @@ def _named(names: list[str]) -> str:
     return ", ".join(map(printable, names[:3])) + more
 
 
-def _files(root: Path) -> Iterator[Path]:
-    """Files below a folder that are not hidden, in linked folders too; a folder that is met again is not read again."""
+def visible_files(root: Path, without: str = "") -> Iterator[Path]:
+    """Files below a folder that are not hidden, in linked folders too; a folder that is met again is not read again.
+
+    without: folders below it that hold a folder of this name are passed over.
+    """
     seen: set[str] = set()
     for folder, folders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
-        if real in seen:
+        if real in seen or (without in folders and Path(folder) != root):
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not _hidden(Path(name)))
-        yield from (Path(folder, name) for name in names if not _hidden(Path(name)))
+        yield from (Path(folder, name) for name in sorted(names) if not _hidden(Path(name)))
 
 
 def _hidden(name: Path) -> bool:
