@@ -14,7 +14,7 @@ from ..kosmos_core.crops import BACKGROUNDS, CROP_RULES, EmptyMaskError, crop_su
 from ..kosmos_core.images import to_rgb
 from ..kosmos_core.reference import MAX_WEIGHT, Reference, View, average
 from .image_inputs import SLOTS, KosmosGImage, as_bytes
-from .schema import node_schema
+from .schema import check_choice, node_schema
 
 CATEGORY = "Kosmos-G/reference"
 VIEW_SIZE = 224  # pixels of a side that the official model sees
@@ -185,6 +185,7 @@ class KosmosGAverage(io.ComfyNode):
     @classmethod
     def execute(cls, mode: str, **references: Reference | None) -> io.NodeOutput:
         """Average."""
+        check_choice("mode", mode, MEANS)
         given = [references.get(f"reference_{number}") for number in range(1, SLOTS + 1)]
         connected = [reference for reference in given if reference is not None]
         return io.NodeOutput(average(connected, keep_norm=mode == MEANS[1]))
@@ -248,7 +249,7 @@ class KosmosGEntities(io.ComfyNode):
             raise ValueError(
                 f"image holds {len(image)} pictures and masks {len(masks)} masks: give one picture, or one per mask."
             )
-        if only > len(masks):
+        if not 0 <= only <= len(masks):
             raise ValueError(f"only is {only}, but there are {len(masks)} masks: choose one of them, or 0 for all.")
         if not only and len(masks) > MOST_ENTITIES:
             raise ValueError(

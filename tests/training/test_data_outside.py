@@ -89,6 +89,14 @@ def test_a_file_that_comes_twice_in_a_sample_is_counted(tmp_path):
             read(path, "captions", number)
 
 
+def test_what_macos_puts_beside_every_file_is_no_sample(tmp_path):
+    names = [f"cats/{hidden}{key}.{ending}" for key in "ab" for ending in ("jpg", "txt") for hidden in ("._", "")]
+    tar(tmp_path / "0.tar", [(name, IMAGE if name.endswith("jpg") else b"a cat") for name in names])
+    dataset = index_dataset(tmp_path)
+    assert not dataset.damaged
+    assert [read(tmp_path, number=number)[1].caption for number in range(len(dataset))] == ["a cat", "a cat"]
+
+
 def test_an_unsorted_tar_is_refused_with_the_way_out(tmp_path):
     path = tar(tmp_path / "a.tar", [("0.jpg", IMAGE), ("1.jpg", IMAGE), ("0.txt", b"a dog"), ("1.txt", b"a cat")])
     with pytest.raises(DataError, match="members of a sample are not next to each other; pack them anew"):

@@ -309,6 +309,17 @@ def test_a_caption_stays_with_its_picture(tiny_tokenizer):
     assert len(document_units(sample, tiny_tokenizer, 100)) == 1
 
 
+def test_the_sentence_behind_a_picture_stays_with_it_where_both_fit(tiny_tokenizer):
+    document = InterleavedSample(**KEYS, segments=["one tiny cat.", IMAGE.getvalue(), "a red dog. a blue cat."])
+    first, picture, last = document_units(document, tiny_tokenizer, 100)
+    sentence = tiny_tokenizer.encode("a red dog.")
+    assert picture.token_ids[-len(sentence) :] == sentence
+    assert (len(picture.pixels), len(first.pixels), len(last.pixels)) == (1, 0, 0)
+    together = len(picture.token_ids)  # what packing adds to it are <s> and </s>, and one place is kept free
+    for length, units in ((together + 3, 3), (together + 2, 4)):
+        assert len(document_units(document, tiny_tokenizer, length)) == units
+
+
 def test_documents_are_numbered_for_masking_and_padding_is_none(tiny_tokenizer):
     row = PackedRow()
     for key in ("a", "b"):

@@ -251,6 +251,17 @@ def _index_shard(job: tuple[str, str]) -> Shard:
     return Shard(name, max(len(offsets) - 1, 0), state.st_size, state.st_mtime_ns, problem)
 
 
+def sample_name(member: tarfile.TarInfo) -> tuple[str, str] | None:
+    """Key and part of a member, by Energon's own expressions; None where it belongs to no sample.
+
+    Hidden files belong to none: macOS puts `cats/._a.jpg` before `cats/a.jpg`, which would all be of the key `cats/`.
+    """
+    name = split_name_re.match(member.name)
+    if not name or not member.isreg() or skip_meta_re.match(member.name) or name[1].endswith("/"):
+        return None
+    return name[1], name[2]
+
+
 def _tar_offsets(path: Path) -> tuple[list[int], str | None]:
     """Offsets of the samples, and what is wrong with the file; a half-written last sample is left out.
 
@@ -266,13 +277,13 @@ def _tar_offsets(path: Path) -> tuple[list[int], str | None]:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:
                     tar.members = []  # tarfile would keep every header of a large shard in memory
-                    name = split_name_re.match(member.name)
-                    if name and member.isreg() and not skip_meta_re.match(member.name):
-                        if name[1] != last:
-                            if name[1] in keys:
+                    name = sample_name(member)
+                    if name:
+                        if name[0] != last:
+                            if name[0] in keys:
                                 return [], UNSORTED
                             offsets.append(member.offset)
-                            last = name[1]
+                            last = name[0]
                             keys.add(last)
                         if not member.issparse() and member.offset_data + member.size > size:
                             raise tarfile.ReadError("unexpected end of data")
