@@ -66,13 +66,15 @@ def cut_out(
 ) -> tuple[Reference, Tensor, Tensor, str | None]:
     """Reference of one picture (h, w, c), its view (S, S, 3) and view mask (S, S) in floats, and a warning.
 
-    The picture's alpha is the mask where none is given. Raises ValueError for an empty mask.
+    The picture's alpha is the mask where none is given. Raises ValueError for an empty mask, or one of NaN or infinity.
     """
     pixels = as_bytes(image)
     if mask is None and pixels.ndim == 3 and pixels.shape[2] == 4:
         mask = image[..., 3]
         if background == "keep":
             pixels = pixels[..., :3]
+    if mask is not None and not torch.isfinite(mask).all():
+        raise ValueError("The mask holds NaN or infinite values: expected numbers in 0..1, white where the subject is.")
     inside = None if mask is None else (mask.cpu() > 0.5).numpy()
     found = crop_subject(np.array(to_rgb(pixels)), inside, crop, margin, background)
     reference = Reference.of_crop(found, squash=crop == "squash", weight=weight, noun=noun)

@@ -101,6 +101,16 @@ def test_a_picture_of_nan_is_refused_by_the_name_of_its_input(client: Client) ->
         client.run(graph.sample().nodes)
 
 
+def test_a_mask_of_nan_is_refused(client: Client) -> None:
+    graph = SamplingGraph()
+    mask = link(graph.add("ImageToMask", image=link(graph.add("ProbeBrokenImage")), channel="red"))
+    cut = {"crop": "entity square", "margin": 0.0, "background": "white", "weight": 1.0, "noun": ""}
+    image = link(graph.add("LoadImage", image=DOG))
+    graph.add("PreviewImage", images=link(graph.add("KosmosGReference", image=image, mask=mask, **cut), 1))
+    with pytest.raises(ExecutionFailed, match="The mask holds NaN or infinite values"):
+        client.run(graph.nodes)
+
+
 @pytest.fixture
 def plain_clip(server: Server) -> Iterator[str]:
     """The text encoder of Stable Diffusion 1.5 with zeros for weights, as a file that CLIPLoader takes."""
