@@ -79,15 +79,17 @@ def browse(
     two steps, and shown as they were opened.
     Returns for each workflow what browser.mjs describes. Raises RuntimeError with the browser's words.
     """
-    job = {
-        "playwright": str(modules_folder(environment) / "playwright-core/index.mjs"),
-        "chromium": chromium(),
-        "address": address,
-        "shots": str(shots) if shots else None,
-        "results": list(results),
-        "workflows": workflows,
-    }
-    return _node("browser.mjs", job, folder)
+    job = {"shots": str(shots) if shots else None, "results": list(results), "workflows": workflows}
+    return use(environment, address, HERE / "browser.mjs", job, folder)
+
+
+def use(environment: Path, address: str, script: Path, job: dict[str, Any], folder: Path) -> Any:
+    """What a script of its own says that it saw in a headless Chromium; it gets `job`, playwright and the address.
+
+    Raises RuntimeError with the browser's words.
+    """
+    playwright = str(modules_folder(environment) / "playwright-core/index.mjs")
+    return _node(script, {**job, "playwright": playwright, "chromium": chromium(), "address": address}, folder)
 
 
 def validate(environment: Path, workflows: dict[str, Any], folder: Path) -> dict[str, str | None]:
@@ -95,15 +97,15 @@ def validate(environment: Path, workflows: dict[str, Any], folder: Path) -> dict
     found = importlib.util.find_spec("comfyui_frontend_package")
     assets = Path(found.submodule_search_locations[0]) / "static/assets"
     job = {"modules": str(modules_folder(environment)), "assets": str(assets), "folder": str(folder)}
-    return _node("schema.mjs", job | {"workflows": workflows}, folder)
+    return _node(HERE / "schema.mjs", job | {"workflows": workflows}, folder)
 
 
-def _node(script: str, job: dict[str, Any], folder: Path) -> Any:
-    path = folder / f"{script}.json"
+def _node(script: Path, job: dict[str, Any], folder: Path) -> Any:
+    path = folder / f"{script.name}.json"
     path.write_text(json.dumps(job), encoding="utf-8")
-    ran = subprocess.run(["node", HERE / script, path], capture_output=True, text=True, timeout=1800)
+    ran = subprocess.run(["node", script, path], capture_output=True, text=True, timeout=1800)
     if ran.returncode:
-        raise RuntimeError(f"{script} failed:\n{ran.stderr[-3000:]}")
+        raise RuntimeError(f"{script.name} failed:\n{ran.stderr[-3000:]}")
     return json.loads(ran.stdout)
 
 

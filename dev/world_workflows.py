@@ -29,6 +29,7 @@ WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "text_only": ((), ("a cat on a blue background",)),
     "one_subject": (("cat.png",), ("<i> on a yellow background",)),
     "two_subjects": (("cat.png", "pizza.png"), ("<i> and <i> on a blue background",)),
+    "negative_image": (("cat.png", "pizza.png"), ("<i1> and a pizza on a blue background",)),
     "subject_and_style": (("cat.png", "rocket.png"), ("<i1> and (<i2>:0.9) on a green background",)),
     "edit_instruction": (("cat.png",), ("<i> on a purple background",)),
     "regional_two_subjects": (
@@ -45,6 +46,7 @@ WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "load_reference": ((), ("<i> on an orange background",)),
     "inspect_and_attention": (("cat.png", "pizza.png"), ("<i> and <i> on a blue background",) * 3),
 }
+NEGATIVE = "<i2>"  # where a workflow has a negative
 
 
 def save_images(folder: Path) -> None:
@@ -72,7 +74,10 @@ def in_the_world(name: str, workflow: dict[str, Any], checkpoint: str, kosmos: s
                 values[0] = kosmos
             case "LoadImage":
                 values[0] = next(images)
-            case "KosmosGTextEncode" | "KosmosGTokenMap" | "KosmosGAttentionMap":
+            case "KosmosGTextEncode":
+                values[0] = next(prompts)
+                values[1] = values[1] and NEGATIVE
+            case "KosmosGTokenMap" | "KosmosGAttentionMap":
                 values[0] = next(prompts)
             case "KosmosGReference":
                 values[4] = ""  # the prompts of the world's third stage put a picture in a noun's place

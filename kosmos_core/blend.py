@@ -18,7 +18,12 @@ LARGEST_REPEAT = 4  # conditions are repeated to a common length up to this many
 
 
 def likeness(text_only: Tensor, full: Tensor, amount: float) -> Tensor:
-    """text_only + amount (full - text_only): 0 is the text alone, 1 `full` itself, above 1 overdraws the pictures."""
+    """text_only + amount (full - text_only): 0 is the text alone, 1 `full` itself, above 1 overdraws the pictures.
+
+    ValueError for an amount that is no finite number.
+    """
+    if not math.isfinite(amount):
+        raise ValueError(f"likeness is {amount}; expected a number from 0 to 2.")
     return full if amount == 1 else text_only if amount == 0 else text_only + amount * (full - text_only)
 
 

@@ -69,8 +69,10 @@ def crop_subject(
     to a square with white; `squash` the subject's whole box, whose sides the caller brings to one length.
     margin: added on each side of the subject's box, as a share of its longer side. background: `white` outside the
     mask, or `keep`. A mask of another size is brought to the picture's. Raises EmptyMaskError, and ValueError for an
-    unknown rule or background.
+    unknown rule or background, or a margin outside 0..1.
     """
+    if not 0 <= margin <= 1:
+        raise ValueError(f"margin is {margin}; expected 0 to 1.")
     if rule not in CROP_RULES or background not in BACKGROUNDS:
         known = f"crop is one of {', '.join(CROP_RULES)}, background one of {', '.join(BACKGROUNDS)}"
         raise ValueError(f"crop is {rule!r} and background {background!r}; {known}.")

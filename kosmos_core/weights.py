@@ -149,6 +149,18 @@ def load_model(
     return model.train(False)  # not .eval(): security scanners take the word for Python's own
 
 
+def read_tokenizer(path: str | os.PathLike) -> Tokenizer | None:
+    """The tokenizer of a Kosmos-G file, read without its weights; None where it has none, WeightsError if broken."""
+    header, _ = read_kosmos_header(path)
+    config, _ = _describe(path, header)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            files = [file.get_tensor(name) for name in TOKENIZER_KEYS if name in header.shapes]
+    except safetensors.SafetensorError as error:
+        raise WeightsError(f"{path} is damaged ({error}); copy it again") from error
+    return _tokenizer(path, files, config.resampler.latents) if files else None
+
+
 def _tokenizer(path: Any, files: list[Tensor], latents: int) -> Tokenizer:
     """The tokenizer that a file carries; WeightsError where half of it is missing or it is broken."""
     if len(files) != len(TOKENIZER_KEYS):

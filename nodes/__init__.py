@@ -9,12 +9,14 @@ from .attention import KosmosGAttentionMap, KosmosGAttentionRecorder
 from .conditioning import KosmosGBlend
 from .loader import KosmosGLoader, register_model_folder
 from .prepare_reference import KosmosGAverage, KosmosGEntities, KosmosGReference
+from .prompt_box import register_prompt_route
 from .reference_files import KosmosGLoadReference, KosmosGSaveReference, register_reference_folder
 from .text_encode import KosmosGTextEncode
 
 # Before any node is declared: the loaders list the files of these folders.
 register_model_folder()
 register_reference_folder()
+register_prompt_route()
 
 NODES = (
     KosmosGLoader,

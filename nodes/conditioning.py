@@ -56,6 +56,8 @@ class KosmosGBlend(io.ComfyNode):
     @classmethod
     def execute(cls, kosmos: Conditioning, clip_conditioning: Conditioning, amount: float, mode: str) -> io.NodeOutput:
         """Mix entry by entry; one entry on either side goes with all of the other."""
+        if not 0 <= amount <= 1:  # ComfyUI checks no linked numbers, and takes NaN for one within any bounds
+            raise ValueError(f"amount is {amount}; expected 0 to 1.")
         if amount == 0 or amount == 1:
             return io.NodeOutput(clip_conditioning if amount else kosmos)
         if mode == HAND_OFF:

@@ -13,8 +13,10 @@ from torch import Tensor
 from ..kosmos_core import Prompt
 from ..kosmos_core.prompt import PromptError, check_all_used
 from ..kosmos_core.reference import Mean, Reference, Source, View, average, with_references
+from .schema import check_choice
 
 SLOTS = 8
+MOST_IMAGES = 1024  # each is kept prepared, in 0.6 MB for a model of 224 px
 ONE_SUBJECT, ONE_EACH = "images are one subject", "one conditioning per picture"
 BATCH_MODES = (ONE_SUBJECT, ONE_EACH)
 
@@ -47,8 +49,10 @@ class PromptImages:
         """Read image_1 to image_8, of which those not connected are absent or None.
 
         `images are one subject` averages a batch; `one conditioning per picture` makes as many conditionings as the
-        batches have pictures. ValueError for an empty batch, or for batches of different sizes.
+        batches have pictures. ValueError for an empty batch, too many pictures, or batches of different sizes.
         """
+        check_choice("batch", mode, BATCH_MODES)
+        _check_number(inputs)
         given = {
             slot: _references(inputs[f"image_{slot}"], slot)
             for slot in range(1, SLOTS + 1)
@@ -103,6 +107,17 @@ class PromptImages:
             except ValueError as error:
                 raise ValueError(f"image_{slot}: {error}") from error
         return sources
+
+
+def _check_number(inputs: Mapping[str, Any]) -> None:
+    """Count before anything is made of the pictures: a whole film may be connected."""
+    held = {name: len(value) for name, value in inputs.items() if isinstance(value, Tensor)}
+    if sum(held.values()) > MOST_IMAGES:
+        largest = max(held, key=held.__getitem__)
+        raise ValueError(
+            f"{largest} holds {held[largest]:,} pictures, but one node reads at most {MOST_IMAGES:,} in all: choose "
+            "some of them with Get Image from Batch."
+        )
 
 
 def _parse_negative(text: str, slots: tuple[int, ...], beside: Prompt) -> Prompt:

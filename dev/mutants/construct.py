@@ -1,7 +1,177 @@
-"""Mutants of this area."""
+"""Mistakes in data construction."""
 
 from __future__ import annotations
 
 from .mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = ()
+OWN: tuple[tuple[str, ...], ...] = (
+    (
+        "a caption of just the fewest words is left out",
+        "training/construct/chunk_stages.py",
+        "elif words < filters.min_words:",
+        "elif words <= filters.min_words:",
+        "tests/construct/test_bad_input.py::test_captions_just_at_a_limit_of_words_are_kept",
+    ),
+    (
+        "a caption of just the most words is left out",
+        "training/construct/chunk_stages.py",
+        "elif words > filters.max_words:",
+        "elif words >= filters.max_words:",
+        "tests/construct/test_bad_input.py::test_captions_just_at_a_limit_of_words_are_kept",
+    ),
+    (
+        "just the fewest entities are too few",
+        "training/construct/chunk_stages.py",
+        "if len(image.spans) < filters.min_entities:",
+        "if len(image.spans) <= filters.min_entities:",
+        "tests/construct/test_bad_input.py::test_pictures_just_at_a_limit_of_entities_are_kept",
+    ),
+    (
+        "just the most entities are too many",
+        "training/construct/chunk_stages.py",
+        "elif len(image.spans) > filters.max_entities:",
+        "elif len(image.spans) >= filters.max_entities:",
+        "tests/construct/test_bad_input.py::test_pictures_just_at_a_limit_of_entities_are_kept",
+    ),
+    (
+        "an entity of just the least share is left out",
+        "training/construct/chunk_stages.py",
+        "return filters.min_share <= 100",
+        "return filters.min_share < 100",
+        "tests/construct/test_bad_input.py::test_an_entity_of_just_the_least_or_the_largest_share_is_kept",
+    ),
+    (
+        "an entity of just the largest share is left out",
+        "training/construct/chunk_stages.py",
+        "crop.share <= filters.max_share",
+        "crop.share < filters.max_share",
+        "tests/construct/test_bad_input.py::test_an_entity_of_just_the_least_or_the_largest_share_is_kept",
+    ),
+    (
+        "too small is called too large",
+        "training/construct/chunk_stages.py",
+        "small = 100 * crop.share < config.filters.min_share",
+        "small = crop.share < config.filters.min_share",
+        "tests/construct/test_bad_input.py::test_an_entity_of_just_the_least_or_the_largest_share_is_kept",
+    ),
+    (
+        "pictures of just the most pixels are left out",
+        "training/construct/square_images.py",
+        "if image.width * image.height > filters.max_megapixels * 1e6:",
+        "if image.width * image.height >= filters.max_megapixels * 1e6:",
+        "tests/construct/test_bad_input.py::test_a_picture_just_at_a_limit_is_used_and_the_next_is_not",
+    ),
+    (
+        "animated pictures are used",
+        "training/construct/square_images.py",
+        'if getattr(image, "n_frames", 1) > 1:',
+        'if getattr(image, "n_frames", 1) > 2:',
+        "tests/construct/test_bad_input.py::test_bad_picture_has_its_own_reason",
+    ),
+    (
+        "a square is cut from the corner",
+        "training/construct/square_images.py",
+        "top, left = ((length - side) // 2 for",
+        "top, left = (0 * length for",
+        "tests/construct/test_bad_input.py::test_centre_square_is_upright_by_its_exif_tag_or_by_the_given_rotation",
+    ),
+    (
+        "a prescribed rotation comes on top of the tag",
+        "training/construct/square_images.py",
+        "            if rotation is not None:\n                image.getexif().clear()\n",
+        "",
+        "tests/construct/test_bad_input.py::test_centre_square_is_upright_by_its_exif_tag_or_by_the_given_rotation",
+    ),
+    (
+        "a JPEG is decoded smaller than is enough",
+        "training/construct/square_images.py",
+        "if min(image.size) >= n * at_least > 0), default=1)",
+        "if 2 * min(image.size) >= n * at_least > 0), default=1)",
+        "tests/construct/test_bad_input.py::test_jpegs_give_the_same_pixels_as_pillow_whole_halved_and_turned",
+    ),
+    (
+        "a pixel of just the threshold belongs",
+        "training/construct/masks.py",
+        "return logits > _level(threshold)",
+        "return logits >= _level(threshold)",
+        "tests/construct/test_masks.py",
+    ),
+    (
+        "masks are resized after the threshold",
+        "training/construct/masks.py",
+        "interpolation=cv2.INTER_LINEAR)",
+        "interpolation=cv2.INTER_NEAREST)",
+        "tests/construct/test_masks.py",
+    ),
+    (
+        "the window of a mask has no neighbour",
+        "training/construct/masks.py",
+        "first, last = max(part.start - 1, 0) // step, min(-(-(part.stop + 1) // step), meetings)",
+        "first, last = part.start // step, min(-(-part.stop // step), meetings)",
+        "tests/construct/test_masks.py",
+    ),
+    (
+        "a dilation of 0 is one of 100",
+        "training/construct/masks.py",
+        "window = size[0] // dilation if dilation else 0",
+        "window = size[0] // (dilation or 100)",
+        "tests/construct/test_masks.py",
+    ),
+    (
+        "colours are entities",
+        "training/construct/caption_spans.py",
+        "if not coloured and not any(",
+        "if not any(",
+        "tests/construct/test_spans.py",
+    ),
+    (
+        "a repeated tag counts twice",
+        "training/construct/caption_spans.py",
+        "if not coloured and not any(_same_thing(bare, other) for other in wanted):",
+        "if not coloured:",
+        "tests/construct/test_spans.py",
+    ),
+    (
+        "spans may touch inside one another",
+        "training/construct/caption_spans.py",
+        "all(p.end <= t.start or t.end <= p.start for t in taken)",
+        "all(p.end <= t.start or t.start <= p.start for t in taken)",
+        "tests/construct/test_spans.py",
+    ),
+    (
+        "spans come in the order of their length",
+        "training/construct/caption_spans.py",
+        "return sorted(taken, key=lambda span: span.start), missing",
+        "return taken, missing",
+        "tests/construct/test_spans.py",
+    ),
+    (
+        "articles are part of a tag",
+        "training/construct/caption_spans.py",
+        'bare = " ".join(ARTICLE.sub("", part',
+        'bare = " ".join(ARTICLE.sub(part[:0], part[:0] + part',
+        "tests/construct/test_spans.py",
+    ),
+    (
+        "letters without spaces are words",
+        "training/construct/caption_words.py",
+        "LETTERS_A_WORD = 2 ",
+        "LETTERS_A_WORD = 1 ",
+        "tests/construct/test_spans.py",
+    ),
+    (
+        "hashes of neighbouring bands alone are compared",
+        "training/construct/duplicates.py",
+        "for i, j in combinations(range(count), 2):",
+        "for i, j in pairwise(range(count)):",
+        "tests/construct/test_duplicates.py",
+    ),
+    (
+        "equal pictures are all kept",
+        "training/construct/duplicates.py",
+        "repeated = first[group] != np.arange(len(hashes))",
+        "repeated = np.zeros(len(hashes), dtype=bool)",
+        "tests/construct/test_duplicates.py",
+    ),
+)
+MUTANTS = tuple(Mutant(*row[:4], tests=row[4:]) for row in OWN)

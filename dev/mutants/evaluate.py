@@ -1,7 +1,170 @@
-"""Mutants of this area."""
+"""Mistakes in evaluation."""
 
 from __future__ import annotations
 
 from .mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = ()
+OWN: tuple[tuple[str, ...], ...] = (
+    (
+        "DINO sees pictures at CLIP's resolution",
+        "training/evaluate/feature_networks.py",
+        "prepare(image, 256, IMAGENET_MEAN",
+        "prepare(image, SIDE, IMAGENET_MEAN",
+        "tests/evaluate/test_scores.py",
+    ),
+    (
+        "DINO sees CLIP's colours",
+        "training/evaluate/feature_networks.py",
+        "prepare(image, 256, IMAGENET_MEAN, IMAGENET_STD)",
+        "prepare(image, 256, CLIP_MEAN, CLIP_STD)",
+        "tests/evaluate/test_scores.py",
+    ),
+    (
+        "the centre is the corner",
+        "training/evaluate/feature_networks.py",
+        "edge = (resize - SIDE) // 2",
+        "edge = 0",
+        "tests/evaluate/test_scores.py",
+    ),
+    (
+        "the foreground is half of the attention",
+        "training/evaluate/feature_networks.py",
+        "FOREGROUND = 0.6 ",
+        "FOREGROUND = 0.4 ",
+        "tests/evaluate/test_scores.py",
+    ),
+    (
+        "the class token attends to itself",
+        "training/evaluate/feature_networks.py",
+        "return scores.softmax(-1)[..., 1:]",
+        "return scores[..., 1:].softmax(-1)",
+        "tests/evaluate/test_scores.py",
+    ),
+    (
+        "features are not of unit length",
+        "training/evaluate/feature_networks.py",
+        "return functional.normalize(features.float(), dim=-1).cpu()",
+        "return features.float().cpu()",
+        "tests/evaluate/test_scores.py",
+    ),
+    (
+        "the last, shorter batch is left out",
+        "training/evaluate/feature_networks.py",
+        "while batch := list(islice(items, size)):",
+        "while len(batch := list(islice(items, size))) == size:",
+        "tests/evaluate/test_scores.py",
+    ),
+    (
+        "compare takes the first of the shown pictures",
+        "training/evaluate/compare.py",
+        'record["dino"] = float((shown.dino @ results.dino[row]).mean())',
+        'record["dino"] = float((shown.dino @ results.dino[row])[0])',
+        "tests/evaluate/test_scores.py",
+    ),
+    (
+        "compare's CLIP-I is DINO",
+        "training/evaluate/compare.py",
+        'record["clip_i"] = float((shown.clip @ results.clip[row]).mean())',
+        'record["clip_i"] = float((shown.dino @ results.dino[row]).mean())',
+        "tests/evaluate/test_scores.py",
+    ),
+    (
+        "compare's CLIP-T is the first picture's",
+        "training/evaluate/compare.py",
+        "float(results.clip[row] @ texts[row])",
+        "float(results.clip[0] @ texts[row])",
+        "tests/evaluate/test_scores.py",
+    ),
+    (
+        "models of one name are one",
+        "training/evaluate/compare.py",
+        "        name, number = stem, 2\n        while name in names:",
+        "        name, number = stem, 2\n        while name is None:",
+        "tests/evaluate/test_compare.py::test_models_with_equal_names_stay_apart",
+    ),
+    (
+        "the copy guard looks at the whole picture",
+        "training/evaluate/score.py",
+        "references.of(subject, False).foreground @ result.foreground[row]",
+        "references.of(subject, False).dino @ result.dino[row]",
+        "tests/evaluate/test_scores.py",
+    ),
+    (
+        "the copy guard looks at pictures that were not shown",
+        "training/evaluate/score.py",
+        "references.of(subject, False).foreground",
+        "references.of(subject, True).foreground",
+        "tests/evaluate/test_scores.py",
+    ),
+    (
+        "a picture that is scored is scored again",
+        "training/evaluate/score.py",
+        "mine = [job for job in jobs if job.path not in scored]",
+        "mine = list(jobs)",
+        "tests/evaluate/test_scores.py",
+    ),
+    (
+        "the picked picture is the first",
+        "training/evaluate/score.py",
+        "self.features[subject][picked : picked + 1]",
+        "self.features[subject][:1]",
+        "tests/evaluate/test_scores.py",
+    ),
+    (
+        "a pair of pictures counts twice for the threshold",
+        "training/evaluate/score.py",
+        ".triu(1)",
+        ".triu(0)",
+        "tests/evaluate/test_scores.py",
+    ),
+    (
+        "two subjects are one mean over pictures",
+        "training/evaluate/score.py",
+        "dino, clip = torch.tensor(per_subject).mean(0).tolist()",
+        "dino, clip = torch.tensor(per_subject).amax(0).tolist()",
+        "tests/evaluate/test_scores.py",
+    ),
+    (
+        "the echo reads another prompt's text",
+        "training/evaluate/score.py",
+        "float(shown.clip[0] @ text_features[job.text])",
+        "float(shown.clip[0] @ shown.clip[0])",
+        "tests/evaluate/test_scores.py",
+    ),
+    (
+        "records without a metric are 0",
+        "training/evaluate/statistics.py",
+        "if record.get(metric) is not None:",
+        "if True:",
+        "tests/evaluate/test_scores.py",
+    ),
+    (
+        "intervals draw half of the subjects",
+        "training/evaluate/statistics.py",
+        "(resamples, len(values)))",
+        "(resamples, len(values) // 2 + 1))",
+        "tests/evaluate/test_scores.py",
+    ),
+    (
+        "ten subjects are few",
+        "training/evaluate/statistics.py",
+        "if subjects >= ENOUGH_SUBJECTS:",
+        "if subjects > ENOUGH_SUBJECTS:",
+        "tests/evaluate/test_same_content.py::test_figures_of_few_say_so",
+    ),
+    (
+        "a pair with an animal is not alive",
+        "training/evaluate/jobs.py",
+        'kind = "live" if "live" in kinds else kinds[0]',
+        "kind = kinds[0]",
+        "tests/evaluate/test_lists.py",
+    ),
+    (
+        "each sample of a prompt has the same noise",
+        "training/evaluate/jobs.py",
+        "sample * shared + index % shared",
+        "index % shared",
+        "tests/evaluate/test_lists.py",
+    ),
+)
+MUTANTS = tuple(Mutant(*row[:4], tests=row[4:]) for row in OWN)

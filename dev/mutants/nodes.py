@@ -1,7 +1,170 @@
-"""Mutants of this area."""
+"""Mistakes in the ComfyUI nodes."""
 
 from __future__ import annotations
 
 from .mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = ()
+OWN: tuple[tuple[str, ...], ...] = (
+    (
+        "the mask of Entities is the first",
+        "nodes/prepare_reference.py",
+        "cut_out(pixels, masks[index], crop",
+        "cut_out(pixels, masks[0], crop",
+        "tests/comfyui/test_nodes_alone.py",
+    ),
+    (
+        "an empty mask ends Entities",
+        "nodes/prepare_reference.py",
+        "            except EmptyMaskError:\n",
+        "            except ZeroDivisionError:\n",
+        "tests/comfyui/test_nodes_alone.py",
+    ),
+    (
+        "`only` counts from 0",
+        "nodes/prepare_reference.py",
+        "[only - 1] if only",
+        "[only - 2] if only",
+        "tests/comfyui/test_nodes_alone.py",
+    ),
+    (
+        "alpha is taken where a mask is given too",
+        "nodes/prepare_reference.py",
+        "if mask is None and pixels.ndim == 3 and pixels.shape[2] == 4:",
+        "if pixels.ndim == 3 and pixels.shape[2] == 4:",
+        "tests/comfyui/test_nodes_alone.py",
+    ),
+    (
+        "a mask marks half white",
+        "nodes/prepare_reference.py",
+        "(mask.cpu() > 0.5)",
+        "(mask.cpu() > 0.6)",
+        "tests/comfyui/test_nodes_alone.py",
+    ),
+    (
+        "reference 8 is left out of the mean",
+        "nodes/prepare_reference.py",
+        'references.get(f"reference_{number}") for number in range(1, SLOTS + 1)]',
+        'references.get(f"reference_{number}") for number in range(1, SLOTS)]',
+        "tests/comfyui/test_nodes_alone.py",
+    ),
+    (
+        "the progress bar counts pictures once",
+        "nodes/adapter.py",
+        "+ images * vision)",
+        "+ vision)",
+        "tests/comfyui/test_nodes_alone.py",
+    ),
+    (
+        "the progress bar's prompts count their pictures too",
+        "nodes/adapter.py",
+        "prompts * (len(encoder.blocks()) - vision)",
+        "prompts * len(encoder.blocks())",
+        "tests/comfyui/test_nodes_alone.py",
+    ),
+    (
+        "the progress bar forgets AlignerNet",
+        "nodes/adapter.py",
+        "model.aligner.source_encoder, model.aligner.query_decoder]",
+        "model.aligner.source_encoder]",
+        "tests/comfyui/test_nodes_alone.py",
+    ),
+    (
+        "remembered texts do not tell weights apart",
+        "nodes/adapter.py",
+        "key = tuple((entry, weight) for entry, weight, *_ in section)",
+        "key = tuple(entry for entry, *_ in section)",
+        "tests/comfyui/test_nodes_alone.py",
+    ),
+    (
+        "texts outlive the weights that encoded them",
+        "nodes/adapter.py",
+        "            self._cached_texts.clear()\n",
+        "            pass\n",
+        "tests/comfyui/test_nodes_alone.py",
+    ),
+    (
+        "the oldest text is forgotten, however often it was used",
+        "nodes/adapter.py",
+        "        self._cached_texts.move_to_end(key)\n",
+        "",
+        "tests/comfyui/test_nodes_alone.py",
+    ),
+    (
+        "the lowest cosine is the highest",
+        "nodes/analysis.py",
+        "lowest {cosine.min():.4f}",
+        "lowest {cosine.max():.4f}",
+        "tests/comfyui/test_nodes_alone.py",
+    ),
+    (
+        "the lowest cosine's slot is another",
+        "nodes/analysis.py",
+        "int(cosine.argmin())",
+        "int(cosine.argmax())",
+        "tests/comfyui/test_nodes_alone.py",
+    ),
+    (
+        "a hand-off ends where it begins",
+        "nodes/conditioning.py",
+        "limited(entry, 1 - amount, 1.0)",
+        "limited(entry, amount, 1.0)",
+        "tests/comfyui/test_nodes_alone.py",
+    ),
+    (
+        "a hand-off's end widens a range",
+        "nodes/conditioning.py",
+        'min(end, options.get("end_percent", 1.0))',
+        'max(end, options.get("end_percent", 1.0))',
+        "tests/comfyui/test_nodes_alone.py",
+    ),
+    (
+        "likeness swaps its ends",
+        "nodes/text_encode.py",
+        "mix_likeness(plain, condition, likeness)",
+        "mix_likeness(condition, plain, likeness)",
+        "tests/comfyui/test_nodes_alone.py",
+    ),
+    (
+        "a batch is one subject whatever was chosen",
+        "nodes/image_inputs.py",
+        "if mode == ONE_SUBJECT:",
+        "if mode:",
+        "tests/comfyui/test_nodes_alone.py",
+    ),
+    (
+        "batches of different sizes pass",
+        "nodes/image_inputs.py",
+        "if len(sizes) > 1:",
+        "if len(sizes) > 2:",
+        "tests/comfyui/test_nodes_alone.py",
+    ),
+    (
+        "infinity becomes white",
+        "nodes/image_inputs.py",
+        "if not torch.isfinite(image).all():",
+        "if torch.isnan(image).any():",
+        "tests/comfyui/test_nodes_alone.py",
+    ),
+    (
+        "a changed file is not loaded again",
+        "nodes/reference_files.py",
+        'return hashlib.file_digest(content, "sha256").hexdigest()',
+        "return file",
+        "tests/comfyui/test_nodes_alone.py",
+    ),
+    (
+        "a negative weight of a token passes",
+        "nodes/tokens.py",
+        "if not (math.isfinite(weight) and weight >= 0):",
+        "if not math.isfinite(weight):",
+        "tests/comfyui/test_nodes_alone.py",
+    ),
+    (
+        "the id behind the last is a token",
+        "nodes/tokens.py",
+        "not 0 <= entry < vocabulary",
+        "not 0 <= entry <= vocabulary",
+        "tests/comfyui/test_nodes_alone.py",
+    ),
+)
+MUTANTS = tuple(Mutant(*row[:4], tests=row[4:]) for row in OWN)

@@ -4,6 +4,39 @@ from __future__ import annotations
 
 from .mutant import Mutant
 
+# The tests that are about a module, where more import it than are about it.
+TESTS: dict[str, tuple[str, ...]] = {
+    "kosmos_core/aligner.py": (
+        "tests/core/test_golden.py",
+        "tests/core/test_model.py::test_a_prompt_beyond_the_aligners_positions_is_named",
+    ),
+    "kosmos_core/blend.py": ("tests/core/test_blend.py",),
+    "kosmos_core/decoder.py": (
+        "tests/core/test_golden.py",
+        "tests/core/test_model.py::test_prompts_of_different_length_do_not_see_each_other",
+        "tests/core/test_model.py::test_packed_documents_equal_documents_alone",
+        "tests/core/test_model.py::test_tokens_behind_padding_have_the_places_they_have_without_it",
+        "tests/core/test_model.py::test_the_embeddings_lose_numbers_to_dropout_in_training_alone",
+    ),
+    "kosmos_core/images.py": ("tests/core/test_images.py",),
+    "kosmos_core/layers.py": ("tests/core/test_attention.py", "tests/core/test_golden.py", "tests/core/test_model.py"),
+    "kosmos_core/mask_boxes.py": ("tests/core/test_mask_boxes.py", "tests/core/test_crops.py"),
+    "kosmos_core/reference.py": ("tests/core/test_reference.py",),
+    "nodes/conditioning.py": ("tests/comfyui/test_nodes_alone.py",),
+    "nodes/image_inputs.py": ("tests/comfyui/test_nodes_alone.py",),
+    "nodes/prepare_reference.py": ("tests/comfyui/test_nodes_alone.py",),
+    "nodes/reference_files.py": ("tests/comfyui/test_nodes_alone.py",),
+    "training/base/precision.py": ("tests/training/test_precision.py", "tests/training/test_engine_optimizer.py"),
+    "training/base/rng.py": ("tests/training/test_stage_steps.py",),
+    "training/construct/caption_spans.py": ("tests/construct/test_spans.py",),
+    "training/construct/masks.py": ("tests/construct/test_masks.py",),
+    "training/construct/square_images.py": ("tests/construct/test_bad_input.py",),
+    "training/evaluate/fid.py": ("tests/evaluate/test_fid.py",),
+    "training/evaluate/statistics.py": ("tests/evaluate/test_scores.py",),
+    "training/stages/diffusion_loss.py": ("tests/training/test_stage_steps.py", "tests/training/test_stage_losses.py"),
+    "training/stages/instruct.py": ("tests/training/test_stage_steps.py",),
+}
+
 OUTSIDE: tuple[tuple[str, str, str, str], ...] = (
     ("quick GELU's constant", "kosmos_core/layers.py", "1.702", "1.7"),
     (
@@ -464,4 +497,4 @@ OUTSIDE: tuple[tuple[str, str, str, str], ...] = (
     ),
     ("the share is of the box", "training/construct/masks.py", "/ mask.size\n", "/ mask[inside].size\n"),
 )
-MUTANTS = tuple(Mutant(*fields, author="outside") for fields in OUTSIDE)
+MUTANTS = tuple(Mutant(*fields, tests=TESTS.get(fields[1], ()), author="outside") for fields in OUTSIDE)

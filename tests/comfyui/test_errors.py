@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from dev.client import Client, ExecutionFailed, ExecutionInterrupted
 from dev.graph import SamplingGraph, link
 from dev.server import Server
+from kosmos_core import KosmosG
 from tests.comfyui.conftest import COMFYUI
 from tests.tiny.kosmos_file import save_tiny_kosmos
 
@@ -29,7 +30,7 @@ MISTAKES = {
     "a closing parenthesis": (("a dog <i>)", DOG), r"closes nothing[\s\S]*\^"),
     "a weight that is no number": (("(a dog <i>:big)", DOG), r"The weight 'big' is not a number[\s\S]*\^"),
     "a negative weight": (("(a dog <i>:-1)", DOG), r"'-1' must lie between 0"),
-    "a prompt that is too long": (("dog " * 2000,), r"tokens, but this model's aligner takes at most \d+"),
+    "a prompt that is too long": (("dog " * 2000,), r"tokens \(pieces .*reads at most \d+"),
 }
 
 
@@ -98,6 +99,16 @@ def test_a_picture_of_nan_is_refused_by_the_name_of_its_input(client: Client) ->
     graph.positive, graph.negative = link(graph.encoder, 0), link(graph.encoder, 1)
     with pytest.raises(ExecutionFailed, match=r"image_3: The picture holds NaN"):
         client.run(graph.sample().nodes)
+
+
+def test_a_mask_of_nan_is_refused(client: Client) -> None:
+    graph = SamplingGraph()
+    mask = link(graph.add("ImageToMask", image=link(graph.add("ProbeBrokenImage")), channel="red"))
+    cut = {"crop": "entity square", "margin": 0.0, "background": "white", "weight": 1.0, "noun": ""}
+    image = link(graph.add("LoadImage", image=DOG))
+    graph.add("PreviewImage", images=link(graph.add("KosmosGReference", image=image, mask=mask, **cut), 1))
+    with pytest.raises(ExecutionFailed, match="The mask holds NaN or infinite values"):
+        client.run(graph.nodes)
 
 
 @pytest.fixture
@@ -171,7 +182,12 @@ def test_an_interrupt_stops_the_encoding_within_a_second(client: Client, slow_fi
     assert done < total / 2, "the encoding was nearly over, so this proves nothing"
 
 
-def test_the_progress_bar_reaches_its_end_even_when_the_picture_is_remembered(client: Client) -> None:
+def test_the_progress_bar_reaches_its_end_even_when_the_picture_is_remembered(
+    client: Client, reference: KosmosG
+) -> None:
+    text = reference.decoder, reference.aligner.source_encoder, reference.aligner.query_decoder
+    blocks = sum(len(stack.blocks) for stack in text)
+    total = 2 * blocks + len(reference.vision.blocks)  # the prompt, the empty negative, and one picture
     for text in ("an old car <i> and a cat", "an old car <i> and a bird"):
         graph = SamplingGraph().prompt(text, DOG)
         graph.add("ProbeConditioning", conditioning=graph.positive, name="progress")
@@ -180,7 +196,8 @@ def test_the_progress_bar_reaches_its_end_even_when_the_picture_is_remembered(cl
         steps = [(data["value"], data["max"]) for data in progress]
         assert len(steps) > (3 if COMFYUI < (0, 12) else 0)  # later ones send a few of them only
         assert steps == sorted(steps)
-        assert steps[-1][0] == steps[-1][1]
+        assert {most for _, most in steps} == {total}
+        assert steps[-1] == (total, total)
 
 
 @pytest.mark.usefixtures("good")
@@ -192,3 +209,67 @@ def test_a_prompt_that_the_model_has_no_places_for_is_counted_before_it_is_encod
     graph.positive = graph.negative = link(graph.add("CLIPTextEncode", clip=graph.clip, text=text))
     with pytest.raises(ExecutionFailed, match=said):
         client.run(graph.sample().nodes)
+
+
+def test_a_number_that_is_none_or_comes_out_of_range_by_a_link_is_refused(client: Client) -> None:
+    graph = SamplingGraph().prompt("a dog <i>", DOG)
+    graph.nodes[graph.encoder]["inputs"]["likeness"] = float("nan")
+    graph.add("ProbeConditioning", conditioning=graph.positive, name="no number")
+    with pytest.raises(ExecutionFailed, match="likeness is nan"):
+        client.run(graph.nodes)
+    for number in (float("nan"), -0.5):
+        graph = SamplingGraph().prompt("a dog")
+        amount = link(graph.add("PrimitiveFloat", value=number))
+        ends = {"kosmos": graph.positive, "clip_conditioning": graph.negative}
+        blend = graph.add("KosmosGBlend", **ends, amount=amount, mode="hand-off at percent")
+        graph.add("ProbeConditioning", conditioning=link(blend), name="no number")
+        with pytest.raises(ExecutionFailed, match=r"amount is (nan|-0\.5); expected 0 to 1"):
+            client.run(graph.nodes)
+
+
+@pytest.mark.parametrize("inputs", [{"image_1": 1025}, {"image_1": 1, "image_2": 1024}])
+def test_more_images_than_a_prompt_can_hold_are_counted_before_anything_is_made_of_them(
+    client: Client, inputs: dict[str, int]
+) -> None:
+    graph = SamplingGraph()
+    images = {
+        name: link(graph.add("EmptyImage", width=1, height=1, batch_size=count, color=0))
+        for name, count in inputs.items()
+    }
+    graph.positive = graph.negative = link(graph.add("KosmosGTextEncode", clip=graph.clip, text="a dog", **images))
+    with pytest.raises(ExecutionFailed, match=r"image_\d holds 1,02\d pictures, .* at most 1,024 in all"):
+        client.run(graph.sample().nodes)
+
+
+@pytest.mark.parametrize(
+    ("node", "choice", "given", "said"),
+    [
+        ("KosmosGLoader", "file", "kosmos.safetensors", None),
+        ("KosmosGLoader", "file", "none", "There is no Kosmos-G file 'none'"),
+        ("KosmosGLoader", "dtype", "none", "dtype is 'none'; expected one of auto, fp16"),
+        ("KosmosGLoader", "device", "none", "device is 'none'; expected one of auto, cpu"),
+        ("KosmosGTextEncode", "batch", "none", "batch is 'none'; expected one of images are one subject"),
+        ("KosmosGAttentionRecorder", "blocks", "none", "blocks is 'none'; expected one of all, down"),
+        ("KosmosGLoadReference", "file", "none", "There is no reference 'none'"),
+        ("KosmosGAverage", "mode", "none", "mode is 'none'; expected one of mean, norm"),
+    ],
+)
+def test_a_choice_may_come_by_a_link_and_is_checked_then(
+    client: Client, node: str, choice: str, given: str, said: str | None
+) -> None:
+    graph = SamplingGraph().prompt("a dog")
+    cut = {"crop": "centre", "margin": 0.0, "background": "keep", "weight": 1.0, "noun": ""}
+    reference = graph.add("KosmosGReference", image=link(graph.add("LoadImage", image=DOG)), **cut)
+    inputs = {
+        "KosmosGAverage": {"reference_1": link(reference)},
+        "KosmosGLoader": {"file": "kosmos.safetensors", "dtype": "auto", "device": "auto"},
+        "KosmosGTextEncode": {"clip": graph.clip, "text": "a dog"},
+        "KosmosGAttentionRecorder": {"model": graph.model, "first_step": 0, "end_step": 1},
+    }.get(node, {})
+    linked = graph.add(node, **{**inputs, choice: link(graph.add("ProbeAnything", text=given))})
+    graph.add("PreviewAny", source=link(linked))
+    if said is None:
+        client.run(graph.nodes)
+    else:
+        with pytest.raises(ExecutionFailed, match=said):
+            client.run(graph.nodes)

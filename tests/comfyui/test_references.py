@@ -353,8 +353,12 @@ def test_only_one_entity_can_be_taken(client: Client, graph: SamplingGraph, prob
     client.run(graph.nodes)
     assert len(probed("only").tensors["image"]) == 1
     graph = SamplingGraph()
-    graph.add("PreviewImage", images=link(entities(graph, only=4), 1))
+    found = entities(graph, only=4)
+    graph.add("PreviewImage", images=link(found, 1))
     with pytest.raises(ExecutionFailed, match="only is 4, but there are 3 masks"):
+        client.run(graph.nodes)
+    graph.nodes[found]["inputs"]["only"] = link(graph.add("PrimitiveInt", value=-1))  # links are not checked by ComfyUI
+    with pytest.raises(ExecutionFailed, match="only is -1, but there are 3 masks"):
         client.run(graph.nodes)
 
 

@@ -1,5 +1,6 @@
 """Whatever a picture, a caption, an answer or a shard contains: counted, left out, never fatal."""
 
+import functools
 import io
 import struct
 import tarfile
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.construct.chunks import SourceImage, UnusableImage
+from training.construct import chunk_stages
+from training.construct.caption_spans import CaptionSpan
+from training.construct.chunks import Chunk, SourceImage, UnusableImage
 from training.construct.construct_config import EntityConfig, FilterConfig, SegmentConfig
 from training.construct.masks import Region
 from training.construct.square_images import decode_square
@@ -41,6 +44,7 @@ def huge_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + block(b"IHDR", header) + block(b"IDAT", rows) + block(b"IEND", b"")
 
 
+@functools.cache
 def bad_images() -> dict[str, tuple[bytes, str]]:
     """Name -> (content, the reason it is left out for)."""
     sound = encoded(PIXELS)
@@ -63,15 +67,75 @@ def bad_images() -> dict[str, tuple[bytes, str]]:
     }
 
 
-@pytest.mark.parametrize("name", bad_images())
+@pytest.mark.parametrize("name", [name for name, (content, _) in bad_images().items() if content])
 def test_bad_picture_has_its_own_reason(name):
+    """An empty file is told apart where files are read: see `test_bad_pictures_and_captions_are_counted`."""
     content, reason = bad_images()[name]
-    if not content:
-        return  # told apart where the file is read: see the next test
     with pytest.raises(UnusableImage, match=reason):
         decode_square(content, FilterConfig(min_side=64))
     with pytest.raises(UnusableImage, match=reason):
         decode_square(content, FilterConfig(min_side=64), at_least=64)
+
+
+@pytest.mark.parametrize(
+    ("size", "limits", "reason"),
+    [
+        ((64, 64), {"min_side": 64}, None),
+        ((63, 64), {"min_side": 64}, "picture: too small"),
+        ((192, 64), {"max_aspect": 3.0}, None),
+        ((64, 193), {"max_aspect": 3.0}, "picture: too long and narrow"),
+        ((64, 64), {"max_megapixels": 64 * 64 / 1e6}, None),
+        ((64, 65), {"max_megapixels": 64 * 64 / 1e6}, "picture: too many pixels"),
+    ],
+)
+def test_a_picture_just_at_a_limit_is_used_and_the_next_is_not(size, limits, reason):
+    content = saved(Image.new("RGB", size), "PNG")
+    filters = FilterConfig(**{"min_side": 1} | limits)
+    if reason is None:
+        assert decode_square(content, filters).shape == (min(size), min(size), 3)
+    else:
+        with pytest.raises(UnusableImage, match=reason):
+            decode_square(content, filters)
+
+
+def chunk_of(*captions: str) -> Chunk:
+    content = saved(Image.new("RGB", (100, 100)), "PNG")
+    return Chunk(0, 0, [SourceImage(caption, content, "", caption=caption) for caption in captions])
+
+
+def test_captions_just_at_a_limit_of_words_are_kept():
+    chunk = chunk_of("one two", "one two three", "one two three four", "one two three four five")
+    chunk_stages.caption(chunk, lambda images: [image.key for image in images], FilterConfig(min_words=3, max_words=4))
+    assert [image.caption for image in chunk.images] == ["one two three", "one two three four"]
+    assert [reason for _, reason in chunk.skipped] == ["caption: too short", "caption: too long"]
+
+
+def test_pictures_just_at_a_limit_of_entities_are_kept():
+    chunk = chunk_of("a cat", "a cat, a dog", "a cat, a dog, a cow", "a cat, a dog, a cow, a hen")
+    filters = FilterConfig(min_entities=2, max_entities=3)
+    chunk_stages.name_entities(chunk, lambda captions: [text.split(", ") for text in captions], filters)
+    assert [len(image.spans) for image in chunk.images] == [2, 3]
+    assert [reason for _, reason in chunk.skipped] == ["entities: too few in the caption", "entities: too many"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "left_out"),
+    [
+        ({"min_share": 1.0, "max_share": 1.0}, {}),
+        ({"min_share": 1.001}, {"entity: mask too small": 1}),
+        ({"min_share": 0.0, "max_share": 0.999}, {"entity: mask too large": 1}),
+    ],
+)
+def test_an_entity_of_just_the_least_or_the_largest_share_is_kept(limits, left_out, tmp_path):
+    chunk = chunk_of("a cat")
+    mask = np.zeros((100, 100), dtype=bool)
+    mask[20:30, 40:50] = True  # one per cent
+    (image,) = chunk.images
+    image.spans, image.regions = [CaptionSpan(2, 5)], [Region(mask, 1.0)]
+    config = settings(tmp_path, tmp_path, "--crops.dilation=0")
+    config.filters = FilterConfig(min_side=64, **limits)
+    made = chunk_stages.finish(chunk, config)
+    assert (len(made), chunk.notes) == (0 if left_out else 1, left_out)
 
 
 def test_bad_pictures_and_captions_are_counted_and_the_others_written(tmp_path):

@@ -49,6 +49,11 @@ def test_logits_are_resized_first_and_then_cut_at_the_probability():
     assert 0.1 < mask.mean() < 0.9
 
 
+def test_a_pixel_of_just_the_threshold_does_not_belong():
+    logits = np.array([[0.0, 1e-6], [-1e-6, 0.0]], dtype=np.float32)
+    assert binary_mask(Region(logits, 0.5), (2, 2), 0.5).tolist() == [[False, True], [False, False]]
+
+
 @pytest.mark.parametrize("size", [(97, 97), (20, 20), (300, 411)])
 def test_small_regions_anywhere_are_resized_as_torch_does(size):
     rng = np.random.default_rng(0)

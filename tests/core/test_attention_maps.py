@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kosmos_core import KosmosG, KosmosGConfig, Prompt
-from kosmos_core.attention_maps import TokenGroup, Trace, group_maps, recorded, slots_from_group, token_groups
+from kosmos_core.attention_maps import Place, TokenGroup, Trace, group_maps, recorded, slots_from_group, token_groups
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,45 @@ def test_maps_add_up_over_the_slots_and_the_nearest_condition_is_found():
     trace.add(torch.randn(1, 64, 8), torch.randn(1, 77, 8), 2, torch.zeros(1, 77, 16), (8, 8), 0)
     assert trace.nearest(torch.full((77, 16), 0.1))[0] == 1
     assert trace.nearest(torch.full((77, 16), 0.9))[0] == 0
+
+
+def two_sizes(blocks: int) -> Trace:
+    """A small map that looks at slot 0 alone, and `blocks` larger ones that look at slot 1 alone."""
+    trace, condition = Trace(), torch.zeros(1, 77, 16)
+    for size, slot, times in ((2, 0, 1), (4, 1, blocks)):
+        key = torch.zeros(1, 77, 8)
+        key[0, slot] = 1e4
+        for _ in range(times):
+            trace.add(torch.ones(1, size * size, 8), key, 1, condition, (size, size), 0)
+    return trace
+
+
+def test_each_map_size_has_one_say_however_many_blocks_have_it():
+    for blocks in (1, 3):
+        found = two_sizes(blocks).map(0, 0, (8, 8))
+        expected = torch.zeros(77, 8, 8)
+        expected[:2] = 0.5
+        torch.testing.assert_close(found, expected)
+
+
+def test_maps_are_enlarged_smoothly():
+    trace, key = Trace(), torch.zeros(1, 77, 1)
+    key[0, 0] = 1e4
+    query = torch.tensor([1.0, -1.0]).view(1, 2, 1)  # the left half looks at slot 0, the right half at all others
+    trace.add(query, key, 1, torch.zeros(1, 77, 16), (1, 2), 0)
+    row = trace.map(0, 0, (4, 8))[0, 1]
+    torch.testing.assert_close(row, torch.tensor([1, 1, 0.875, 0.625, 0.375, 0.125, 0, 0]))
+
+
+def test_where_a_condition_acts_with_half_its_strength_its_map_still_sums_to_one():
+    trace = Trace()
+    opacity = torch.zeros(8, 8)
+    opacity[:, :4] = 0.5
+    query, key = torch.randn(1, 64, 8), torch.randn(1, 77, 8)
+    trace.add(query, key, 2, torch.ones(1, 77, 16), (8, 8), 0, Place(opacity, (0, 0, 8, 8)))
+    sums = trace.map(0, 0, (8, 8)).sum(0)
+    torch.testing.assert_close(sums[:, :4], torch.ones(8, 4))
+    assert not sums[:, 4:].any()
 
 
 def test_an_empty_trace_says_what_to_connect():

@@ -28,6 +28,12 @@ def test_inputs_are_left_as_they_were(mode):
     assert torch.equal(second, before[1])
 
 
+@pytest.mark.parametrize("amount", [float("nan"), float("inf")])
+def test_a_likeness_that_is_no_number_is_refused(amount):
+    with pytest.raises(ValueError, match=r"likeness is (nan|inf); expected a number"):
+        likeness(condition(1), condition(2), amount)
+
+
 def test_lerp_is_the_straight_line_and_keep_slot_0_keeps_it():
     first, second = condition(1), condition(2)
     line = blend(first, second, 0.25, "lerp")

@@ -52,6 +52,12 @@ def test_more_than_a_quarter_cut_away_warns(width, warned):
     assert (crop.warning is not None) == warned
 
 
+@pytest.mark.parametrize("margin", [float("nan"), -0.1, 1e6])
+def test_a_margin_outside_its_range_is_refused(margin):
+    with pytest.raises(ValueError, match=r"margin is .*; expected 0 to 1"):
+        crop_subject(np.zeros((4, 4, 3), np.uint8), None, "pad", margin)
+
+
 def test_margin_widens_the_square_by_its_share_on_each_side():
     mask = np.zeros((100, 100), bool)
     mask[40:60, 45:55] = True

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import ndimage
 
 from kosmos_core.mask_boxes import _component_boxes, at_size, dilate, largest_box, square_around
@@ -84,6 +86,23 @@ def test_diagonal_neighbours_are_two_components():
 )
 def test_square_has_the_longer_side_and_is_shifted_inside(box, square):
     assert square_around(box, (100, 100)) == square
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.data())
+def test_any_square_lies_inside_and_holds_what_it_can_of_its_box(height, width, data):
+    box = []
+    for length in (width, height):
+        first = data.draw(st.integers(0, length - 1))
+        box.append((first, data.draw(st.integers(first + 1, length))))
+    (left, right), (top, bottom) = box
+    x, y, side = square_around((left, top, right, bottom), (height, width))
+    assert side == min(max(right - left, bottom - top), height, width)
+    for start, length, first, last in ((x, width, left, right), (y, height, top, bottom)):
+        assert 0 <= start <= length - side
+        if last - first <= side:
+            assert start <= first < last <= start + side
+        else:
+            assert first <= start < start + side <= last
 
 
 def test_components_are_those_of_scipys_labels_in_the_same_order():

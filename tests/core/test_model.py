@@ -1,6 +1,7 @@
 """What the model promises beyond the original's numbers: weights, packing, memory of pictures, precision, options."""
 
 import copy
+import dataclasses
 import itertools
 import math
 import types
@@ -16,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kosmos_core import KosmosG, KosmosGConfig, Prompt, Tokenizer, preprocess_image
 from kosmos_core.layers import AttentionPattern
-from kosmos_core.model import CACHED_IMAGES
 
 RED, BLUE, GREY = (np.full((40, 60, 3), colour, np.uint8) for colour in ((250, 0, 0), (0, 0, 250), (99, 99, 99)))
 
@@ -99,6 +99,27 @@ def test_packed_documents_equal_documents_alone(model):
     torch.testing.assert_close(packed, alone, rtol=0, atol=2e-6)
 
 
+def test_tokens_behind_padding_have_the_places_they_have_without_it(model):
+    ids = torch.tensor([[0, 5, 6, 7]])
+    padded = torch.tensor([[1, 1, 0, 5, 6, 7, 1]])
+    with torch.no_grad():
+        plain, found = (model.decoder.embed(x, None, None) for x in (ids, padded))
+    assert torch.equal(found[:, 2:6], plain)
+    assert not found[:, [0, 1, 6]].any()
+
+
+def test_the_embeddings_lose_numbers_to_dropout_in_training_alone():
+    config = KosmosGConfig.tiny()
+    config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, dropout=0.5))
+    decoder, seen = KosmosG(config).initialize(0).decoder, []
+    decoder.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        for training in (True, False):
+            decoder.train(training)(torch.full((1, 50), 5))
+    lost = [float((x == 0).float().mean()) for x in seen]
+    assert lost == [pytest.approx(0.5, abs=0.1), pytest.approx(0.0, abs=0.01)]
+
+
 def test_prompts_equal_their_token_ids_padded_by_hand(model):
     layouts = [model.tokenizer.layout(text) for text in ("a dog <i> on the beach", "", "ship")]
     longest = max(len(layout.token_ids) for layout in layouts)
@@ -147,14 +168,38 @@ def test_a_picture_is_encoded_once_and_the_memory_of_it_is_bit_identical(model):
     hook.remove()
 
 
-def test_the_memory_of_pictures_is_bounded_and_forgotten_with_the_weights(model):
+def test_the_memory_of_pictures_is_bounded_and_forgotten_with_the_weights(model, monkeypatch):
+    monkeypatch.setattr("kosmos_core.model.CACHED_IMAGES", 3)
     model.train(False)
-    for shade in range(CACHED_IMAGES + 5):
+    for shade in range(5):
         model.encode("<i>", [np.full((8, 8, 3), shade, np.uint8)])
-    assert len(model._cached_images) == CACHED_IMAGES
+    assert len(model._cached_images) == 3
     model.load_state_dict(model.state_dict())
     model.encode("<i>", [RED])
     assert len(model._cached_images) == 1
+
+
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_pictures_that_differ_in_one_place_of_one_channel_are_told_apart(model, channel):
+    model.train(False)
+    pixels = preprocess_image(RED)
+    before = model.image_embeddings(pixels)
+    pixels[channel, -1, -1] += 1
+    assert torch.equal(model.image_embeddings(pixels), model.embed_images(pixels[None])[0])
+    assert not torch.equal(model.image_embeddings(pixels), before)
+
+
+def test_the_picture_that_was_longest_unused_is_forgotten_first(model, monkeypatch):
+    monkeypatch.setattr("kosmos_core.model.CACHED_IMAGES", 2)
+    model.train(False)._cached_images.clear()
+    runs = []
+    hook = model.vision.register_forward_hook(lambda *_: runs.append(1))
+    for image in (RED, BLUE, RED, GREY, RED):
+        model.encode("<i>", [image])
+    assert len(runs) == 3
+    model.encode("<i>", [BLUE])
+    assert len(runs) == 4
+    hook.remove()
 
 
 def lerp(model):
@@ -299,9 +344,11 @@ def test_a_batch_of_one_picture_is_that_picture(model):
         model.encode("a <i>", [batch.repeat(2, 1, 1, 1)])
 
 
+@torch.no_grad()
 def test_a_prompt_beyond_the_aligners_positions_is_named(model):
-    with pytest.raises(ValueError, match="has 600 tokens, but this model's aligner takes at most 510"):
-        model.encode_tokens(torch.full((1, 600), 5))
+    assert model.encode_tokens(torch.full((1, 510), 5)).shape == (1, 77, 768)
+    with pytest.raises(ValueError, match="has 511 tokens, but this model's aligner takes at most 510"):
+        model.encode_tokens(torch.full((1, 511), 5))
 
 
 def test_pixels_of_another_size_are_named(model):

@@ -1,5 +1,6 @@
 """References: what they encode to, their nouns and weights in a prompt, their files."""
 
+import copy
 import dataclasses
 import struct
 from pathlib import Path
@@ -55,6 +56,13 @@ def test_a_norm_preserving_mean_has_the_mean_of_the_norms(model):
     norms = torch.stack([tokens(model, part).norm(dim=-1) for part in parts]).mean(0)
     assert torch.allclose(kept, norms, rtol=1e-5)
     assert (tokens(model, average(parts)).norm(dim=-1) < norms).all()
+
+
+def test_a_norm_preserving_mean_weighs_norms_as_it_weighs_pictures():
+    near, far = (Encoded(torch.eye(4, 8) * length, "model", "a file") for length in (1.0, 5.0))
+    mean = average([Reference(near, weight=0.5), Reference(far, weight=1.5)], keep_norm=True)
+    found = image_embeddings(mean.source, 224, lambda pixels: pixels, lambda: "model")
+    torch.testing.assert_close(found, torch.eye(4, 8) * 4.0)
 
 
 def test_an_average_of_averages_keeps_each_its_share(model):
@@ -128,6 +136,24 @@ def test_a_reference_of_a_release_that_prepared_pictures_differently_is_refused(
         load_reference(tmp_path / "old.safetensors")
 
 
+def test_a_reference_of_another_format_is_refused_with_its_number(model, tmp_path: Path, monkeypatch):
+    reference = Reference(View(image(1)))
+    with monkeypatch.context() as other_release:
+        other_release.setattr("kosmos_core.reference.FORMAT_VERSION", "2")
+        save_reference(tmp_path / "new.safetensors", tokens(model, reference), reference, "model")
+    with pytest.raises(WeightsError, match=r"new\.safetensors was saved .*\(format_version '2', expected 1"):
+        load_reference(tmp_path / "new.safetensors")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("-inf"), 1.001e6])
+def test_a_reference_with_one_number_that_no_model_makes_is_refused(tmp_path: Path, number):
+    embeddings = torch.zeros(4, 32)
+    embeddings[3, 31] = number
+    save_reference(tmp_path / "dog.safetensors", embeddings, Reference(View(image(1))), "model")
+    with pytest.raises(WeightsError, match=r"dog\.safetensors is damaged: it holds NaN"):
+        load_reference(tmp_path / "dog.safetensors")
+
+
 def test_files_that_are_no_references_are_refused(model, tmp_path: Path):
     save_model(model, tmp_path / "model.safetensors")
     with pytest.raises(WeightsError, match="not a saved Kosmos-G reference"):
@@ -141,6 +167,19 @@ def test_the_fingerprint_is_of_what_encodes_pictures_alone(model, tmp_path: Path
     save_model(KosmosG(model.config).initialize(4), files[2])
     first, second, third = map(model_fingerprint, files)
     assert first == second != third
+
+
+@pytest.mark.parametrize(
+    ("part", "counts"),
+    [("vision.norm_pre.weight", True), ("resampler.latents.weight", True), ("decoder.norm.weight", False)],
+)
+def test_the_fingerprint_changes_with_the_vision_tower_or_the_resampler_alone(model, tmp_path: Path, part, counts):
+    path = tmp_path / "a.safetensors"
+    save_model(model, path)
+    before, other = model_fingerprint(path), copy.deepcopy(model)
+    other.get_parameter(part)[..., 0] += 1
+    save_model(other, path)  # under the same name: a file that has changed is read again
+    assert (model_fingerprint(path) != before) == counts
 
 
 @pytest.mark.parametrize(

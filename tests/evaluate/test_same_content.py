@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 from PIL import Image
 
 from tests.tiny import drawings as tiny
@@ -14,10 +15,14 @@ from tests.tiny.clip import save_dino
 from tests.tiny.kosmos_file import save_tiny_kosmos
 from training.base.errors import ConfigError
 from training.evaluate.__main__ import main
+from training.evaluate.coco import real_images
 from training.evaluate.compare import model_names
 from training.evaluate.fid import ImageFiles, name_of_reals, warning_of_size
+from training.evaluate.jobs import dreambench_jobs
+from training.evaluate.output_folder import OutputFolder
+from training.evaluate.protocols import PROTOCOLS
 from training.evaluate.statistics import summarise
-from training.evaluate.subjects import open_image, read_subjects
+from training.evaluate.subjects import open_image, read_subjects, subject_images
 from training.evaluate.table import markdown
 
 
@@ -119,6 +124,78 @@ def test_nothing_is_painted_before_every_model_and_scorer_is_open(bench, weights
         assert main(words) == 2, words
         assert said in capsys.readouterr().err
         assert not (tmp_path / "out").exists(), words
+
+
+def test_two_evaluations_in_one_folder_at_once(bench, tmp_path, capsys):
+    held = FileLock(tmp_path / "out" / ".lock")
+    (tmp_path / "out").mkdir()
+    with held:
+        assert main(bench) == 2
+        assert f"--output: another evaluation is writing to {tmp_path / 'out'}; wait" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= {".lock"}
+    assert main([*bench, "--only", "generate"]) == 0  # what it left is in nobody's way
+    unfinished = tmp_path / "out" / "pictures" / "mug" / ".00_0.png.x.tmp"
+    unfinished.touch()
+    with held:
+        assert main([*bench, "--resume"]) == 2
+    assert unfinished.exists()
+    (tmp_path / "out" / "generated-0.jsonl").write_bytes(b"\0\0\0\n[]\n")  # as a crash of the machine leaves it
+    assert main([*bench, "--resume", "--only", "generate"]) == 0
+    assert not unfinished.exists()
+    assert len(OutputFolder(tmp_path / "out").records("generated")) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xef\xbb\xbf[]", "cannot be read (it holds []); expected a .json list"),
+        (b'{"prompt": "a mug"}', "cannot be read (it holds {'prompt': 'a mug'}); expected a .json list"),
+        (b"[3]", "entry 1 needs `prompt` and a list of `image_paths`, it is 3"),
+        (b'[{"prompt": 5, "image_paths": ["mug/01.jpg"]}]', "entry 1 needs `prompt` and a list of"),
+        (b'[{"prompt": "a mug", "image_paths": "mug/01.jpg"}]', "entry 1 needs `prompt` and a list of"),
+        (b'[{"prompt": "a mug", "image_paths": ["mug/01.jpg"], "nouns": "mug"}]', "entry 1 needs `prompt` and a"),
+        (b"pairs:", "cannot be read (it holds None)"),
+        (b"pairs: [[mug, mug], [mug, mug]]", "has mug+mug twice, with the same pictures; name it once"),
+    ],
+)
+def test_odd_lists_of_pairs_get_a_sentence(bench, tmp_path, capsys, content, said):
+    listing = tmp_path / ("pairs.yaml" if content.startswith(b"pairs") else "pairs.json")
+    listing.write_bytes(content)
+    assert main([*bench, "--pairs", str(listing)]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--steps", "1001"], "--steps: 1001, but Stable Diffusion has 1000 steps of noise"),
+        (["--guidance", "nan"], "--guidance: nan must be a number"),
+        (["--output", "{tmp}/w.safetensors"], "w.safetensors is a file; choose a folder"),
+    ],
+)
+def test_values_that_paint_nothing_are_refused(bench, tmp_path, capsys, words, said):
+    assert main([*bench, *(word.format(tmp=tmp_path) for word in words)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_lists_of_other_systems_and_hidden_files_are_read_as_everywhere(tmp_path):
+    listed(tmp_path, "a {} with {x} on it")
+    listing = tmp_path / "subjects.yaml"
+    listing.write_text(listing.read_text(), encoding="utf-16")
+    (subject,) = (subjects := read_subjects(listing)).subjects
+    for name in ("01.jpg", "02.JPG"):
+        (tmp_path / "mug" / name).parent.mkdir(exist_ok=True)
+        tiny.drawing(1).save(tmp_path / "mug" / name)
+        (tmp_path / "mug" / f"._{name}").write_bytes(b"what macOS leaves on foreign disks")
+    assert [path.name for path in subject_images(tmp_path, subject)] == ["01.jpg", "02.JPG"]
+    assert [path.name for path in real_images(tmp_path / "mug")] == ["01.jpg", "02.JPG"]
+    assert dreambench_jobs(subjects, tmp_path, PROTOCOLS["dreambooth"])[0].prompt == "a mug <i> with {x} on it"
+    for noun in (" ", "mug <i>"):
+        listing.write_text(yaml.safe_dump({**yaml.safe_load(listing.read_text("utf-16")), "subjects": [
+            {"name": "mug", "noun": noun, "kind": "object", "picked": "01.jpg"}]}), "utf-16")  # fmt: skip
+        with pytest.raises(ConfigError, match=r"the noun of subject 'mug' is .*; expected a word for it"):
+            read_subjects(listing)
 
 
 def test_no_name_from_data_leads_out_of_the_output_folder(tmp_path):

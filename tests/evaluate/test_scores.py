@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import ClassVar
 
 import numpy
 import pytest
@@ -11,6 +12,7 @@ from torchvision import transforms
 from tests.tiny import drawings as tiny
 from training.base.errors import ConfigError
 from training.base.processes import ProcessGroup
+from training.evaluate.compare import _scores
 from training.evaluate.feature_networks import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -21,7 +23,7 @@ from training.evaluate.feature_networks import (
     prefetched,
     prepare,
 )
-from training.evaluate.jobs import dreambench_jobs
+from training.evaluate.jobs import Job, dreambench_jobs
 from training.evaluate.output_folder import OutputFolder
 from training.evaluate.protocols import PROTOCOLS
 from training.evaluate.score import References, copy_threshold, echo, fidelity, oracle, score
@@ -118,6 +120,57 @@ def test_oracle_echo_and_copy_threshold_follow_from_the_features():
         copy_threshold(References({}, {"one": features(0)}, {"one": 0}))
 
 
+def unit(*angles: float) -> torch.Tensor:
+    rows = torch.tensor(angles)
+    return torch.stack([rows.cos(), rows.sin()], dim=1)
+
+
+def test_each_score_is_of_its_own_features_and_a_copy_is_one_of_any_shown_picture():
+    angles = {"one": (0.0, 0.5), "two": (1.5, 1.0)}  # of the foregrounds; DINO and CLIP are turned by 0.1 and 0.2
+    features = {
+        name: ImageFeatures(*(unit(*(angle + turn for angle in own)) for turn in (0.1, 0.2, 0.0)))
+        for name, own in angles.items()
+    }
+    references = References({}, features, {"one": 0, "two": 1})
+
+    class Job:
+        subjects = ("one", "two")
+
+    result = ImageFeatures(unit(3.0, 0.9), unit(3.0, 0.8), unit(3.0, 0.7))
+    scores = fidelity(result, 1, Job(), references, True)
+    cosines = torch.tensor([[0.8, 0.3], [0.7, 0.2]]).cos()
+    assert scores["dino"] == pytest.approx(float(cosines.mean()), abs=1e-6)
+    assert scores["dino_per_subject"] == pytest.approx(cosines.mean(1).tolist(), abs=1e-6)
+    assert scores["clip_i"] == pytest.approx(float(torch.tensor([0.6, 0.1, 0.9, 0.4]).cos().mean()), abs=1e-6)
+    assert scores["copy"] == pytest.approx(float(torch.tensor(0.3).cos()), abs=1e-6)  # to `two`, the nearest
+
+
+def test_a_comparison_scores_each_picture_against_the_mean_of_those_it_was_shown(tmp_path):
+    class Nets:
+        """Features by the name of a file or by a text."""
+
+        rows: ClassVar = {"made.png": 0.0, "other.png": 2.0, "a.png": 0.5, "b.png": 1.0, "a dog": 0.25, "a hat": 2.5}
+
+        def of_images(self, paths):
+            angles = [self.rows[path.name] for path in paths]
+            return ImageFeatures(unit(*angles), unit(*(angle / 2 for angle in angles)), unit(*angles))
+
+        def of_texts(self, texts):
+            return unit(*(self.rows[text] for text in texts))
+
+    shown = tmp_path / "a.png", tmp_path / "b.png"
+    jobs = [
+        Job("other.png", "a hat", "a hat", (), ("m",), 1),
+        Job("made.png", "a dog <i> <i>", "a dog", shown, ("m",), 2),
+    ]
+    other, made = _scores(jobs, Nets(), OutputFolder(tmp_path))
+    assert made["dino"] == pytest.approx(float(torch.tensor([0.5, 1.0]).cos().mean()), abs=1e-6)
+    assert made["clip_i"] == pytest.approx(float(torch.tensor([0.25, 0.5]).cos().mean()), abs=1e-6)
+    assert made["clip_t"] == pytest.approx(float(torch.tensor(0.25).cos()), abs=1e-6)
+    assert other["clip_t"] == pytest.approx(float(torch.tensor(1.5).cos()), abs=1e-6)
+    assert "dino" not in other
+
+
 def test_averages_are_those_of_a_table_made_by_hand():
     records = [
         {"subject": "a", "dino": 0.2},
@@ -160,6 +213,12 @@ def test_pictures_are_prepared_as_torchvision_does():
             ]
         )
         assert torch.allclose(prepare(image, 256, IMAGENET_MEAN, IMAGENET_STD), theirs(image), atol=1e-5)
+
+
+def test_dino_sees_pictures_of_256_cut_to_224_pixels(nets):
+    image = tiny.drawing(3, 640)
+    assert torch.equal(nets.prepare(image)[0], prepare(image, 256, IMAGENET_MEAN, IMAGENET_STD))
+    assert not torch.allclose(nets.prepare(image)[0], prepare(image, 224, IMAGENET_MEAN, IMAGENET_STD), atol=0.1)
 
 
 def test_clip_sees_pictures_as_its_own_processor_shows_them(nets, clip):

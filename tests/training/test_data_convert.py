@@ -374,6 +374,46 @@ def test_broken_lines_of_a_tsv_are_counted(tmp_path, out):
     assert stats(out)["skipped"] == {"size unknown": 1, "missing columns": 1, "corrupt picture": 1, "empty caption": 1}
 
 
+def uno_row(target="b.png"):
+    return json.dumps({"prompt": "a dog", "image_paths": ["a.jpg"], "image_tgt_path": target})
+
+
+def test_rows_of_two_kinds_are_refused_and_links_and_endings_in_capitals_are_read(tmp_path, out, capsys):
+    source, elsewhere = tmp_path / "uno", tmp_path / "elsewhere"
+    source.mkdir()
+    elsewhere.mkdir()
+    (source / "a.jpg").write_bytes(image(1))
+    write_shard(source / "pictures.tar", [("b", {"png": image(2, kind="PNG")})])  # beside a loose one
+    (source / "X.JSON").write_text(f"[{uno_row()}]")
+    (elsewhere / "y.json").write_text(f"[{uno_row()}, {uno_row()}]")
+    (source / "linked").symlink_to(elsewhere)
+    command = ["uno", str(source), str(out), "--workers", "1"]
+    assert main(command) == 0
+    assert stats(out)["written"] == {"compositional": 3}
+    (elsewhere / "y.json").write_text(f"[{uno_row()}]")
+    assert main(command) == 2
+    assert "a conversion with another " in capsys.readouterr().err
+    (source / "README.json").write_text('{"about": "the rows"}')
+    (source / "z.parquet").write_bytes(b"")
+    assert main([*command[:2], str(tmp_path / "other")]) == 2
+    assert "holds z.parquet and X.JSON, of which only one kind can be read." in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_own_edits_with_other_endings_are_read_and_nothing_is_lost_unsaid(tmp_path, out):
+    source = tmp_path / "own"
+    for name, ending in (("cat/1", "JPG"), ("cat_1", "png")):  # one key, were slashes all that is replaced
+        (source / name).mkdir(parents=True)
+        (source / name / "prompt.json").write_text(json.dumps({"edit": name}))
+        for moment in (0, 1):
+            (source / name / f"7_{moment}.{ending}").write_bytes(image(moment))
+    (source / "cat_1" / "8_0.jpg").write_bytes(image(3))
+    assert main(["instructpix2pix", str(source), str(out), "--workers", "1"]) == 0
+    _, samples = samples_of(out)
+    assert [(sample.instruction, len(sample.pairs)) for sample in samples] == [("cat/1", 1), ("cat_1", 1)]
+    assert stats(out)["lacking"] == {"picture of a pair": 1}
+
+
 def test_a_shard_depends_on_its_samples_alone(tmp_path):
     parts = [("jpg", b"x"), ("txt", b"y"), ("json", b"z")]
     for name, order in (("a", parts), ("b", parts[::-1])):
@@ -478,20 +518,25 @@ def test_a_full_disk_is_a_sentence_and_the_complete_shards_stay(tmp_path, out, c
     ("command", "said"),
     [
         (["instructpix2pix", "{tmp}/nowhere", "{tmp}/out"], "does not exist"),
-        (["instructpix2pix", "{tmp}", "{tmp}/out"], "neither seeds.json"),
-        (["mmc4", "{tmp}", "{tmp}/out", "--pictures", "{tmp}"], "none of .parquet, .jsonl, .json"),
+        (["instructpix2pix", "{tmp}/in", "{tmp}/out"], "neither seeds.json"),
+        (["mmc4", "{tmp}/in", "{tmp}/out", "--pictures", "{tmp}"], "none of .parquet, .jsonl, .json"),
         (["obelics", "{tmp}/x.parquet", "{tmp}/out", "--pictures", "{tmp}"], "cannot be read"),
-        (["original-tsv", "{tmp}", "{tmp}/out", "--set", "laion"], "holds no data file"),
+        (["original-tsv", "{tmp}/in", "{tmp}/out", "--set", "laion"], "holds no data file"),
         (["openimages", "{tmp}/t.csv", "{tmp}/out", "--pictures", "{tmp}"], "no column ImageID"),
         (["openimages", "{tmp}/t.csv", "{tmp}/out", "--pictures", "{tmp}/no"], "picture folder"),
+        (["uno", "{tmp}", "{tmp}/out"], "lies in {tmp}, whose files are read"),
+        (["uno", "{tmp}/t.csv", "{tmp}/out", "--workers", "0"], "--workers: 0 must be at least 1"),
+        (["uno", "{tmp}/t.csv", "{tmp}/t.csv"], "t.csv is a file. Choose a folder"),
     ],
 )
 def test_input_that_is_not_there_or_of_another_layout_is_a_sentence(tmp_path, command, said, capsys):
     if "obelics" in command:
         (tmp_path / "x.parquet").write_bytes(b"no parquet")
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "in").mkdir()
     assert main([word.format(tmp=tmp_path) for word in command]) == 2
     error = capsys.readouterr().err.strip()
-    assert said in error
+    assert said.format(tmp=tmp_path) in error
     assert "\n" not in error
     assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()

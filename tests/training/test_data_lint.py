@@ -2,13 +2,15 @@
 
 import json
 import random
+from collections import Counter
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from training.data.dataset_sheet import dataset_sheet
 from training.data.index import index_dataset
-from training.data.lint import main
+from training.data.lint import Checker, Findings, check_all, main
 from training.data.shard_writer import write_shard
 from training.data.synthetic import LAYOUTS, pair_samples, write_tars
 
@@ -40,7 +42,7 @@ def _spoilt(folder, every):
     return str(folder)
 
 
-@pytest.mark.parametrize(("every", "code"), [(30, 0), (10, 1)])
+@pytest.mark.parametrize(("every", "code"), [(20, 0), (15, 1)])  # 5 % is just what max_bad allows
 def test_corrupt_pictures_are_named_and_more_than_max_bad_of_them_is_unfit(tmp_path, every, code, capsys):
     path = _spoilt(tmp_path / "web", every)
     sheet = str(tmp_path / "s.png")
@@ -48,6 +50,26 @@ def test_corrupt_pictures_are_named_and_more_than_max_bad_of_them_is_unfit(tmp_p
     found = json.loads((tmp_path / "found.json").read_text())["unusable"]
     assert found == {"corrupt picture": [f"0.tar/{number:05d}" for number in range(0, 60, every)]}
     assert ("Not fit" in capsys.readouterr().out) == bool(code)
+
+
+def test_findings_of_several_chunks_are_added_up_by_reason():
+    one = Findings(2, 3, 1, 10, {"a": ["1"]}, {"odd": ["2"]}, Counter({"left": 1, "right": 4}))
+    two = Findings(5, 7, 2, 20, {"a": ["3"], "b": ["4"]}, {"odd": ["5"]}, Counter({"left": 2}))
+    expected = Findings(
+        7, 10, 3, 30, {"a": ["1", "3"], "b": ["4"]}, {"odd": ["2", "5"]}, Counter({"left": 3, "right": 4})
+    )
+    assert one + two == expected
+    assert expected.bad_samples == 3
+
+
+def test_every_sample_is_read_in_whatever_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.data.lint.CHUNK", 7)
+    path = _spoilt(tmp_path / "web", 6)
+    checker = Checker(index_dataset(path), "captions", 10**8, 100)
+    for limit, samples in ((0, 60), (15, 15), (14, 14)):
+        found = check_all(checker, limit, 1, Console(quiet=True))
+        assert (found.samples, found.images) == (samples, samples - found.bad_samples)
+        assert found.bad_samples == -(-samples // 6)
 
 
 def test_a_truncated_file_is_unfit(tmp_path, capsys):
@@ -100,6 +122,19 @@ def test_what_is_no_data_set_ends_with_code_two_and_a_sentence(tmp_path, path, c
     assert said
     assert "\n" not in said
     assert str(tmp_path / path) in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--limit", "-1"], "--limit: -1 must be at least 0."),
+        (["--workers", "0"], "--workers: 0 must be at least 1."),
+        (["--max-bad", "nan"], "--max-bad: nan must be at least 0 and at most 100."),
+    ],
+)
+def test_a_limit_that_lets_everything_pass_is_refused(tmp_path, words, said, capsys):
+    assert main([str(tmp_path), *words]) == 2
+    assert capsys.readouterr().err.strip() == said
 
 
 def test_the_sheet_shows_sound_samples_only(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from training.base.errors import TrainingStopped
 from training.data import lint
+from training.data.convert import __main__ as convert
 from training.data.cookers import cook, kind_of
 from training.data.data_config import DataConfig
 from training.data.index import RECORD, DataError, index_dataset
@@ -21,7 +22,7 @@ IMAGE = encoded(random_scene(random.Random(0), 32, 1).image())
 PIXELS = int(DataConfig.max_megapixels * 1e6)
 
 
-def tar(path, members, make=None):
+def tar(path, members):
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as file:
         for name, content in members:
@@ -88,6 +89,14 @@ def test_a_file_that_comes_twice_in_a_sample_is_counted(tmp_path):
             read(path, "captions", number)
 
 
+def test_what_macos_puts_beside_every_file_is_no_sample(tmp_path):
+    names = [f"cats/{hidden}{key}.{ending}" for key in "ab" for ending in ("jpg", "txt") for hidden in ("._", "")]
+    tar(tmp_path / "0.tar", [(name, IMAGE if name.endswith("jpg") else b"a cat") for name in names])
+    dataset = index_dataset(tmp_path)
+    assert not dataset.damaged
+    assert [read(tmp_path, number=number)[1].caption for number in range(len(dataset))] == ["a cat", "a cat"]
+
+
 def test_an_unsorted_tar_is_refused_with_the_way_out(tmp_path):
     path = tar(tmp_path / "a.tar", [("0.jpg", IMAGE), ("1.jpg", IMAGE), ("0.txt", b"a dog"), ("1.txt", b"a cat")])
     with pytest.raises(DataError, match="members of a sample are not next to each other; pack them anew"):
@@ -139,15 +148,32 @@ def test_members_that_claim_more_than_they_hold_are_refused(tmp_path):
     assert reader[2]["txt"] == b"xxxxx"
 
 
-@pytest.mark.parametrize("size", ["1" + "0" * 20, "-1", "x"])
-def test_a_size_that_cannot_be_is_a_damaged_file(tmp_path, size):
+def test_a_size_that_cannot_be_is_a_damaged_file(tmp_path):
     tar(tmp_path / "a.tar", [("0.txt", b"a dog")])
     with tarfile.open(tmp_path / "b.tar", "w", format=tarfile.PAX_FORMAT) as file:
-        info = tarfile.TarInfo("0.txt")
-        info.pax_headers = {"size": size}
-        file.addfile(info, io.BytesIO())
+        for name in ("README", "0.txt"):  # the first is no part of a sample: it is only passed over
+            info = tarfile.TarInfo(name)
+            info.pax_headers = {"size": "1" + "0" * 20}
+            file.addfile(info, io.BytesIO())
     dataset = index_dataset(tmp_path)
-    assert len(dataset) == 1 or dataset.damaged == ()
+    assert len(dataset) == 1
+    assert [shard.name for shard in dataset.damaged] == ["b.tar"]
+
+
+def test_an_edited_input_is_noticed_by_convert(tmp_path, capsys):
+    source = tmp_path / "source" / "0000001"
+    source.mkdir(parents=True)
+    for moment in (0, 1):
+        (source / f"7_{moment}.jpg").write_bytes(IMAGE)
+    (source / "prompt.json").write_text('{"edit": "make it night"}')
+    command = ["instructpix2pix", str(source.parent), str(tmp_path / "out"), "--workers", "1"]
+    assert convert.main(command) == 0
+    assert convert.main(command) == 0
+    times = os.stat(source / "prompt.json")
+    (source / "prompt.json").write_text('{"edit": "make it light"}')  # of the same size, and dated back
+    os.utime(source / "prompt.json", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert convert.main(command) == 2
+    assert "holds a conversion with another content" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("record", [b"[]", b"{", b'{"a.tar": [1]}', b'{"a.tar": {"name": 1}}', b"[" * 200_000, b"\xff"])

@@ -309,6 +309,17 @@ def test_a_caption_stays_with_its_picture(tiny_tokenizer):
     assert len(document_units(sample, tiny_tokenizer, 100)) == 1
 
 
+def test_the_sentence_behind_a_picture_stays_with_it_where_both_fit(tiny_tokenizer):
+    document = InterleavedSample(**KEYS, segments=["one tiny cat.", IMAGE.getvalue(), "a red dog. a blue cat."])
+    first, picture, last = document_units(document, tiny_tokenizer, 100)
+    sentence = tiny_tokenizer.encode("a red dog.")
+    assert picture.token_ids[-len(sentence) :] == sentence
+    assert (len(picture.pixels), len(first.pixels), len(last.pixels)) == (1, 0, 0)
+    together = len(picture.token_ids)  # what packing adds to it are <s> and </s>, and one place is kept free
+    for length, units in ((together + 3, 3), (together + 2, 4)):
+        assert len(document_units(document, tiny_tokenizer, length)) == units
+
+
 def test_documents_are_numbered_for_masking_and_padding_is_none(tiny_tokenizer):
     row = PackedRow()
     for key in ("a", "b"):
@@ -344,7 +355,7 @@ def test_a_text_longer_than_a_sequence_is_cut_into_pieces(tiny_tokenizer):
     ],
 )
 def test_a_broken_description_is_a_reason(described, reason):
-    parts = {"json": json.dumps(described), "jpg": b"x", "0.jpg": b"x", "1.jpg": b"x"}
+    parts = {"json": json.dumps(described).encode(), "jpg": b"x", "0.jpg": b"x", "1.jpg": b"x"}
     with pytest.raises(BadSample, match=f"^{reason}$"):
         cook_compositional(KEYS | parts)
 
@@ -352,7 +363,7 @@ def test_a_broken_description_is_a_reason(described, reason):
 def test_a_picture_that_a_document_names_but_lacks_makes_it_bad():
     listed = {"segments": [{"text": "see"}, {"image": "0.jpg"}]}
     with pytest.raises(BadSample, match="missing picture"):
-        cook_interleaved(KEYS | {"json": json.dumps(listed)})
+        cook_interleaved(KEYS | {"json": json.dumps(listed).encode()})
 
 
 def test_half_a_surrogate_pair_is_a_reason_and_no_crash(tiny_tokenizer, tmp_path):

@@ -15,8 +15,9 @@ from PIL import Image
 from training.base.rng import seed_of
 from training.data import DataError, SourceConfig, data_stream
 from training.data.batch_stream import Stream
+from training.data.lanes import Skip
 from training.data.order import Order
-from training.data.skips import TooManyBad
+from training.data.skips import SkipCounts, TooManyBad
 from training.data.synthetic import pair_samples, write_tars
 
 from ..tiny.clip import letter_tokenizer
@@ -159,7 +160,14 @@ def test_a_source_that_has_changed_since_the_state_was_taken_is_named(tmp_path, 
     stream = open_("instruct", sources={"web": SourceConfig(path)})
     next(stream)
     state = stream.state_dict()
-    (tmp_path / "pairs" / "00003.tar").unlink()
+    (tmp_path / "pairs").rename(tmp_path / "moved")
+    path = str(tmp_path / "moved")
+    open_("instruct", sources={"web": SourceConfig(path)}).load_state_dict(state)
+    assert not caplog.text
+    (tmp_path / "moved" / "00001.tar").rename(tmp_path / "moved" / "z.tar")
+    open_("instruct", sources={"web": SourceConfig(path)}).load_state_dict(state)
+    assert "Source web has other files than before, by name or size: it is read in a new order" in caplog.text
+    (tmp_path / "moved" / "00003.tar").unlink()
     open_("instruct", sources={"web": SourceConfig(path)}).load_state_dict(state)
     assert "Source web had 100 samples and has 90 now" in caplog.text
 
@@ -294,6 +302,21 @@ def test_too_many_unusable_samples_stop_the_run_with_their_list(tmp_path, open_)
     assert 8 <= len(caught.value.listing) <= 20
     assert all("corrupt picture" in line for line in caught.value.listing)
     assert "lint" in str(caught.value)
+
+
+def test_just_max_bad_per_cent_are_allowed_and_no_source_is_judged_early():
+    counts = SkipCounts(max_bad=5)
+    bad = [Skip("web", str(number), "corrupt picture", False) for number in range(11)]
+    counts.add({"web": 199}, bad)  # more than 5 %, of too few
+    counts.add({"web": 21}, [])  # 11 of 220 are just 5 %
+    with pytest.raises(TooManyBad, match=r"12 of 221 samples read are unusable \(5\.4 %\)"):
+        counts.add({"web": 1}, bad[:1])
+
+
+def test_a_source_is_judged_as_soon_as_enough_of_it_is_read():
+    counts = SkipCounts(max_bad=5)
+    with pytest.raises(TooManyBad):
+        counts.add({"web": 200}, [Skip("web", str(number), "corrupt picture", False) for number in range(11)])
 
 
 def test_a_source_of_nothing_but_bad_samples_stops_at_once(tmp_path, open_):

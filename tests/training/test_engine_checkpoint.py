@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.training.launch import KillAfter, KillAtStep, KillAtSync, Training, differences, tensors, train
+from training.engine.checkpoint import complete_checkpoints, latest_checkpoint
 
 SYNCS_PER_SAVE = 6  # data, metadata, step-N.tmp, renamed folder, latest.tmp, renamed latest
 
@@ -135,6 +136,21 @@ def test_two_ranks_resumed_on_two_are_bit_equal(smoke_stages, tmp_path):
     assert result.ok, result.output
     last = "checkpoints/step-00000008"
     assert not differences(tmp_path / "run" / last, tmp_path / "whole" / last)
+
+
+def test_the_pointer_decides_and_a_folder_without_its_table_of_contents_is_no_checkpoint(tmp_path):
+    for step in (9, 10, 100):
+        (tmp_path / f"step-{step}").mkdir()
+        (tmp_path / f"step-{step}" / ".metadata").touch()
+    for name in ("step-200", "step-300.tmp", "step-x"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step-300.tmp" / ".metadata").touch()
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-9", "step-10", "step-100"]
+    assert latest_checkpoint(tmp_path).name == "step-100"
+    for pointed, found in (("step-10\n", "step-10"), ("step-200\n", "step-100"), ("", "step-100")):
+        (tmp_path / "latest").write_text(pointed)
+        assert latest_checkpoint(tmp_path).name == found
+    assert latest_checkpoint(tmp_path / "step-9") is None
 
 
 def test_only_the_last_k_checkpoints_are_kept(smoke_stages, tmp_path):

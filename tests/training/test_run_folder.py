@@ -6,15 +6,25 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 
 from tests.training.launch import Training, differences, train
 from tests.training.test_engine_launch import TORCHRUN, environment
+from training import run
+from training.base.errors import CheckpointError
+from training.base.processes import ProcessGroup
+from training.engine import run_folder
+from training.engine.loop import STOPPED_EARLY
+from training.engine.progress import LogConfig, Progress
 from training.engine.resumed_settings import changes, sentence
+from training.engine.run_config import parse
 
 pytestmark = pytest.mark.timeout(1800)
+ALONE = ProcessGroup(0, 1, torch.device("cpu"))
 
 
 def records(run_folder):
@@ -97,6 +107,8 @@ def test_what_changed_since_the_checkpoint_is_listed_and_recorded(smoke_stages, 
     options = "--steps", "1", "--optim.ema", "0.9"
     arguments = smoke_stages.arguments("lm", tmp_path / "run", *options)
     assert train(arguments, tmp_path / "log").ok
+    config = tmp_path / "run/config.yaml"  # a start with another seed came to no checkpoint
+    config.write_text(config.read_text().replace("seed: 0", "seed: 3"))
     changed = ["--resume", "auto", "--steps", "2", "--optim.ema", "0", "--seed", "3", "--data.sources.text.weight", "7"]
     result = train([*arguments, *changed], tmp_path / "log")
     assert result.ok, result.output
@@ -104,6 +116,31 @@ def test_what_changed_since_the_checkpoint_is_listed_and_recorded(smoke_stages, 
         assert words in result.output
     start = json.loads((tmp_path / "run/starts.jsonl").read_text().splitlines()[-1])
     assert start["changed"]["seed"] == [0, 3]
+
+
+def test_a_start_on_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_folder.json, "dumps", full)
+    owned = run_folder.owned(tmp_path / "run", ALONE)
+    with pytest.raises(CheckpointError, match=r"No space left on device.; make room or choose another"), owned:
+        pass
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_before_the_first_step_leaves_nothing(smoke_stages, tmp_path, capsys):
+    config = parse(smoke_stages.arguments("lm", tmp_path / "run", "--steps", "1"))
+    run.train(config, ALONE, SimpleNamespace(received="SIGTERM"))
+    assert capsys.readouterr().out == f"{STOPPED_EARLY}\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_log_that_a_crash_has_torn_keeps_its_sound_records(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 1}\n\0\0}\n[1]\n{"step": 2}\n{"step": 3}\n{"step": 2')
+    Progress(tmp_path, 9, LogConfig(tensorboard=False), "", ALONE, done=2).close()
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
 
 
 def test_changes_are_told_by_key():

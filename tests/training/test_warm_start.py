@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -301,3 +302,9 @@ def test_a_file_of_something_else_is_no_weights(tmp_path):
     (tmp_path / "clip.bin").write_bytes(b"hello")
     with pytest.raises(ValueError, match=r"clip\.bin cannot be read as weights"):
         read_tensors(tmp_path / "clip.bin")
+
+
+def test_a_missing_folder_is_named_with_the_command_that_fetches_it(tmp_path):
+    config = SimpleNamespace(weights=str(tmp_path / "kosmos-2"), model=None, tokenizer=None, seed=0)
+    with pytest.raises(ValueError, match=r"kosmos-2 does not exist.*hf download .*--local-dir .*kosmos-2"):
+        start_model(config, "cpu")

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .caption_words import whole_words
+from .caption_words import UNSPACED, whole_words
 
 COLOURS = {
     "beige", "black", "blue", "brown", "colorful", "colourful", "cyan", "gold", "golden", "gray", "green",
@@ -33,7 +33,9 @@ IRREGULAR = {
     "tooth": "teeth",
     "woman": "women",
 }
-CHINESE_AND = re.compile("[\u548c\u4e0e\u8207\u53ca]")  # part of other words too, so only where the whole is not found
+# "and", a middle dot or a space between two words without spaces; parts of other words too, so only where the whole is
+# not found.
+CHINESE_AND = re.compile(rf"[\u548c\u4e0e\u8207\u53ca\u30fb]|(?<=[{UNSPACED}])\s+(?=[{UNSPACED}])")
 ARTICLE = re.compile(r"^(?:an?|the|some|his|her|its|their|my|your|our)\s+", re.IGNORECASE)
 
 

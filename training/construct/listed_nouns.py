@@ -17,11 +17,20 @@ MOST_WORDS = 5  # a longer "tag" is a clause
 THINKING = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>|^.*</think(?:ing)?>", re.DOTALL)
 LINK = re.compile(r"\[([^\[\]]*)\]\([^()]*\)")
 FENCE = re.compile(r"^\s*```.*$", re.MULTILINE)
-NUMBER = r"[(\uff08]?\d+\s*[.):\u3001\uff0e\uff09]|[\u2460-\u2473]"
-BULLET = re.compile(rf"^\s*(?:[-*+\u2022\u00b7\u2023\u25aa\u25cf\u25e6\u2013\u2014]\s*(?!\*)|(?:{NUMBER})\s*)")
-INLINE_NUMBER = re.compile(r"\s+[(\uff08]?\d+[.)\u3001\uff09]\s+")
+NUMBERED = r"(?:(?:noun|entity|object|item|thing|tag|\u540d\u8bcd|\u5b9e\u4f53|\u7269\u4f53)\s*)?"
+NUMBER = rf"{NUMBERED}[(\uff08]?\d+\s*[.):\uff1a\u3001\uff0e\uff09]|[\u2460-\u2473]"
+SIGN = r"[\u2190-\u21ff\u25a0-\u27bf\u2b00-\u2bff\U0001f300-\U0001faff][\ufe0f\u200d]?"  # arrows, ticks, emoji
+BULLET = re.compile(
+    rf"^\s*(?:[-*+\u2022\u00b7\u2023\u2013\u2014]\s*(?!\*)|(?:{SIGN})+\s*|(?:{NUMBER})\s*)", re.IGNORECASE
+)
+INLINE_NUMBER = re.compile(r"\s+(?:[(\uff08]?\d+[.)\u3001\uff09]\s+|[\u2460-\u2473]\s*)")
+LETTER = re.compile(r"^\s*\(?(?:[a-z]|[ivx]+)[.)]\s+", re.IGNORECASE)
+ARROW = re.compile(r"(?<=\w)\s*(?:->|=>|\u2192|\s=\s).*$")
 NOTE = re.compile(r"\s*(?:\([^()]*\)|\[[^\[\]]*\]|\uff08[^\uff08\uff09]*\uff09|\u3010[^\u3010\u3011]*\u3011)")
-SEPARATOR = re.compile(r"[,;|\t\u3001\uff0c\uff1b\u2022\u00b7]|\s/\s|\s+(?:and|&)\s+|\s+\+\s+")
+SEPARATOR = re.compile(
+    r"[,;|\t\u3001\uff0c\uff1b\u2022\u00b7]|\s/\s|\s+(?:and|&)\s+|\s+\+\s+"
+    r"|(?<=[\u201d\u2019\u00bb\u300d\u300f\u300b])\s*(?=[\u201c\u2018\u00ab\u300c\u300e\u300a])"  # between two quoted
+)
 AND = re.compile(r"^(?:and|or|&)\s+", re.IGNORECASE)
 DASH = re.compile(r"\s+[-\u2013\u2014]+\s+|\s*\u2014\s*")
 COLON = re.compile(r"\s*[:\uff1a]\s*(?!//)")
@@ -59,7 +68,13 @@ def parse_list(answer: str) -> list[str] | None:
     written = _from_json(answer)
     if written is not None:
         return _cleaned(written)
+    if "\n" not in answer:
+        answer = answer.replace("\\n", "\n")  # written out
     lines = [line.strip() for line in answer.splitlines() if line.strip()]
+    if len(lines) > 1:
+        lines = [ARROW.sub("", line) for line in lines]
+        if all(map(LETTER.match, lines)) and lines[0].lstrip("(")[0] in "aAiI":
+            lines = [LETTER.sub("", line) for line in lines]
     if sum(line.startswith("|") for line in lines) > 1:
         return _cleaned(_from_table(lines))
     bulleted = [BULLET.sub("", line, count=1) for line in lines if BULLET.match(line)]
@@ -70,8 +85,14 @@ def parse_list(answer: str) -> list[str] | None:
 
 def _cleaned(items: Iterable[str]) -> list[str] | None:
     """Items without notes, quotes and marks; without those that are clauses, if not all are."""
-    bare = [AND.sub("", NOTE.sub("", BULLET.sub("", item, count=1)).strip(AROUND)).strip(AROUND) for item in items]
+    bare = [AND.sub("", _without_notes(BULLET.sub("", item, count=1)).strip(AROUND)).strip(AROUND) for item in items]
     return [item for item in bare if item and word_count(item) <= MOST_WORDS] or None
+
+
+def _without_notes(text: str) -> str:
+    """The text without what stands in brackets, unless all of it does."""
+    bare = NOTE.sub("", text)
+    return bare if any(map(str.isalnum, bare)) else text
 
 
 def _from_json(answer: str) -> list[str] | None:
@@ -125,7 +146,7 @@ def _from_table(lines: list[str]) -> Iterable[str]:
 
 def _explained(line: str) -> Iterable[str]:
     """The items of a bulleted line: what stands before a colon or dash, or behind it where that is a label."""
-    line = NOTE.sub("", line)
+    line = _without_notes(line)
     name, colon, rest = _parted(line, COLON)
     if colon:
         if "background" in name.lower():
@@ -173,7 +194,7 @@ def _without_a_second_thought(line: str) -> str:
 
 def _split(text: str) -> list[str]:
     """The items of one line without bullets."""
-    text = NOTE.sub("", text)
+    text = _without_notes(text)
     pieces = [piece for part in SEPARATOR.split(text) for piece in INLINE_NUMBER.split(part)]
     dashed = [piece for part in pieces for piece in DASH.split(part)]
     return [item for piece in dashed if (item := (_cleaned([piece]) or [_long(piece)])[0])]

@@ -31,6 +31,7 @@ saved state fit one number of them only. Here Energon's reader opens the files, 
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
 import logging
 import os
@@ -228,6 +229,7 @@ class DataStream(BatchStream):
             "counts": self.counts.state_dict(),
             "layout": [self.stream.streams, self.config.lanes],
             "sizes": self._sizes(),
+            "files": self._files(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -238,8 +240,16 @@ class DataStream(BatchStream):
                 f"The saved data position is for {state['layout'][0]} streams of {state['layout'][1]} lanes, this run "
                 f"has {layout[0]} of {layout[1]}. Set both as they were, or start the data anew."
             )
+        files, files_before = self._files(), state.get("files", {})  # which earlier releases did not save
         for name, size in self._sizes().items():
-            if (before := state["sizes"].get(name, size)) != size:
+            if (before := state["sizes"].get(name, size)) == size:
+                if files_before.get(name, files[name]) != files[name]:
+                    log.warning(
+                        "Source %s has other files than before, by name or size: it is read in a new order, some "
+                        "samples of this epoch again and some not.",
+                        name,
+                    )
+            else:
                 log.warning(
                     "Source %s had %d samples and has %d now: it is read in a new order, some samples of this epoch "
                     "again and some not.",
@@ -284,6 +294,14 @@ class DataStream(BatchStream):
 
     def _sizes(self) -> dict[str, int]:
         return {name: len(source.dataset) for name, source in self.sources.items()}
+
+    def _files(self) -> dict[str, str]:
+        """A digest of each source's files by name, samples and bytes, wherever they lie: they decide the order."""
+        digests = {}
+        for name, source in self.sources.items():
+            told = ascii([(shard.name, shard.count, shard.size) for shard in source.dataset.shards])
+            digests[name] = hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
+        return digests
 
     def _epoch(self, source: str) -> int:
         """How often this stream has read its share of a source."""

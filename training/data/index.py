@@ -131,7 +131,7 @@ def _find(path: Path) -> tuple[Path, list[str], str, tuple[str, ...]]:
     if not path.is_dir():
         raise DataError(f"The data folder {printable(path)} does not exist. Make it, or correct the path.")
     found: dict[str, list[str]] = {ending: [] for ending in (*ENDINGS, *PACKED, "")}
-    for file in _files(path):
+    for file in visible_files(path):
         name = file.relative_to(path).as_posix()
         ending = next((ending for ending in found if ending and name.lower().endswith(ending)), "")
         if ending and not file.exists():
@@ -169,17 +169,20 @@ def _named(names: list[str]) -> str:
     return ", ".join(map(printable, names[:3])) + more
 
 
-def _files(root: Path) -> Iterator[Path]:
-    """Files below a folder that are not hidden, in linked folders too; a folder that is met again is not read again."""
+def visible_files(root: Path, without: str = "") -> Iterator[Path]:
+    """Files below a folder that are not hidden, in linked folders too; a folder that is met again is not read again.
+
+    without: folders below it that hold a folder of this name are passed over.
+    """
     seen: set[str] = set()
     for folder, folders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
-        if real in seen:
+        if real in seen or (without in folders and Path(folder) != root):
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not _hidden(Path(name)))
-        yield from (Path(folder, name) for name in names if not _hidden(Path(name)))
+        yield from (Path(folder, name) for name in sorted(names) if not _hidden(Path(name)))
 
 
 def _hidden(name: Path) -> bool:
@@ -261,6 +264,17 @@ def _index_shard(job: tuple[str, str]) -> Shard:
     return Shard(name, max(len(offsets) - 1, 0), state.st_size, state.st_mtime_ns, problem)
 
 
+def sample_name(member: tarfile.TarInfo) -> tuple[str, str] | None:
+    """Key and part of a member, by Energon's own expressions; None where it belongs to no sample.
+
+    Hidden files belong to none: macOS puts `cats/._a.jpg` before `cats/a.jpg`, which would all be of the key `cats/`.
+    """
+    name = split_name_re.match(member.name)
+    if not name or not member.isreg() or skip_meta_re.match(member.name) or name[1].endswith("/"):
+        return None
+    return name[1], name[2]
+
+
 def _tar_offsets(path: Path) -> tuple[list[int], str | None]:
     """Offsets of the samples, and what is wrong with the file; a half-written last sample is left out.
 
@@ -276,13 +290,13 @@ def _tar_offsets(path: Path) -> tuple[list[int], str | None]:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:
                     tar.members = []  # tarfile would keep every header of a large shard in memory
-                    name = split_name_re.match(member.name)
-                    if name and member.isreg() and not skip_meta_re.match(member.name):
-                        if name[1] != last:
-                            if name[1] in keys:
+                    name = sample_name(member)
+                    if name:
+                        if name[0] != last:
+                            if name[0] in keys:
                                 return [], UNSORTED
                             offsets.append(member.offset)
-                            last = name[1]
+                            last = name[0]
                             keys.add(last)
                         if not member.issparse() and member.offset_data + member.size > size:
                             raise tarfile.ReadError("unexpected end of data")

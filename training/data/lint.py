@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -198,6 +199,20 @@ def report(path: str, dataset: IndexedDataset, kind: str, found: Findings) -> di
     }
 
 
+def _check_numbers(given: argparse.Namespace) -> None:
+    """DataError for a limit that would let anything pass, or nothing."""
+    for name, least, most in (
+        ("limit", 0, math.inf),
+        ("workers", 1, math.inf),
+        ("max_bad", 0, 100),
+        ("max_megapixels", 1e-6, 1e6),
+        ("max_megabytes", 1e-6, 1e6),
+    ):
+        value, upper = getattr(given, name), "" if most == math.inf else f" and at most {most:g}"
+        if not least <= value <= most:
+            raise DataError(f"--{name.replace('_', '-')}: {value:g} must be at least {least:g}{upper}.")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.data.lint", description=__doc__.partition("\n")[0])
@@ -216,6 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     console = Console()
     try:
+        _check_numbers(given)
         dataset = index_dataset(given.path, given.index_folder)
         kind = detect_kind(dataset) if given.kind == "auto" else given.kind
         if not len(dataset):

@@ -17,12 +17,11 @@ from typing import BinaryIO
 
 import numpy as np
 from megatron.energon.flavors.crude import CrudeSample
-from megatron.energon.flavors.webdataset.config import skip_meta_re, split_name_re
 from megatron.energon.flavors.webdataset.itar import ITarFile
 
 from ..base.display import printable
 from .cookers import kind_of, unknown_endings
-from .index import IndexedDataset, sample_offsets
+from .index import IndexedDataset, sample_name, sample_offsets
 from .sample_types import BadSample, one_bad_sample
 
 OPEN_FILES = 64
@@ -116,12 +115,12 @@ class Reader:
             tar.members = []  # tarfile remembers every header it has read: memory would grow with every sample
             if member is None:
                 raise ValueError("the file is shorter than its index")
-            name = split_name_re.match(member.name)
-            if not name or not member.isreg() or skip_meta_re.match(member.name):
+            name = sample_name(member)
+            if not name:
                 continue
-            if key is not None and name[1] != key:
+            if key is not None and name[0] != key:
                 raise ValueError("the file does not fit its index")
-            key, part = name[1], name[2].lower()
+            key, part = name[0], name[1].lower()
             if part in parts or part.startswith("__"):
                 raise BadSample("the same file twice" if part in parts else "bad file name")
             parts[part] = b""

@@ -24,6 +24,7 @@ from kosmos_core.atomic import write_file
 from ..base.errors import CheckpointError
 from ..base.processes import ProcessGroup
 
+SETTINGS = "config.yaml"
 # One process needs no process group; torch warns of it at every save and load.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
@@ -101,6 +102,8 @@ class Checkpoints:
         self._group = dist.new_group(backend="gloo") if process_group.distributed else None
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future | None = None
+        self.settings = ""
+        """The run's configuration as YAML, kept in every checkpoint: the run folder's is that of its last start."""
 
     def prepare(self) -> None:
         """Create the folder and clear what a killed run left half written.
@@ -148,6 +151,7 @@ class Checkpoints:
         if self.process_group.rank != 0:
             return
         final = temporary.with_suffix("")
+        write_file(temporary / SETTINGS, self.settings)
         _sync_folder(temporary)
         if final.exists():  # of a run that was set back to an earlier step
             shutil.rmtree(final)

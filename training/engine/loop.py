@@ -37,6 +37,8 @@ from .run_config import RunConfig
 from .run_state import gather_state, restore_state
 from .sharding import Engine
 
+STOPPED_EARLY = "Stopped by a signal before the first step: nothing has changed; start it again."
+
 
 @dataclass
 class Counters:
@@ -235,8 +237,8 @@ class Trainer:
         """
         self.progress = progress
         config, counters = self.config, self.counters
-        if self._asked_to_stop():
-            self.progress.say("Stopped by a signal before the first step: nothing has changed; start it again.")
+        if self.asked_to_stop():
+            self.progress.say(STOPPED_EARLY)
             return
         if counters.step >= config.steps:
             self.progress.say(
@@ -271,7 +273,7 @@ class Trainer:
         if self.stopping:
             self.progress.say(f"Stopped by a signal after step {counters.step}, saved; go on with --resume auto.")
 
-    def _asked_to_stop(self) -> bool:
+    def asked_to_stop(self) -> bool:
         """Whether any process has received a signal; call on all processes."""
         flag = torch.tensor([float(self.stop.received is not None)])
         return bool(self.process_group.sum(flag))

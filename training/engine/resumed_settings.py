@@ -12,6 +12,7 @@ from kosmos_core import Tokenizer
 
 from ..base.errors import ConfigError
 from ..weights.provenance import TOKENIZER_FILES, TOKENIZER_FOLDER
+from .checkpoint import SETTINGS
 
 # Where a run lies and how it was started says nothing of what it computes.
 OF_THE_START = ("resume", "run_folder", "device")
@@ -23,12 +24,18 @@ def run_folder_of(checkpoint: Path) -> Path:
 
 
 def stored_settings(checkpoint: Path) -> dict[str, Any]:
-    """The settings that a checkpoint was made with; empty where its run folder no longer tells them."""
-    try:
-        settings = yaml.safe_load((run_folder_of(checkpoint) / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return settings if isinstance(settings, dict) else {}
+    """The settings that a checkpoint was made with, which a start that came to no checkpoint has not changed.
+
+    Those of the run folder's last start where the checkpoint, of an earlier release, has none; empty without any.
+    """
+    for folder in (checkpoint, run_folder_of(checkpoint)):
+        try:
+            settings = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            continue
+        if isinstance(settings, dict):
+            return settings
+    return {}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:

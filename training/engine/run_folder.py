@@ -43,8 +43,11 @@ def owned(folder: Path, process_group: ProcessGroup) -> Iterator[None]:
                 f"--run_folder."
             )
         except OSError as error:
+            if lock is not None:  # the disk is full: not even the owner's name has room
+                (folder / OWNER).unlink(missing_ok=True)
+                lock.lock.release()
             problem = CheckpointError(
-                f"run_folder: {folder} cannot be written ({error.strerror}); choose another --run_folder."
+                f"run_folder: {folder} cannot be written ({error.strerror}); make room or choose another --run_folder."
             )
     if problem := process_group.gather(problem)[0]:
         if made:

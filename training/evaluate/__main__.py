@@ -12,15 +12,18 @@ torchrun --nproc-per-node 8 -m training.evaluate dreambench ...     splits the p
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..base.display import printable
 from ..base.errors import ConfigError, TrainingStopped
 from ..base.processes import join_process_group
 from ..base.signals import stoppable
 
+MOST_STEPS = 1000
 TIMEOUT = 7 * 24 * 3600  # seconds that a finished process waits for the others
 
 
@@ -87,6 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in ("steps", "batch_size", "size", "captions", "threads"):
             if getattr(options, name, None) is not None and getattr(options, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(options, name)} must be at least 1")
+        if Path(options.output).is_file():
+            raise ConfigError(f"--output: {options.output} is a file; choose a folder")
+        if options.steps is not None and options.steps > MOST_STEPS:
+            raise ConfigError(f"--steps: {options.steps}, but Stable Diffusion has {MOST_STEPS} steps of noise")
+        if options.guidance is not None and not math.isfinite(options.guidance):
+            raise ConfigError(f"--guidance: {options.guidance} must be a number, such as 6")
         with join_process_group(options.device, timeout=TIMEOUT) as process_group:
             _command(options.command)(options, process_group)
     except ValueError as error:  # a wrong option, file or folder; the message is the sentence to read

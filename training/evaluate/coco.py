@@ -9,10 +9,9 @@ from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
-from kosmos_core.images import IMAGE_ENDINGS
-
 from ..base.errors import ConfigError
 from ..base.processes import ProcessGroup
+from ..base.text import decode_text
 from .command_options import contents_of_jobs, open_generators, open_output, sampling_of
 from .fid import PROTOCOLS, ImageFiles, check_extractor, frechet_distance, name_of_reals, treatments, warning_of_size
 from .generate import generate
@@ -20,7 +19,7 @@ from .image_generator import SD_ROW, Sampling
 from .jobs import Job
 from .output_folder import OutputFolder
 from .score import require_generated
-from .subjects import check_images
+from .subjects import check_images, image_files
 from .table import markdown
 
 CAPTIONS, SEED = 30_000, 0
@@ -87,7 +86,7 @@ def sample_captions(annotations: str | Path, count: int | None) -> list[tuple[in
     ConfigError where the file is not COCO's captions or has fewer.
     """
     try:
-        entries = json.loads(Path(annotations).read_text(encoding="utf-8-sig"))["annotations"]
+        entries = json.loads(decode_text(Path(annotations).read_bytes()))["annotations"]
         found = [(int(entry["image_id"]), str(entry["caption"])) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
@@ -102,7 +101,7 @@ def sample_captions(annotations: str | Path, count: int | None) -> list[tuple[in
 def real_images(folder: str | Path) -> list[Path]:
     """All pictures of a folder by name; ConfigError where there are fewer than two."""
     folder = Path(folder)
-    found = sorted(path for path in folder.glob("*") if path.suffix[1:].lower() in IMAGE_ENDINGS)
+    found = image_files(folder) if folder.is_dir() else []
     if len(found) < 2:
         raise ConfigError(f"--images: {folder} holds {len(found)} pictures; give the folder of val2014's pictures")
     return found

@@ -18,6 +18,7 @@ from kosmos_core.file_names import file_name_parts
 from ..base.errors import ConfigError
 from ..base.precision import DTYPES
 from ..base.processes import ProcessGroup
+from ..base.text import decode_text
 from .command_options import contents_of_jobs, open_generators, open_output, sampling_of
 from .feature_networks import FeatureNets
 from .generate import generate
@@ -47,6 +48,8 @@ def run(options: Namespace, process_group: ProcessGroup) -> None:
     for weights in models.values():
         if weights != SD_ROW and not Path(weights).is_file():
             raise ConfigError(f"--weights: {weights} is no file; give Kosmos-G files, or '{SD_ROW}' for SD's own text")
+    if twice := next((seed for seed in options.seeds if options.seeds.count(seed) > 1), None):
+        raise ConfigError(f"--seeds: {twice} is there twice, and would give the same pictures twice; name it once")
     if bool(options.dino) != bool(options.clip):
         given, other = ("dino", "clip") if options.dino else ("clip", "dino")
         raise ConfigError(f"--{given}: scores need --{other} too; give both, or neither for a page without scores")
@@ -83,8 +86,8 @@ def read_prompts(path: str | Path) -> list[PromptEntry]:
     """
     path = Path(path)
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        entries = yaml.safe_load(decode_text(path.read_bytes()))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"--prompts: {path} cannot be read: {error}") from error
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"--prompts: {path} must be a list of entries with `prompt` and `images`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,9 @@ def _jobs(options: Namespace, subjects: SubjectSet, protocol: Protocol) -> list[
         if options.pairs
         else dreambench_jobs(subjects, options.data, protocol)
     )
+    paths = Counter(job.path for job in jobs)
+    if twice := next((job for job in jobs if paths[job.path] > 1), None):
+        raise ConfigError(f"--pairs: {options.pairs} has {twice.group} twice, with the same pictures; name it once")
     if options.only_subjects:
         unknown = sorted(set(options.only_subjects) - {job.group for job in jobs})
         if unknown:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ..base.errors import ConfigError
+from ..base.text import decode_text
 from .protocols import Protocol, mark_nouns, prompt_of, words_of
 from .subjects import SubjectSet, subject_images
 
@@ -75,9 +76,11 @@ def pair_jobs(path: str | Path, subjects: SubjectSet, data: str | Path, protocol
     """
     path = Path(path)
     try:
-        content = path.read_text()
+        content = decode_text(path.read_bytes())
         entries = json.loads(content) if path.suffix == ".json" else yaml.safe_load(content)["pairs"]
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        if not isinstance(entries, list) or not entries:
+            raise ValueError(f"it holds {entries!r:.100}")
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(
             f"the list of pairs {path} cannot be read ({error}); expected a .json list of prompts with image_paths, "
             "or .yaml with `pairs`"
@@ -86,17 +89,25 @@ def pair_jobs(path: str | Path, subjects: SubjectSet, data: str | Path, protocol
         return [job for names in entries for job in _named_pair(names, path, subjects, data, protocol)]
     jobs, counts = [], {}
     for number, entry in enumerate(entries, 1):
-        if not isinstance(entry, dict) or not entry.get("prompt") or len(entry.get("image_paths", ())) < 1:
-            raise ConfigError(f"{path}: entry {number} needs `prompt` and `image_paths`, it is {entry!r:.120}")
-        conditions = tuple(_resolve(image, path, data) for image in entry["image_paths"])
+        found = entry if isinstance(entry, dict) else {}
+        prompt, images, nouns = found.get("prompt"), found.get("image_paths"), found.get("nouns") or []
+        if not (prompt and images and _strings([prompt], images, nouns)):
+            raise ConfigError(
+                f"{path}: entry {number} needs `prompt` and a list of `image_paths`, it is {entry!r:.120}"
+            )
+        conditions = tuple(_resolve(image, path, data) for image in images)
         names = tuple(condition.parent.name for condition in conditions)
-        nouns = entry.get("nouns") or [subjects.named(name).noun for name in names]
+        nouns = nouns or [subjects.named(name).noun for name in names]
         if len(nouns) != len(conditions):
             raise ConfigError(f"{path}: entry {number} has {len(nouns)} nouns for {len(conditions)} pictures")
-        prompt = mark_nouns(entry["prompt"], nouns, protocol)
+        marked = mark_nouns(prompt, nouns, protocol)
         index = counts[names] = counts.get(names, -1) + 1
-        jobs += _samples(names, index, prompt, entry["prompt"], conditions, protocol)
+        jobs += _samples(names, index, marked, prompt, conditions, protocol)
     return jobs
+
+
+def _strings(*lists: Any) -> bool:
+    return all(isinstance(entries, list) and all(isinstance(entry, str) for entry in entries) for entries in lists)
 
 
 def _named_pair(names: Any, path: Path, subjects: SubjectSet, data: str | Path, protocol: Protocol) -> list[Job]:

@@ -10,6 +10,7 @@ A picture is made when its file is there; a line that was lost in a kill is writ
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from kosmos_core.atomic import UNFINISHED, atomic_write
@@ -25,6 +27,8 @@ from kosmos_core.atomic import UNFINISHED, atomic_write
 from ..base.content_digest import content_digest
 from ..base.errors import ConfigError, TrainingStopped
 from ..base.processes import ProcessGroup
+
+LOCK = ".lock"
 
 
 class OutputFolder:
@@ -59,8 +63,9 @@ class OutputFolder:
     def _start(self, settings: dict[str, Any], resume: bool, contents: Callable[[], dict[str, str]]) -> None:
         record = self.path / "run.json"
         if not record.exists():
-            if not resume and self.path.exists() and any(self.path.iterdir()):
+            if not resume and self.path.exists() and any(path.name != LOCK for path in self.path.iterdir()):
                 raise ConfigError(f"--output: {self.path} holds other files; choose a new or empty folder")
+            self._own()
             self.write("run.json", json.dumps({**settings, "contents": contents()}, indent=2) + "\n")
             return
         if not resume:
@@ -68,6 +73,7 @@ class OutputFolder:
                 f"--output: {self.path} already holds an evaluation; add --resume to go on with it, or choose "
                 "another folder"
             )
+        self._own()
         before = self.settings()
         recorded = before.pop("contents", None)
         settings = json.loads(json.dumps(settings))
@@ -92,6 +98,17 @@ class OutputFolder:
                     "back, or choose another --output"
                 )
         self.write("run.json", json.dumps({**settings, "contents": (recorded or {}) | now}, indent=2) + "\n")
+
+    def _own(self) -> None:
+        """Hold the folder as long as this object, or its process, lives; another command at it gets a sentence."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock = FileLock(self.path / LOCK)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(
+                f"--output: another evaluation is writing to {self.path}; wait for it, or choose another folder"
+            ) from None
 
     def settings(self) -> dict[str, Any]:
         """The settings that the pictures were made with; empty for pictures of other programs."""
@@ -146,8 +163,9 @@ class OutputFolder:
         for path in sorted(self.path.glob(f"{kind}-*.jsonl")):
             if path.is_file():
                 for line in path.read_bytes()[: _complete_bytes(path)].splitlines():
-                    record = json.loads(line)
-                    found[record["path"]] = record
+                    with contextlib.suppress(ValueError, LookupError, TypeError):  # a broken line is written again
+                        record = json.loads(line)
+                        found[record["path"]] = record
         return found
 
     def begin_scores(self, scorer: dict[str, str], process_group: ProcessGroup) -> None:
@@ -157,7 +175,9 @@ class OutputFolder:
         """
         if self.rank == 0:
             record = self.path / "scorer.json"
-            before = json.loads(record.read_text()) if record.exists() else None
+            before = None
+            with contextlib.suppress(OSError, ValueError):
+                before = dict(json.loads(record.read_text()))
             stale = list(self.path.glob("scores-*.jsonl"))
             if before != scorer:
                 changed = sorted(key for key in scorer if (before or {}).get(key) != scorer[key])

@@ -46,7 +46,7 @@ PUBLISHED = {
 
 def words_of(template: str, nouns: Sequence[str]) -> str:
     """The prompt in plain words, which CLIP-T compares with: `{}` becomes "dog", or "dog and a cat" for two."""
-    return template.format(" and a ".join(nouns))
+    return template.replace("{}", " and a ".join(nouns))
 
 
 def prompt_of(template: str, nouns: Sequence[str], protocol: Protocol) -> str:
@@ -56,7 +56,7 @@ def prompt_of(template: str, nouns: Sequence[str], protocol: Protocol) -> str:
     `dreambooth`: "a dog <i> in the snow".
     """
     if protocol.noun_and_image:
-        return template.format(" and a ".join(f"{noun} <i>" for noun in nouns))
+        return template.replace("{}", " and a ".join(f"{noun} <i>" for noun in nouns))
     before, _, after = template.partition("{}")
     marks = " and ".join("<i>" for _ in nouns)
     property_ = before.removeprefix("a ").strip()

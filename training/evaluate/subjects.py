@@ -17,9 +17,10 @@ from PIL import Image
 
 from kosmos_core import images as core_images
 from kosmos_core.file_names import file_name_parts
-from kosmos_core.images import IMAGE_ENDINGS
+from kosmos_core.images import is_image_name
 
 from ..base.errors import ConfigError
+from ..base.text import decode_text
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,8 @@ def read_subjects(path: str | Path) -> SubjectSet:
     which entry is wrong.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        content = yaml.safe_load(decode_text(Path(path).read_bytes()))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"the subject list {path} cannot be read: {error}") from error
     if not isinstance(content, dict) or not content.get("subjects") or not isinstance(content.get("prompts"), dict):
         raise ConfigError(f"the subject list {path} needs `prompts` (a list for each kind) and `subjects`")
@@ -170,6 +171,10 @@ def read_subjects(path: str | Path) -> SubjectSet:
             file_name_parts(subject.name)
         except ValueError as error:
             raise ConfigError(f"{path}: the name of subject {number} is {subject.name[:130]!r}; {error}") from error
+        if not subject.noun.strip() or "<i>" in subject.noun:
+            raise ConfigError(
+                f"{path}: the noun of subject '{subject.name}' is {subject.noun!r}; expected a word for it"
+            )
         if subject.kind not in prompts:
             raise ConfigError(f"{path}: subject '{subject.name}' is of kind '{subject.kind}', which has no prompts")
         subjects.append(subject)
@@ -191,13 +196,18 @@ def subject_images(data: str | Path, subject: Subject) -> list[Path]:
             f"the subject '{subject.name}' has no folder {folders[0]} or {folders[1]}; give --data the folder that "
             "holds one folder per subject (a clone of google/dreambooth, or its dataset folder)"
         )
-    images = sorted(path for path in folder.iterdir() if path.suffix[1:].lower() in IMAGE_ENDINGS)
+    images = image_files(folder)
     if folder / subject.picked not in images:
         raise ConfigError(
             f"{folder} has no {subject.picked}, which stands for '{subject.name}'; it holds "
             f"{', '.join(path.name for path in images) or 'no pictures'}: fetch the data set again"
         )
     return images
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The pictures of a folder by name; hidden files, such as macOS's `._01.jpg`, are none."""
+    return sorted(path for path in folder.iterdir() if is_image_name(path.name) and not path.name.startswith("."))
 
 
 def open_image(path: str | Path) -> Image.Image:

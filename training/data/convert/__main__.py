@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from rich.table import Table
 from ...base.display import markup
 from ...base.signals import stoppable
 from ..index import DataError
-from .conversion import FOLDER, Converter, Outcome, convert_all
+from .conversion import FOLDER, PLAN, Converter, Outcome, convert_all
 from .instructpix2pix import open_edits
 from .omnigen2_uno import ImageInstructions
 from .open_images import OpenImagesRows
@@ -39,8 +40,15 @@ LAYOUTS = ("instructpix2pix", "openimages", "mmc4", "obelics", "omnigen2", "uno"
 def open_converter(given: argparse.Namespace) -> Converter:
     """The converter of a command line."""
     work = given.output / FOLDER
+    for name in ("shard_size", "workers"):
+        if getattr(given, name) < 1:
+            raise DataError(f"--{name.replace('_', '-')}: {getattr(given, name)} must be at least 1.")
     if not given.source.exists():
         raise DataError(f"{given.source} does not exist.")
+    if given.output.exists() and not given.output.is_dir():
+        raise DataError(f"{given.output} is a file. Choose a folder for the output.")
+    if given.source.is_dir() and given.source.resolve() in given.output.resolve().parents:
+        raise DataError(f"{given.output} lies in {given.source}, whose files are read. Choose a folder outside it.")
     if given.layout == "instructpix2pix":
         return open_edits(given.source)
     if given.layout == "openimages":
@@ -51,6 +59,17 @@ def open_converter(given: argparse.Namespace) -> Converter:
     if given.layout == "original-tsv":
         return OriginalTsv(given.source, given.set)
     return ImageInstructions(given.layout, given.source, given.images, work)
+
+
+def _opened(given: argparse.Namespace) -> Converter:
+    """The converter of a command line; where there is none, nothing is left behind."""
+    new = not given.output.exists()
+    try:
+        return open_converter(given)
+    except (DataError, OSError):
+        if new and not (given.output / FOLDER / PLAN).exists():
+            shutil.rmtree(given.output, ignore_errors=True)
+        raise
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,6 +102,8 @@ def show(outcome: Outcome, output: Path, console: Console) -> None:
     table.add_row("items", f"{outcome.items:,}", "")
     for folder, count in outcome.written.items():
         table.add_row(f"written{f' to {folder}' if folder else ''}", f"{count:,}", "", style="green")
+    for reason, count in outcome.lacking.items():
+        table.add_row(markup(f"missing in samples: {reason}"), f"{count:,}", "", style="yellow")
     for reason, count in outcome.skipped.items():
         numbers = ", ".join(map(str, outcome.examples.get(reason, [])))
         table.add_row(markup(f"left out: {reason}"), f"{count:,}", numbers, style="yellow")
@@ -95,10 +116,9 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        given.output.mkdir(parents=True, exist_ok=True)
         with Progress(*columns, console=console, transient=True) as progress:
-            converter = open_converter(given)
-            outcome = convert_all(converter, given.output, max(given.shard_size, 1), given.workers, progress)
+            converter = _opened(given)
+            outcome = convert_all(converter, given.output, given.shard_size, given.workers, progress)
     except DataError as error:
         print(error, file=sys.stderr)
         return 2

@@ -22,21 +22,26 @@ from rich.progress import Progress
 
 from kosmos_core.atomic import UNFINISHED, write_file
 
-from ..index import DataError, index_dataset
+from ..index import DataError, index_dataset, visible_files
 from ..process_map import process_map
 from ..sample_types import BadSample, one_bad_sample
 from ..shard_writer import Parts, ShardWriter
 
-FOLDER = ".conversion"
+FOLDER, PLAN = ".conversion", "plan.json"
 EXAMPLES = 5
 
 
 class Converted(NamedTuple):
-    """A sample of the output. folder: the data set that it belongs to, below the output folder; "" for the only one."""
+    """A sample of the output.
+
+    folder: the data set that it belongs to, below the output folder; "" for the only one. lacks: the reason for each
+    thing that the item has and the sample does not.
+    """
 
     folder: str
     key: str
     parts: Parts
+    lacks: tuple[str, ...] = ()
 
 
 class Converter(Protocol):
@@ -59,13 +64,15 @@ class Converter(Protocol):
 class Outcome:
     """What became of the items of one shard, or of all.
 
-    written: samples by folder; skipped: items by reason; examples: the first items of each reason.
+    written: samples by folder; skipped: items by reason; examples: the first items of each reason; lacking: what
+    written samples lack, by reason.
     """
 
     items: int
     written: dict[str, int]
     skipped: dict[str, int]
     examples: dict[str, list[int]]
+    lacking: dict[str, int]
 
 
 def convert_all(converter: Converter, output: Path, shard_size: int, workers: int, progress: Progress) -> Outcome:
@@ -95,8 +102,9 @@ def convert_all(converter: Converter, output: Path, shard_size: int, workers: in
 
 def convert_shard(converter: Converter, output: Path, shard_size: int, shard: int) -> None:
     """Write one shard, then its counts."""
-    skipped: Counter[str] = Counter()
+    skipped, lacking = Counter(), Counter()
     examples: dict[str, list[int]] = {}
+    keys: set[tuple[str, str]] = set()
     start = shard * shard_size
     stop = min(start + shard_size, len(converter))
     with contextlib.ExitStack() as stack:
@@ -104,17 +112,21 @@ def convert_shard(converter: Converter, output: Path, shard_size: int, shard: in
         for number in range(start, stop):
             try:
                 with one_bad_sample():
-                    folder, key, parts = converter.convert(number)
+                    folder, key, parts, lacks = converter.convert(number)
             except BadSample as bad:
                 skipped[bad.reason] += 1
                 examples.setdefault(bad.reason, []).append(number)
                 continue
             if folder not in writers:
                 writers[folder] = stack.enter_context(ShardWriter(output / folder / f"{shard:05d}.tar"))
+            while (folder, key) in keys:  # two samples of one key would be read as one
+                key += f"-{number}"
+            keys.add((folder, key))
             writers[folder].add(key, parts)
+            lacking.update(lacks)
     written = {folder: writer.count for folder, writer in sorted(writers.items())}
     examples = {reason: numbers[:EXAMPLES] for reason, numbers in examples.items()}
-    outcome = Outcome(stop - start, written, dict(skipped), examples)
+    outcome = Outcome(stop - start, written, dict(skipped), examples, dict(lacking))
     write_file(_counts(output / FOLDER, shard), json.dumps(vars(outcome), sort_keys=True))
 
 
@@ -123,15 +135,16 @@ def _counts(work: Path, shard: int) -> Path:
 
 
 def _sum(work: Path, shards: range) -> Outcome:
-    items, written, skipped, examples = 0, Counter(), Counter(), {}
+    items, written, skipped, lacking, examples = 0, Counter(), Counter(), Counter(), {}
     for shard in shards:
         counts = json.loads(_counts(work, shard).read_bytes())
         items += counts["items"]
         written.update(counts["written"])
         skipped.update(counts["skipped"])
+        lacking.update(counts.get("lacking", {}))  # earlier releases did not count it
         for reason, numbers in counts["examples"].items():
             examples[reason] = [*examples.get(reason, []), *numbers][:EXAMPLES]
-    return Outcome(items, dict(written), dict(skipped.most_common()), examples)
+    return Outcome(items, dict(written), dict(skipped.most_common()), examples, dict(lacking.most_common()))
 
 
 @contextlib.contextmanager
@@ -143,7 +156,7 @@ def _claimed(work: Path, plan: dict[str, Any]) -> Iterator[None]:
     except Timeout as error:
         raise DataError(f"Another conversion is writing to {work.parent}. Wait for it, or choose another.") from error
     with held:
-        planned = work / "plan.json"
+        planned = work / PLAN
         if planned.exists() and (before := json.loads(planned.read_bytes())) != json.loads(json.dumps(plan)):
             changed = [name for name in plan | before if before.get(name) != plan.get(name)]
             raise DataError(
@@ -168,19 +181,17 @@ def file_state(path: Path) -> list:
     return [str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ctime_ns]
 
 
-def folder_state(root: Path, output: Path | None = None) -> str:
-    """A digest of all files below a folder, their sizes and times: by it a corrected, new or lost file is noticed.
+def source_files(root: Path) -> Iterator[Path]:
+    """The files of a source, in linked folders too; without hidden ones and the outputs of conversions inside it."""
+    return visible_files(root, without=FOLDER)
 
-    output: a folder that is left out, should it lie inside.
-    """
+
+def folder_state(root: Path) -> str:
+    """A digest of the files of a source, their sizes and times: by it a corrected, new or lost file is noticed."""
     digest = hashlib.blake2b(digest_size=16)
-    for folder, folders, names in os.walk(root):
-        kept = (name for name in folders if not name.startswith(".") and Path(folder, name) != output)
-        folders[:] = sorted(kept)
-        for name in sorted(names):
-            if not name.startswith(".") and not name.endswith(".idx"):
-                state = os.stat(os.path.join(folder, name), follow_symlinks=False)
-                place = os.path.relpath(os.path.join(folder, name), root)
-                told = f"{place}\0{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}\n"
-                digest.update(told.encode(errors="surrogateescape"))
+    for path in source_files(root):
+        if not path.name.endswith(".idx"):
+            state = os.stat(path, follow_symlinks=path.exists())
+            told = f"{os.path.relpath(path, root)}\0{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}\n"
+            digest.update(told.encode(errors="surrogateescape"))
     return digest.hexdigest()

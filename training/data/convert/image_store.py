@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -12,24 +13,24 @@ from ..cookers import find_image, read_json
 from ..index import DataError, index_dataset
 from ..reader import Reader
 from ..sample_types import BadSample
-from .conversion import folder_state
+from .conversion import folder_state, source_files
 
 BUSY_SECONDS = 3600  # how long to wait for another process that lists the same tars
 
 
 class ImageStore:
-    """Pictures by name: files of a folder, or samples of tars (by URL from their json, or by key).
+    """Pictures by name: samples of tars (by URL from their json, or by key), or files of a folder.
 
-    root: a folder of picture files with any sub-folders, or of tars as img2dataset writes them. table: where the list
-    of what the tars hold is kept. Each process that gets a store opens the files itself. Raises DataError where there
-    is no such folder.
+    root: a folder of picture files with any sub-folders, of tars as img2dataset writes them, or of both. table: where
+    the list of what the tars hold is kept. Each process that gets a store opens the files itself. Raises DataError
+    where there is no such folder.
     """
 
     def __init__(self, root: Path, table: Path):
         self.root, self.table = root, table
         if not root.is_dir():
             raise DataError(f"The picture folder {root} does not exist. Check --pictures.")
-        self.dataset = index_dataset(root) if next(root.rglob("*.tar"), None) else None
+        self.dataset = index_dataset(root) if any(_tars(root)) else None
         if self.dataset:
             self._list_tars()
 
@@ -43,15 +44,12 @@ class ImageStore:
 
     def fingerprint(self) -> dict[str, str]:
         """What the pictures depend on, for `Converter.fingerprint`."""
-        return {
-            "pictures": str(self.root.resolve()),
-            "picture files": folder_state(self.root, self.table.parent.parent),
-        }
+        return {"pictures": str(self.root.resolve()), "picture files": folder_state(self.root)}
 
     def get(self, *names: str | None) -> bytes:
         """The encoded picture of the first name, path or URL that is there. Raises BadSample where none is."""
         for name in names:
-            if name and (content := self._in_tars(name) if self.dataset else self._in_folder(name)) is not None:
+            if name and (content := (self.dataset and self._in_tars(name)) or self._in_folder(name)) is not None:
                 return content
         raise BadSample("picture not found")
 
@@ -91,6 +89,10 @@ class ImageStore:
                 with contextlib.suppress(BadSample):
                     rows.executemany("insert or ignore into pictures values (?, ?)", _names(reader[number], number))
             rows.execute("insert into made_of values (?)", (state,))
+
+
+def _tars(root: Path) -> Iterator[Path]:
+    return (path for path in source_files(root) if path.suffix.lower() == ".tar")
 
 
 def _names(crude: dict, number: int) -> list[tuple[str, int]]:

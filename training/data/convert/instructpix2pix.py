@@ -2,21 +2,24 @@
 
 <source>/seeds.json                     [["0000001", ["123456", ...]], ...], optional
 <source>/0000001/prompt.json            {"input": caption, "edit": instruction, "output": caption of the result}
-<source>/0000001/123456_0.jpg, _1.jpg   before and after
+<source>/0000001/123456_0.jpg, _1.jpg   before and after, with any picture ending
 
 *.parquet: original_image, edit_prompt, edited_image (bytes, or {"bytes"}); original_prompt, edited_prompt where present
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
+from kosmos_core.images import is_image_name
+
 from ..cookers import read_json
 from ..index import DataError
 from ..sample_types import BadSample
-from .conversion import Converted, folder_state, key_of
+from .conversion import Converted, folder_state, key_of, source_files
 from .parts import edit_parts
 from .row_files import Rows
 
@@ -33,8 +36,8 @@ class FolderEdits:
                     (str(name), [str(seed) for seed in seeds]) for name, seeds in json.loads(listed.read_bytes())
                 ]
             else:
-                names = sorted(path.parent.relative_to(source).as_posix() for path in source.rglob("prompt.json"))
-                self.items = [(name, None) for name in names]
+                prompts = (path for path in source_files(source) if path.name == "prompt.json")
+                self.items = [(name, None) for name in sorted(p.parent.relative_to(source).as_posix() for p in prompts)]
         except (ValueError, TypeError) as error:
             raise DataError(f"{listed} is not a list of [name, [seed, ...]]: {error}.") from error
         if not self.items:
@@ -45,7 +48,7 @@ class FolderEdits:
         return len(self.items)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"layout": "instructpix2pix", "source": str(self.source.resolve()), "files": self._files}
+        return {"layout": "instructpix2pix", "source": str(self.source.resolve()), "content": self._files}
 
     def convert(self, number: int) -> Converted:
         name, seeds = self.items[number]
@@ -56,19 +59,18 @@ class FolderEdits:
             raise BadSample("missing prompt.json") from error
         except BadSample as error:
             raise BadSample("bad prompt.json") from error
+        images = {path.stem: path for path in sorted(folder.iterdir()) if is_image_name(path.name)}
         if seeds is None:
-            seeds = sorted(path.name.partition("_")[0] for path in folder.glob("*_0.jpg"))
+            seeds = sorted({name[:-2] for name in images if name.endswith(("_0", "_1")) and not name.startswith(".")})
         pairs = []
         for seed in seeds:
-            try:
-                before, after = ((folder / f"{seed}_{moment}.jpg").read_bytes() for moment in (0, 1))
-            except OSError:
-                continue
-            pairs.append((before, after))
+            with contextlib.suppress(OSError, KeyError):
+                pairs.append(tuple(images[f"{seed}_{moment}"].read_bytes() for moment in (0, 1)))
         if not pairs:
             raise BadSample("missing picture")
         caption, edited = (str(prompt.get(name) or "") for name in ("input", "output"))
-        return Converted("", key_of(name), edit_parts(caption, prompt.get("edit"), pairs, edited))
+        lacks = ("picture of a pair",) * (len(seeds) - len(pairs))
+        return Converted("", key_of(name), edit_parts(caption, prompt.get("edit"), pairs, edited), lacks)
 
 
 class ParquetEdits:
@@ -100,5 +102,5 @@ def _bytes(value: Any) -> bytes:
 
 def open_edits(source: Path) -> FolderEdits | ParquetEdits:
     """The converter that fits what is there."""
-    parquet = source.suffix == ".parquet" or (source.is_dir() and next(source.rglob("*.parquet"), None))
-    return ParquetEdits(source) if parquet else FolderEdits(source)
+    folders = not source.is_file() and not any(path.suffix.lower() == ".parquet" for path in source_files(source))
+    return FolderEdits(source) if folders else ParquetEdits(source)

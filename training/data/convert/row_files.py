@@ -16,13 +16,13 @@ from ..cookers import read_json
 from ..index import DataError, index_dataset
 from ..reader import Reader
 from ..sample_types import BadSample
-from .conversion import file_state
+from .conversion import file_state, source_files
 
 ENDINGS = (".parquet", ".jsonl", ".json")
 
 
 class Rows:
-    """All rows of one file, or of all files of one ending in a folder, in the order of their names.
+    """All rows of one file, or of all files of a folder, which are of one ending, in the order of their names.
 
     columns: what is read of a parquet file; a "?" at its end marks one that may be missing. A .json file holds a list.
     Each process that gets the rows opens the files itself. Raises DataError where there is nothing to read.
@@ -31,6 +31,7 @@ class Rows:
     def __init__(self, source: Path, columns: tuple[str, ...] = ()):
         self.source, self.columns = source, columns
         self.files = _find(source)
+        self.ending = self.files[0].suffix.lower()
         self._groups: list[tuple[int, int]] = []  # (file, row group) of parquet files
         try:
             counts = self._count()
@@ -51,7 +52,7 @@ class Rows:
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """A row. Raises BadSample where it is no dictionary."""
-        if self.files[0].suffix == ".jsonl":
+        if self.ending == ".jsonl":
             return read_json(self._lines[number]["json"])
         block = bisect_right(self._starts, number) - 1
         if self._block is None or self._block[0] != block:
@@ -63,9 +64,9 @@ class Rows:
 
     def _count(self) -> list[int]:
         """Rows in each block: a file, or a row group of a parquet file, which is what one reads at a time."""
-        if self.files[0].suffix == ".jsonl":
+        if self.ending == ".jsonl":
             return [len(index_dataset(self.source))]
-        if self.files[0].suffix == ".json":
+        if self.ending == ".json":
             return [len(self._read(number)) for number in range(len(self.files))]
         counts = []
         for number, path in enumerate(self.files):
@@ -82,7 +83,7 @@ class Rows:
             raise ValueError(f"{path.name} has no column {missing[0]}, only {', '.join(names)}")
 
     def _read(self, block: int) -> list:
-        if self.files[0].suffix == ".json":
+        if self.ending == ".json":
             rows = json.loads(self.files[block].read_bytes())
             if not isinstance(rows, list):
                 raise ValueError(f"{self.files[block].name} is not a list")
@@ -94,11 +95,26 @@ class Rows:
 
 
 def _find(source: Path) -> list[Path]:
-    """The file, or the folder's files of the first ending that it has any of."""
-    if source.is_file() and source.suffix in ENDINGS:
+    """The file, or the folder's files, whose ending counts in any case. Raises DataError for files of two kinds."""
+    if source.is_file() and source.suffix.lower() in ENDINGS:
         return [source]
-    for ending in ENDINGS:
-        found = sorted(path for path in source.rglob(f"*{ending}") if not path.name.startswith("."))
-        if found:
-            return found
-    raise DataError(f"{source} is or holds none of {', '.join(ENDINGS)}.")
+    found: dict[str, list[Path]] = {ending: [] for ending in ENDINGS}
+    for path in source_files(source) if source.is_dir() else ():
+        found.get(path.suffix.lower(), []).append(path)
+    kinds = [ending for ending in ENDINGS if found[ending]]
+    if not kinds:
+        raise DataError(f"{source} is or holds none of {', '.join(ENDINGS)}.")
+    first = found[kinds[0]]
+    for others in (found[ending] for ending in kinds[1:]):
+        if other := next((path for path in others if path.suffix.lower() != ".json" or _begins_a_list(path)), None):
+            raise DataError(
+                f"{source} holds {first[0].name} and {other.name}, of which only one kind can be read. Give each a "
+                "folder and a conversion of its own."
+            )
+    return sorted(first)
+
+
+def _begins_a_list(path: Path) -> bool:
+    """Whether a .json file may hold rows; beside rows of another kind it often is a description of them."""
+    with path.open("rb") as file:
+        return file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")

