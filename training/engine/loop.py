@@ -25,6 +25,7 @@ from ..base.precision import DTYPES, LossScale, autocast, slow_format
 from ..base.rng import RowRng, seed_of
 from ..base.signals import StopSignal
 from ..data.batch_stream import Batch, BatchStream, Stream
+from ..data.shared_index import shared_indexes
 from .checkpoint import Checkpoints
 from .checkpoint_reader import read_progress, reading
 from .data_reports import DataReports
@@ -105,12 +106,13 @@ class Trainer:
                 f"and those a multiple of the {process_group.world_size} processes; take fewer processes, or change "
                 f"batch.size or, before a run's first step, batch.streams."
             )
-        for index in range(process_group.rank, count, process_group.world_size):
-            stream = Stream(self.config.seed, index, count, self.config.batch.micro, self.micro_batches)
-            try:
-                self.streams[index] = self.engine.stage.stream(stream)
-            except ValueError as error:
-                raise ConfigError(f"data: {error}") from error
+        with shared_indexes(self.config.data, process_group):
+            for index in range(process_group.rank, count, process_group.world_size):
+                stream = Stream(self.config.seed, index, count, self.config.batch.micro, self.micro_batches)
+                try:
+                    self.streams[index] = self.engine.stage.stream(stream)
+                except ValueError as error:
+                    raise ConfigError(f"data: {error}") from error
 
     def _save(self) -> None:
         for counted in self.process_group.gather(self.counters.counted):
