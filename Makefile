@@ -15,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 # A process that keeps no bytecode compiles torch and all the rest anew: 18 s of a training's start instead of 8.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test train-smoke lint install clean
+.PHONY: demo test test-floors lock train-smoke lint install clean
 
 demo:
 	@$(PYTHON) dev/install.py demo
@@ -25,6 +25,14 @@ test: install
 	@folders="$$($(RUN) -m dev.overlay '$(abspath $(COMFYUI))' '$(FRONTEND)')" && \
 	KOSMOS_G_COMFYUI='$(abspath $(COMFYUI))' PYTHONPATH="$$folders$${PYTHONPATH:+:$$PYTHONPATH}" \
 	$(RUN) -m pytest $(if $(COMFYUI)$(FRONTEND),tests/comfyui) $(PYTEST)
+
+# The encoder's tests on the oldest releases that pyproject.toml allows.
+test-floors:
+	@$(PYTHON) -m dev.floors
+
+# Writes the versions of this environment into dev/locked.txt, which every other one then installs.
+lock: install
+	@$(RUN) -m dev.lock
 
 # Trains all three stages at smoke size on data that it makes; ends with runs/smoke/instruct.safetensors.
 train-smoke: export OMP_NUM_THREADS = 2
@@ -40,5 +48,5 @@ install:
 	@$(PYTHON) dev/install.py test
 
 clean:
-	rm -rf .venv .comfyui .comfyui.*.unfinished .cache .pytest_cache .ruff_cache demo_output
+	rm -rf .venv .venv-floors .comfyui .comfyui.*.unfinished .cache .pytest_cache .ruff_cache demo_output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 COMFYUI_TREE = Path(os.environ.get("KOSMOS_G_COMFYUI") or ROOT / ".comfyui").expanduser().resolve()
 COMFYUI_VERSION = "0.3.75"  # the oldest that the nodes run on, and what the tests run unless told otherwise
 COMFYUI_TESTED = "0.33.0"  # the newest that the nodes' tests were run on, by hand: it is in no package registry
+# Every package's version, as it was tested; for the Python of its first line, because others have other packages.
+LOCK = Path(__file__).with_name("locked.txt")
 EXTRAS_FOR_TESTS = ("train", "data", "eval", "test")
 
 # torch comes first: the rest is resolved beside it.
@@ -116,9 +118,18 @@ def requirements_for(purpose: str) -> list[list[str]]:
     return [TORCH + COMFYUI_NEEDS + project_requirements(extras), ["--no-deps", *COMFYUI_ITSELF]]
 
 
+def constraints() -> list[str]:
+    """Return pip's arguments that hold every package at its tested version, or none under another Python."""
+    with LOCK.open(encoding="utf-8") as file:
+        tested = file.readline().startswith("# Python {}.{};".format(*sys.version_info))
+    if not tested:
+        print(f"{LOCK.name} is for another Python: the newest versions that fit are installed.", flush=True)
+    return ["--constraint", str(LOCK)] if tested else []
+
+
 def digest_of(purpose: str) -> str:
     """Return a hash that changes with every requirement of `purpose` and with this file."""
-    text = json.dumps(requirements_for(purpose)) + Path(__file__).read_text(encoding="utf-8")
+    text = json.dumps(requirements_for(purpose)) + Path(__file__).read_text(encoding="utf-8") + LOCK.read_text("utf-8")
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -213,8 +224,9 @@ def install(purpose: str) -> Path:
         if not python.exists():
             make_environment(folder)
         log = folder / "kosmos-g-install.log"
+        held = constraints()
         for arguments in requirements_for(purpose):
-            run_pip(python, arguments, log)
+            run_pip(python, [*held, *arguments], log)
         let_torchvision_import(python)
         done[purpose] = digest
         if purpose == "test":  # the tests' packages include the demo's

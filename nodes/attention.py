@@ -17,7 +17,7 @@ from .analysis import CATEGORY, prompt_attention, table, text_input
 from .charts import overlay, tiles
 from .image_inputs import ONE_EACH, PromptImages, as_bytes, image_inputs
 from .recording import Recording
-from .schema import node_schema
+from .schema import check_choice, node_schema
 
 KosmosGTrace = io.Custom("KOSMOSG_TRACE")
 BLOCKS = {"all": ("input", "middle", "output"), "down": ("input",), "middle": ("middle",), "up": ("output",)}
@@ -198,6 +198,7 @@ class KosmosGAttentionRecorder(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, first_step: int, end_step: int, blocks: str) -> io.NodeOutput:
         """Add the recorder to a copy of the model."""
+        check_choice("blocks", blocks, BLOCKS)
         if end_step <= first_step:
             raise ValueError(f"end_step is {end_step}, but has to be above first_step, which is {first_step}.")
         unet = model.model.diffusion_model

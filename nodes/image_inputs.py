@@ -13,6 +13,7 @@ from torch import Tensor
 from ..kosmos_core import Prompt
 from ..kosmos_core.prompt import PromptError, check_all_used
 from ..kosmos_core.reference import Mean, Reference, Source, View, average, with_references
+from .schema import check_choice
 
 SLOTS = 8
 MOST_IMAGES = 1024  # each is kept prepared, in 0.6 MB for a model of 224 px
@@ -50,6 +51,7 @@ class PromptImages:
         `images are one subject` averages a batch; `one conditioning per picture` makes as many conditionings as the
         batches have pictures. ValueError for an empty batch, too many pictures, or batches of different sizes.
         """
+        check_choice("batch", mode, BATCH_MODES)
         _check_number(inputs)
         given = {
             slot: _references(inputs[f"image_{slot}"], slot)

@@ -14,7 +14,7 @@ from comfy_api.latest import io
 
 from ..kosmos_core.weights import WeightsError, identify, read_config
 from .adapter import encoder_of, load_clip
-from .schema import node_schema
+from .schema import check_choice, node_schema
 
 OWN_FOLDER = "kosmos_g"
 FOLDERS = (OWN_FOLDER, "text_encoders")
@@ -161,22 +161,25 @@ class KosmosGLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
-        """Check the file's name with a sentence that says what was found instead."""
-        return True if file in kosmos_files() else explain_missing(file)
+    def validate_inputs(cls, file: str | None) -> bool | str:
+        """Check the file's name with a sentence that says what was found instead; None stands for a linked one."""
+        return True if file is None or file in kosmos_files() else explain_missing(file)
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **_: str) -> str:
-        """Load again when the file's content has changed, or it has moved."""
-        path = candidates().get(file)
-        if path is None:
-            return "missing"
-        status = os.stat(path)
-        return f"{path} {_sampled_hash(path, status.st_mtime_ns, status.st_size)}"
+    def fingerprint_inputs(cls, file: str | None, **_: str) -> str:
+        """Load again when the file's content has changed, or it has moved; any of them where a link names the file."""
+        found = kosmos_files() if file is None else candidates()
+        states = []
+        for path in found.values() if file is None else [found[file]] if file in found else []:
+            status = os.stat(path)
+            states.append(f"{path} {_sampled_hash(path, status.st_mtime_ns, status.st_size)}")
+        return "\n".join(states) or "missing"
 
     @classmethod
     def execute(cls, file: str, dtype: str, device: str) -> io.NodeOutput:
         """Load the file."""
+        check_choice("dtype", dtype, DTYPES)
+        check_choice("device", device, DEVICES)
         path = kosmos_files().get(file)
         if path is None:
             raise ValueError(explain_missing(file))

@@ -14,7 +14,7 @@ from ..kosmos_core.crops import BACKGROUNDS, CROP_RULES, EmptyMaskError, crop_su
 from ..kosmos_core.images import to_rgb
 from ..kosmos_core.reference import MAX_WEIGHT, Reference, View, average
 from .image_inputs import SLOTS, KosmosGImage, as_bytes
-from .schema import node_schema
+from .schema import check_choice, node_schema
 
 CATEGORY = "Kosmos-G/reference"
 VIEW_SIZE = 224  # pixels of a side that the official model sees
@@ -66,13 +66,15 @@ def cut_out(
 ) -> tuple[Reference, Tensor, Tensor, str | None]:
     """Reference of one picture (h, w, c), its view (S, S, 3) and view mask (S, S) in floats, and a warning.
 
-    The picture's alpha is the mask where none is given. Raises ValueError for an empty mask.
+    The picture's alpha is the mask where none is given. Raises ValueError for an empty mask, or one of NaN or infinity.
     """
     pixels = as_bytes(image)
     if mask is None and pixels.ndim == 3 and pixels.shape[2] == 4:
         mask = image[..., 3]
         if background == "keep":
             pixels = pixels[..., :3]
+    if mask is not None and not torch.isfinite(mask).all():
+        raise ValueError("The mask holds NaN or infinite values: expected numbers in 0..1, white where the subject is.")
     inside = None if mask is None else (mask.cpu() > 0.5).numpy()
     found = crop_subject(np.array(to_rgb(pixels)), inside, crop, margin, background)
     reference = Reference.of_crop(found, squash=crop == "squash", weight=weight, noun=noun)
@@ -185,6 +187,7 @@ class KosmosGAverage(io.ComfyNode):
     @classmethod
     def execute(cls, mode: str, **references: Reference | None) -> io.NodeOutput:
         """Average."""
+        check_choice("mode", mode, MEANS)
         given = [references.get(f"reference_{number}") for number in range(1, SLOTS + 1)]
         connected = [reference for reference in given if reference is not None]
         return io.NodeOutput(average(connected, keep_norm=mode == MEANS[1]))

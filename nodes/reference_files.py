@@ -162,9 +162,9 @@ class KosmosGLoadReference(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
-        """Say where references are looked for when one is missing."""
-        if folder_paths.get_full_path(FOLDER, file) is not None:
+    def validate_inputs(cls, file: str | None) -> bool | str:
+        """Say where references are looked for when one is missing; None stands for a linked one."""
+        if file is None or folder_paths.get_full_path(FOLDER, file) is not None:
             return True
         known = ", ".join(folder_paths.get_filename_list(FOLDER)[:10]) or "none"
         shown = "".join(char if char.isprintable() else "�" for char in file[:130])
@@ -174,8 +174,11 @@ class KosmosGLoadReference(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str) -> str:
-        """Load again when the file's content has changed."""
+    def fingerprint_inputs(cls, file: str | None) -> str:
+        """Load again when the file's content has changed; any of them where a link names the file."""
+        if file is None:
+            names = folder_paths.get_filename_list(FOLDER)
+            return " ".join(cls.fingerprint_inputs(name) for name in names)
         path = folder_paths.get_full_path(FOLDER, file)
         if not path:
             return "missing"
@@ -185,4 +188,6 @@ class KosmosGLoadReference(io.ComfyNode):
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         """Load."""
+        if (missing := cls.validate_inputs(file)) is not True:
+            raise ValueError(missing)
         return io.NodeOutput(load_reference(folder_paths.get_full_path_or_raise(FOLDER, file)))

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..safetensors_file import WeightsError
+from ..safetensors_file import WeightsError, read_header
 from .checkpoint_file import first_line, read_tensors
 
 if TYPE_CHECKING:
@@ -72,6 +72,13 @@ class SingleFile:
             return {name: self._pickled[name] for name in names}
         with safe_open(self.path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in names}
+
+    def shapes(self, prefix: str) -> dict[str, Tensor]:
+        """The same without values, on the meta device: nothing but names and shapes is read where the file allows."""
+        if self._pickled is not None:
+            return {name: tensor.to("meta") for name, tensor in self.tensors(prefix).items()}
+        told = read_header(self.path).shapes
+        return {name: torch.empty(shape, device="meta") for name, shape in told.items() if name.startswith(prefix)}
 
     @property
     def prediction_type(self) -> str:

@@ -1,6 +1,7 @@
 // Uses the prompt box as a person does, in ComfyUI's own front end, and prints one JSON object of what was seen.
 //
-//   node prompt_box.mjs JOB.json     JOB: {playwright, chromium, address, images: [path, path], shots}
+//   node prompt_box.mjs JOB.json     JOB: {playwright, chromium, address, images: [path, path], other, shots}; `other` is a
+//                                 checkpoint of another model
 import fs from "node:fs";
 import { pathToFileURL } from "node:url";
 
@@ -78,18 +79,23 @@ async function look(name) {
   if (job.shots) await page.screenshot({ path: `${job.shots}/${name}.png` });
 }
 
-/** Hand a file to an element as a drop or a paste would. */
-const hand = (kind, selector, path) => page.evaluate(async ([kind, selector, name, content]) => {
-  const bytes = Uint8Array.from(atob(content), (character) => character.charCodeAt(0));
-  const data = new DataTransfer();
-  data.items.add(new File([bytes], name, { type: "image/png" }));
-  const options = { bubbles: true, cancelable: true };
-  const event = kind === "paste" ? new ClipboardEvent(kind, { ...options, clipboardData: data })
-    : new DragEvent(kind, { ...options, dataTransfer: data });
-  document.querySelector(selector).dispatchEvent(event);
-}, [kind, selector, path.split("/").pop(), fs.readFileSync(path).toString("base64")]);
+/** Drag a file onto the page as a file manager does. */
+async function drop(path, x, y) {
+  const session = await page.context().newCDPSession(page);
+  for (const type of ["dragEnter", "dragOver", "drop"]) {
+    await session.send("Input.dispatchDragEvent", { type, x, y, data: { items: [], files: [path], dragOperationsMask: 1 } });
+  }
+}
 
-const area = page.locator("textarea.kosmos-g-text").first();
+/** Paste a file where nothing has the focus. */
+const paste = (path) => page.evaluate(([name, content]) => {
+  const bytes = Uint8Array.from(atob(content), (character) => character.charCodeAt(0));
+  const clipboardData = new DataTransfer();
+  clipboardData.items.add(new File([bytes], name, { type: "image/png" }));
+  document.body.dispatchEvent(new ClipboardEvent("paste", { bubbles: true, cancelable: true, clipboardData }));
+}, [path.split("/").pop(), fs.readFileSync(path).toString("base64")]);
+
+const area = page.locator("textarea[data-kosmos-g]").first();
 await area.waitFor();
 await look("empty");
 await area.click();
@@ -98,7 +104,8 @@ await look("menu without images");
 await page.keyboard.type("i>");
 await look("mark without image");
 for (let times = 0; times < 3; times++) await page.keyboard.press("Backspace");
-await hand("drop", "textarea.kosmos-g-text", job.images[0]);
+const box = await area.boundingBox();
+await drop(job.images[0], box.x + 40, box.y + 20);
 await look("dropped");
 await page.keyboard.type(" and <");
 await look("menu");
@@ -112,11 +119,11 @@ await page.evaluate(() => {
   document.activeElement.blur();
   app.canvas.selectNode?.(prompt_);
 });
-await hand("paste", "body", job.images[1]);
+await paste(job.images[1]);
 await look("pasted");
 await page.keyboard.press("Control+a");
 await page.keyboard.press("Control+c");
-await page.locator("textarea.kosmos-g-text").nth(1).click();
+await page.locator("textarea[data-kosmos-g]").nth(1).click();
 await page.keyboard.press("Control+v");
 await look("copied");
 await page.keyboard.press("Control+z");
@@ -124,7 +131,7 @@ await area.fill("a (cat <i1>:1.3) on (blue (paper)");
 await look("wrong");
 seen.why = await page.evaluate(async () => {
   const found = [];
-  const area = document.querySelector("textarea.kosmos-g-text");
+  const area = document.querySelector("textarea[data-kosmos-g]");
   for (const span of document.querySelectorAll(".kosmos-g-layer span[class]")) {
     const box = span.getBoundingClientRect();
     area.dispatchEvent(new MouseEvent("mousemove", { clientX: box.left + box.width / 2, clientY: box.top + box.height / 2 }));
@@ -136,9 +143,20 @@ await page.evaluate(() => prompt_.connect(1, sampler_, sampler_.inputs.findIndex
 await area.fill("a cat <i> eats <i>");
 await look("right");
 seen.prompt = await page.evaluate(async () => (await app.graphToPrompt()).output[prompt_.id].inputs);
+seen.colours = await page.evaluate(() => app.graph._nodes.map((node) => [node.type, node.bgcolor ?? null]));
+await page.evaluate((name) => {
+  app.graph._nodes.find((node) => node.type === "CheckpointLoaderSimple").widgets[0].value = name;
+  const source = LiteGraph.createNode("PrimitiveString");
+  app.graph.add(source);
+  const texts = prompt_.inputs.findIndex((input) => input.widget?.name === "text");
+  Object.assign(window, { source_: source, unlink_: () => prompt_.disconnectInput(texts) });
+  source.connect(0, prompt_, texts);
+}, job.other);
+await look("what is elsewhere");
+await page.evaluate(() => { unlink_(); app.graph.remove(source_); });
 await page.evaluate(() => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", true));
 await page.waitForTimeout(1500);
-await page.locator(`[data-node-id] textarea.kosmos-g-text`).first().fill("Nodes 2.0: <i2> and <i> and <i4>");
+await page.locator(`[data-node-id] textarea[data-kosmos-g]`).first().fill("Nodes 2.0: <i2> and <i> and <i4>");
 await look("nodes 2.0");
 seen.asked = [...new Set(asked)];
 await page.evaluate(() => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", false));

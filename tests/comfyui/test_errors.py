@@ -101,6 +101,16 @@ def test_a_picture_of_nan_is_refused_by_the_name_of_its_input(client: Client) ->
         client.run(graph.sample().nodes)
 
 
+def test_a_mask_of_nan_is_refused(client: Client) -> None:
+    graph = SamplingGraph()
+    mask = link(graph.add("ImageToMask", image=link(graph.add("ProbeBrokenImage")), channel="red"))
+    cut = {"crop": "entity square", "margin": 0.0, "background": "white", "weight": 1.0, "noun": ""}
+    image = link(graph.add("LoadImage", image=DOG))
+    graph.add("PreviewImage", images=link(graph.add("KosmosGReference", image=image, mask=mask, **cut), 1))
+    with pytest.raises(ExecutionFailed, match="The mask holds NaN or infinite values"):
+        client.run(graph.nodes)
+
+
 @pytest.fixture
 def plain_clip(server: Server) -> Iterator[str]:
     """The text encoder of Stable Diffusion 1.5 with zeros for weights, as a file that CLIPLoader takes."""
@@ -229,3 +239,37 @@ def test_more_images_than_a_prompt_can_hold_are_counted_before_anything_is_made_
     graph.positive = graph.negative = link(graph.add("KosmosGTextEncode", clip=graph.clip, text="a dog", **images))
     with pytest.raises(ExecutionFailed, match=r"image_\d holds 1,02\d pictures, .* at most 1,024 in all"):
         client.run(graph.sample().nodes)
+
+
+@pytest.mark.parametrize(
+    ("node", "choice", "given", "said"),
+    [
+        ("KosmosGLoader", "file", "kosmos.safetensors", None),
+        ("KosmosGLoader", "file", "none", "There is no Kosmos-G file 'none'"),
+        ("KosmosGLoader", "dtype", "none", "dtype is 'none'; expected one of auto, fp16"),
+        ("KosmosGLoader", "device", "none", "device is 'none'; expected one of auto, cpu"),
+        ("KosmosGTextEncode", "batch", "none", "batch is 'none'; expected one of images are one subject"),
+        ("KosmosGAttentionRecorder", "blocks", "none", "blocks is 'none'; expected one of all, down"),
+        ("KosmosGLoadReference", "file", "none", "There is no reference 'none'"),
+        ("KosmosGAverage", "mode", "none", "mode is 'none'; expected one of mean, norm"),
+    ],
+)
+def test_a_choice_may_come_by_a_link_and_is_checked_then(
+    client: Client, node: str, choice: str, given: str, said: str | None
+) -> None:
+    graph = SamplingGraph().prompt("a dog")
+    cut = {"crop": "centre", "margin": 0.0, "background": "keep", "weight": 1.0, "noun": ""}
+    reference = graph.add("KosmosGReference", image=link(graph.add("LoadImage", image=DOG)), **cut)
+    inputs = {
+        "KosmosGAverage": {"reference_1": link(reference)},
+        "KosmosGLoader": {"file": "kosmos.safetensors", "dtype": "auto", "device": "auto"},
+        "KosmosGTextEncode": {"clip": graph.clip, "text": "a dog"},
+        "KosmosGAttentionRecorder": {"model": graph.model, "first_step": 0, "end_step": 1},
+    }.get(node, {})
+    linked = graph.add(node, **{**inputs, choice: link(graph.add("ProbeAnything", text=given))})
+    graph.add("PreviewAny", source=link(linked))
+    if said is None:
+        client.run(graph.nodes)
+    else:
+        with pytest.raises(ExecutionFailed, match=said):
+            client.run(graph.nodes)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
+import subprocess
 import sys
 import urllib.error
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from dev.browser import missing, use
 from dev.client import Client, ExecutionFailed
 from dev.graph import SamplingGraph
 from dev.install import ROOT
 from dev.server import Server
-from kosmos_core import KosmosG, Prompt
+from kosmos_core import KosmosG, Prompt, PromptError
 
 ENVIRONMENT = Path(sys.executable).parents[1]
 FILES = {"file": "kosmos.safetensors", "checkpoint": "tiny.safetensors"}
@@ -69,11 +75,27 @@ def test_a_request_that_the_box_does_not_send_is_refused(client: Client, body: A
 
 
 @pytest.fixture(scope="module")
-def seen(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def other_model(server: Server) -> Iterator[str]:
+    """Name of a checkpoint whose U-Net reads what Stable Diffusion XL's does; its values are never looked at."""
+    key = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+    path = server.folder / "models/checkpoints/other model.safetensors"
+    save_file({key: torch.zeros(4, 2048)}, path)
+    yield path.name
+    path.unlink()
+
+
+@pytest.fixture(scope="module")
+def seen(server: Server, other_model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What prompt_box.mjs saw, step by step."""
     images = [str(ROOT / "assets/world" / name) for name in ("cat.png", "pizza.png")]
     script = Path(__file__).with_name("prompt_box.mjs")
-    return use(ENVIRONMENT, server.address, script, {"images": images}, tmp_path_factory.mktemp("prompt_box"))
+    return use(
+        ENVIRONMENT,
+        server.address,
+        script,
+        {"images": images, "other": other_model},
+        tmp_path_factory.mktemp("prompt_box"),
+    )
 
 
 def marks(box: list[dict[str, str]]) -> list[tuple[str, str]]:
@@ -131,6 +153,54 @@ def test_what_is_saved_sent_and_copied_is_plain_text(seen: dict[str, Any]) -> No
     assert seen["nodes 2.0"]["values"][0] == "Nodes 2.0: <i2> and <i> and <i4>"
     # The last is the test's own change of renderer.
     assert {path for path in seen["asked"] if "/settings/" not in path} == {"/api/kosmos_g/prompt", "/api/upload/image"}
+
+
+@in_a_browser
+def test_what_does_not_fit_or_comes_from_elsewhere_is_said(seen: dict[str, Any], other_model: str) -> None:
+    line, warning = seen["what is elsewhere"]["status"][1:]
+    assert line == "line: text comes from another node: it is read when the graph runs"
+    assert warning.startswith(f"warning: {other_model} is Stable Diffusion XL (conditionings of width 2048)")
+    assert seen["what is elsewhere"]["unmarked"] == []
+
+
+@in_a_browser
+def test_the_packs_nodes_come_in_their_colour(seen: dict[str, Any]) -> None:
+    for kind, colour in seen["colours"]:
+        assert (colour == "#355") == kind.startswith("KosmosG")
+
+
+GRAMMAR = """
+import fs from "node:fs";
+import { pieces } from "./prompt_grammar.mjs";
+const texts = JSON.parse(fs.readFileSync("texts.json", "utf8"));
+console.log(JSON.stringify(texts.map((text) => {
+  const found = pieces(text, [{ slot: 1 }, { slot: 3 }, { slot: 4 }], new Set());
+  return found.some((piece) => piece.wrong) ? null
+    : found.filter((piece) => piece.kind === "mark").map((piece) => [piece.image.slot, piece.weight]);
+})));
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node")
+def test_marks_and_weights_are_drawn_as_the_server_reads_them(tmp_path: Path) -> None:
+    common, rare = ["<i>", "<i3>", "(", "(", ":1.5)", ":.5)", "dog "], ["<image_4>", "<i2>", ")", ":", ":x)", "\\", "<"]
+    words = common * 4 + rare
+    chosen = random.Random(7)
+    texts = ["".join(chosen.choices(words, k=chosen.randrange(1, 12))) for _ in range(3000)]
+    (tmp_path / "prompt_grammar.mjs").write_bytes((ROOT / "web/prompt_grammar.js").read_bytes())
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    (tmp_path / "compare.mjs").write_text(GRAMMAR)
+    ran = subprocess.run(["node", "compare.mjs"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    drawn = json.loads(ran.stdout)
+    read = []
+    for text in texts:
+        try:
+            prompt = Prompt.parse(text, slots=(1, 3, 4), all_used=False)
+            read.append([[image.slot, pytest.approx(image.weight)] for image in prompt.images])
+        except PromptError:
+            read.append(None)
+    assert drawn == read
+    assert 300 < sum(each is None for each in read) < 2700
 
 
 @in_a_browser

@@ -40,6 +40,9 @@ def test_names_with_dots_are_read_as_in_a_folder(tmp_path):
         ("holiday.txt", b"plain"),
         ("a/holiday.1.JPG", JPEG),
         ("a/holiday.1.Txt", b"capital"),
+        ("tagger.jpg", JPEG),
+        ("tagger.caption", b"of another tool"),
+        ("tagger.json", b'{"caption": "less than a text"}'),
     ]
     in_tar = read(tmp_path, tar_of(members))
     (tmp_path / "in").mkdir()
@@ -49,7 +52,8 @@ def test_names_with_dots_are_read_as_in_a_folder(tmp_path):
     (shard,) = find_shards(config)
     in_folder = {image.source: (image.problem, image.given_caption) for image in read_shard(shard, config)}
     assert in_tar == in_folder
-    assert sorted(caption for _, caption in in_tar.values()) == ["capital", "first", "plain", "second"]
+    captions = sorted(caption for _, caption in in_tar.values())
+    assert captions == ["capital", "first", "of another tool", "plain", "second"]
 
 
 def test_what_is_not_read_is_handed_on_with_its_reason(tmp_path):

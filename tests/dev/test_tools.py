@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from dev.install import ROOT, InstallError
+from dev.install import LOCK, ROOT, InstallError, requirements_for
 from dev.mutants.__main__ import ALL
 from dev.overlay import requirements_of
 
@@ -24,6 +27,25 @@ def test_every_module_of_dev_can_be_imported() -> None:
     root = Path(__file__).resolve().parents[2]
     ran = subprocess.run([sys.executable, "-c", IMPORT_ALL], cwd=root, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_every_requirement_is_locked_at_a_version_that_fits() -> None:
+    """The requirements of the environment that is installed for the tests, those of every extra among them."""
+    locked = dict(line.split("==") for line in LOCK.read_text(encoding="utf-8").splitlines()[1:])
+    wanted = [Requirement(entry) for call in requirements_for("test") for entry in call if not entry.startswith("--")]
+    assert len(wanted) > 40
+    for requirement in wanted:
+        assert locked.get(canonicalize_name(requirement.name), "") in requirement.specifier, requirement
+
+
+def test_every_action_is_named_by_its_commit() -> None:
+    """A tag can be moved, and one of the workflows holds the registry's token."""
+    root = Path(__file__).resolve().parents[2]
+    used = [line for path in (root / ".github/workflows").glob("*.yml") for line in path.read_text().splitlines()]
+    used = [line.split("uses:")[1].strip() for line in used if "uses:" in line]
+    assert len(used) > 3
+    for action in used:
+        assert action.startswith("./") or re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v[\d.]+", action), action
 
 
 def test_another_comfyui_brings_what_it_pins_and_what_is_missing_and_never_torch(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from torch import nn
 
 from training.base.errors import TrainingStopped
 from training.base.processes import ProcessGroup
+from training.data.data_config import DataConfig
 from training.engine.checkpoint import CheckpointConfig, Checkpoints
 from training.engine.loop import Trainer
 from training.engine.optimizer import OptimConfig
@@ -68,7 +69,7 @@ class OneLayer:
 def trainer(folder, stage=None, **optim):
     optim = OptimConfig(**{"lr": 1e-6, "warmup_steps": 0, "weight_decay": 0.0, "clip_norm": 0.0} | optim)
     batch = BatchConfig(MICRO * MICRO_BATCHES, MICRO)
-    config = RunConfig("lm", str(folder), steps=100, precision="fp32", optim=optim, batch=batch)
+    config = RunConfig("lm", str(folder), steps=100, precision="fp32", optim=optim, batch=batch, data=DataConfig())
     engine = parallelize(stage or OneLayer(), "single", ParallelConfig(), optim, "fp32", ONE_PROCESS)
     made = Trainer(config, engine, Checkpoints(folder, CheckpointConfig(), ONE_PROCESS))
     made.open_streams()

@@ -19,6 +19,7 @@ from training.base.errors import CheckpointError
 from training.base.processes import ProcessGroup
 from training.engine import run_folder
 from training.engine.loop import STOPPED_EARLY
+from training.engine.progress import LogConfig, Progress
 from training.engine.resumed_settings import changes, sentence
 from training.engine.run_config import parse
 
@@ -135,6 +136,13 @@ def test_a_signal_before_the_first_step_leaves_nothing(smoke_stages, tmp_path, c
     assert not (tmp_path / "run").exists()
 
 
+def test_a_log_that_a_crash_has_torn_keeps_its_sound_records(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 1}\n\0\0}\n[1]\n{"step": 2}\n{"step": 3}\n{"step": 2')
+    Progress(tmp_path, 9, LogConfig(tensorboard=False), "", ALONE, done=2).close()
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+
+
 def test_changes_are_told_by_key():
     before = {"a": {"b": 1, "c": None}, "resume": "never", "gone": [1]}
     found = changes(before, {"a": {"b": 2, "c": None}, "resume": "auto", "new": {}})
@@ -145,8 +153,10 @@ def test_changes_are_told_by_key():
 
 def test_a_finished_run_that_is_resumed_says_so_and_does_nothing(finished, tmp_path):
     arguments, folder = finished
-    result = train([*arguments, "--resume", "auto"], tmp_path / "log")
+    before = contents(folder)
+    result = train([*arguments, "--resume", "auto", "--optim.ema", "0.9"], tmp_path / "log")
     assert result.ok
+    assert contents(folder) == before  # above all config.yaml, which exported weights are described by
     assert "The run has done its 2 steps already; give --steps above that" in result.output
     assert records(folder) == [1, 2]
 

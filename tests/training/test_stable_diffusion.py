@@ -23,6 +23,7 @@ from tests.tiny.comfyui_files import save_tiny_controlnet
 from tests.tiny.stable_diffusion import SIZES, save_folder, save_single_file, single_file_names, tiny_parts
 from training import run
 from training.base.rng import RowRng
+from training.plan.unread_stable_diffusion import UnreadStableDiffusion
 from training.stages import align, instruct
 from training.stages.diffusion_loss import encode_images
 from training.stages.frozen_diffusion import configured_stable_diffusion
@@ -63,6 +64,17 @@ def _assert_equal(found, expected):
 def test_single_file_gives_the_very_weights(parts, tmp_path, name, part):
     diffusion = StableDiffusion(str(save_single_file(parts, tmp_path / name)))
     _assert_equal(getattr(diffusion, part)(), parts[part])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.ckpt"])
+def test_a_plan_takes_its_sizes_from_the_file_that_the_run_will_read(parts, tmp_path, name):
+    path = save_single_file(parts, tmp_path / name)
+    diffusion = UnreadStableDiffusion(str(path), torch.float32, text_encoder_only=False)
+    for part in ("unet", "vae"):
+        with torch.device("meta"):
+            planned = getattr(diffusion, part)()
+        expected = {key: tensor.shape for key, tensor in parts[part].state_dict().items()}
+        assert {key: tensor.shape for key, tensor in planned.state_dict().items()} == expected
 
 
 def test_half_precision_file_is_read_in_the_precision_asked_for(parts, tmp_path):

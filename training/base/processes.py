@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -54,6 +55,24 @@ class ProcessGroup:
         gathered: list = [None] * self.world_size
         dist.all_gather_object(gathered, value, group=self.group)
         return gathered
+
+    def broadcast(self, value: object) -> Any:
+        """`value` of process 0; anything that pickles."""
+        if not self.distributed:
+            return value
+        told = [value]
+        dist.broadcast_object_list(told, src=0, group=self.group)
+        return told[0]
+
+    def meet(self, where: str) -> None:
+        """Wait for all processes, however long one of them works before it comes; a collective waits half an hour."""
+        if self.store is None:
+            return
+        times = self.store.add(f"meet/{where}/of {self.rank}", 1)
+        met = self.store.add(f"meet/{where}/{times}", 1)
+        while met < self.world_size:
+            time.sleep(0.05 if self.world_size < 64 else 1.0)
+            met = self.store.add(f"meet/{where}/{times}", 0)
 
     def says_first(self, message: str) -> bool:
         """Whether this process is the first that has this to say to a person."""

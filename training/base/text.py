@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 
+TEXT_ENDINGS = ("txt", "caption", "text")  # of a picture's caption: the first of them that is there
 # The longer mark first: UTF-32's begins with UTF-16's.
 MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),

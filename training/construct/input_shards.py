@@ -19,7 +19,7 @@ from kosmos_core.images import IMAGE_ENDINGS
 
 from ..base.content_digest import RememberedDigests
 from ..base.errors import ConfigError
-from ..base.text import decode_text
+from ..base.text import TEXT_ENDINGS, decode_text
 from .chunks import SourceImage
 from .construct_config import ConstructConfig
 from .open_images_table import OpenImagesTable
@@ -202,12 +202,16 @@ def read_shard(shard: InputShard, config: ConstructConfig) -> Iterator[SourceIma
         image = SourceImage(key, content, **{"source": _sound(name), "licence": config.licence, **described})
         if not content:
             problem = problem or "picture: unreadable"
-        elif described.get("given_caption") is None and "txt" in beside and config.caption.kind == "given":
+        elif described.get("given_caption") is None and _caption(beside) is not None and config.caption.kind == "given":
             problem = "caption: not UTF-8"
         image.problem = problem
         if open_images and not image.problem:
             open_images.describe(image, stem.rpartition("/")[2])
         yield image
+
+
+def _caption(beside: dict[str, bytes]) -> bytes | None:
+    return next((beside[ending] for ending in TEXT_ENDINGS if ending in beside), None)
 
 
 def _described(beside: dict[str, bytes]) -> dict[str, str]:
@@ -219,7 +223,8 @@ def _described(beside: dict[str, bytes]) -> dict[str, str]:
         values = {}
     values = values if isinstance(values, dict) else {}
     try:
-        text = decode_text(beside["txt"]) if "txt" in beside else values.get("caption")
+        written = _caption(beside)
+        text = values.get("caption") if written is None else decode_text(written)
     except ValueError:
         text = None
     if isinstance(text, str):

@@ -15,7 +15,9 @@ from typing import BinaryIO
 
 from kosmos_core.images import IMAGE_ENDINGS
 
-BESIDE = ("json", "txt")
+from ..base.text import TEXT_ENDINGS
+
+BESIDE = ("json", *TEXT_ENDINGS)
 LONGEST_TEXT = 16_000_000  # bytes of a file beside a picture
 
 Found = tuple[str, bytes, dict[str, bytes], str]

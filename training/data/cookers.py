@@ -28,7 +28,7 @@ from megatron.energon.task_encoder.cooking import cooker
 
 from kosmos_core.images import IMAGE_ENDINGS, is_image_name
 
-from ..base.text import decode_text
+from ..base.text import TEXT_ENDINGS, decode_text
 from .decoding import check_size
 from .original_cookers import cook_original_instructpix2pix, cook_original_laion, cook_original_openimage
 from .sample_types import (
@@ -43,7 +43,6 @@ from .sample_types import (
 )
 
 PAIR = re.compile(r"([0-9]{1,18})_[01]\.")
-TEXT_ENDINGS = ("txt", "caption", "text")  # the first of them that is there
 
 
 def read_json(content: bytes) -> dict[str, Any]:

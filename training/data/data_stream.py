@@ -51,11 +51,12 @@ from ..base.display import printable
 from ..base.signals import helper_process
 from .batch_stream import Batch, BatchStream, Stream
 from .data_config import DataConfig, SourceConfig
-from .index import DataError, index_dataset
+from .index import DataError
 from .lanes import Lane, Skip, Source
 from .mixture import Mixture
 from .reader import detect_kind
 from .sample_types import BadSample
+from .shared_index import source_index
 from .skips import SkipCounts
 from .tasks import Task
 
@@ -317,7 +318,7 @@ class DataStream(BatchStream):
 def _open(name: str, source: SourceConfig, task: Task, config: DataConfig, stream: Stream) -> Source:
     """A source of the configuration, indexed, and its layout known."""
     try:
-        dataset = index_dataset(source.path, config.index_folder)
+        dataset = source_index(source.path, config.index_folder)
     except DataError as error:
         raise DataError(f"data.sources.{name}: {error}") from None
     kind = source.kind

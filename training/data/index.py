@@ -103,6 +103,19 @@ def sample_offsets(path: Path) -> np.ndarray:
     return np.memmap(path.with_suffix(path.suffix + ".idx"), dtype="<u8", mode="r")
 
 
+def has_index(dataset: IndexedDataset) -> bool:
+    """Whether this machine's disk holds the files of a data set that another process has indexed, and their indexes."""
+    for shard in dataset.shards:
+        path = dataset.root / shard.name
+        try:
+            index = path.with_suffix(path.suffix + ".idx").stat()
+            if path.stat().st_size != shard.size or index.st_size != 8 * (shard.count + 1):
+                return False
+        except OSError:
+            return False
+    return True
+
+
 def _find(path: Path) -> tuple[Path, list[str], str, tuple[str, ...]]:
     """The folder, the names of its data files relative to it, sorted, their ending, and what else lies there.
 

@@ -11,9 +11,9 @@ from kosmos_core.config import AlignerConfig, VisionConfig
 from kosmos_core.images import preprocess_image
 from kosmos_core.tokenizer import Tokenizer
 
+from ..base.text import TEXT_ENDINGS
 from .batch_stream import Batch
 from .batches import PromptRow, align_batch, instruct_batch, lm_batch
-from .cookers import TEXT_ENDINGS
 from .data_config import AlignData, InstructData, LmData
 from .decoding import target_pixels
 from .lanes import Lane

@@ -25,6 +25,7 @@ from ..base.precision import DTYPES, LossScale, autocast, slow_format
 from ..base.rng import RowRng, seed_of
 from ..base.signals import StopSignal
 from ..data.batch_stream import Batch, BatchStream, Stream
+from ..data.shared_index import shared_indexes
 from .checkpoint import Checkpoints
 from .checkpoint_reader import read_progress, reading
 from .data_reports import DataReports
@@ -105,12 +106,13 @@ class Trainer:
                 f"and those a multiple of the {process_group.world_size} processes; take fewer processes, or change "
                 f"batch.size or, before a run's first step, batch.streams."
             )
-        for index in range(process_group.rank, count, process_group.world_size):
-            stream = Stream(self.config.seed, index, count, self.config.batch.micro, self.micro_batches)
-            try:
-                self.streams[index] = self.engine.stage.stream(stream)
-            except ValueError as error:
-                raise ConfigError(f"data: {error}") from error
+        with shared_indexes(self.config.data, process_group):
+            for index in range(process_group.rank, count, process_group.world_size):
+                stream = Stream(self.config.seed, index, count, self.config.batch.micro, self.micro_batches)
+                try:
+                    self.streams[index] = self.engine.stage.stream(stream)
+                except ValueError as error:
+                    raise ConfigError(f"data: {error}") from error
 
     def _save(self) -> None:
         for counted in self.process_group.gather(self.counters.counted):
@@ -235,13 +237,8 @@ class Trainer:
         """
         self.progress = progress
         config, counters = self.config, self.counters
-        if self.asked_to_stop():
-            self.progress.say(STOPPED_EARLY)
-            return
-        if counters.step >= config.steps:
-            self.progress.say(
-                f"The run has done its {counters.step} steps already; give --steps above that to train on."
-            )
+        if sentence := self.nothing_to_do():
+            self.progress.say(sentence)
             return
         self._report_data()
         peak = peak_flops(self.process_group.device, DTYPES[config.precision])
@@ -271,10 +268,13 @@ class Trainer:
         if self.stopping:
             self.progress.say(f"Stopped by a signal after step {counters.step}, saved; go on with --resume auto.")
 
-    def asked_to_stop(self) -> bool:
-        """Whether any process has received a signal; call on all processes."""
-        flag = torch.tensor([float(self.stop.received is not None)])
-        return bool(self.process_group.sum(flag))
+    def nothing_to_do(self) -> str:
+        """Why no step will be done, "" where some will: a signal on any process, or no step is left; call on all."""
+        if self.process_group.sum(torch.tensor([float(self.stop.received is not None)])):
+            return STOPPED_EARLY
+        if self.counters.step < self.config.steps:
+            return ""
+        return f"The run has done its {self.counters.step} steps already; give --steps above that to train on."
 
     def close(self) -> None:
         """End the processes that read data; a run that is over or has failed leaves none behind."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -78,10 +79,14 @@ class Progress:
         """Leave the records up to step `done` alone in the file."""
         if not self.path.is_file():
             return
-        lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]  # the last may be cut off
-        kept = [line + "\n" for line in lines if json.loads(line)["step"] <= done]
-        if len(kept) != len(lines) or not done:
-            write_file(self.path, "".join(kept))
+        content = self.path.read_bytes()
+        kept = []
+        for line in content.splitlines(keepends=True):
+            with contextlib.suppress(ValueError, LookupError, TypeError):  # cut off by a kill, or zeros by a crash
+                if line.endswith(b"\n") and json.loads(line)["step"] <= done:
+                    kept.append(line)
+        if b"".join(kept) != content:
+            write_file(self.path, b"".join(kept))
 
     def say(self, sentence: str) -> None:
         """Print a sentence above the progress line."""

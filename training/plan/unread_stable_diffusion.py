@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from kosmos_core.diffusers.single_file import UNET, VAE, SingleFile, unet_config, vae_config
 from kosmos_core.diffusers.stable_diffusion import SIZES, StableDiffusion
 
 
 class UnreadStableDiffusion(StableDiffusion):
-    """Parts without values, sized as the diffusers folder `path` says, else as Stable Diffusion 1.5's.
+    """Parts without values, sized as the diffusers folder or checkpoint `path` says, else as Stable Diffusion 1.5's.
 
     To be made before a simulation begins, for the libraries have to load outside of it. With `text_encoder_only` the
     one that loads longest stays away.
@@ -47,6 +48,17 @@ class UnreadStableDiffusion(StableDiffusion):
             torch.set_default_dtype(before)
 
     def _sizes(self, part: str) -> dict[str, Any]:
+        if self.path.is_file() and part in ("unet", "vae"):
+            return self._sizes_in_file(part)
         file = self.path / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
         found = json.loads(file.read_text()) if file.is_file() else SIZES[part]
         return {key: value for key, value in found.items() if not key.startswith("_")}
+
+    def _sizes_in_file(self, part: str) -> dict[str, Any]:
+        file = SingleFile(self.path)
+        if part == "unet":
+            return unet_config(file.shapes(UNET), UNET, self.path)
+        shapes = file.shapes(VAE)
+        # A TAESD inside a checkpoint has one size.
+        tiny = any(name.startswith(f"{VAE}taesd_decoder.") for name in shapes)
+        return SIZES["vae"] if tiny else vae_config(shapes)

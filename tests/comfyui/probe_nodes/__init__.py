@@ -375,6 +375,17 @@ class ProbeAnyImage(Probe):
         return io.NodeOutput(image, (torch.rand((count, height, width), generator=generator) > 0.7).float())
 
 
+class ProbeAnything(Probe):
+    """A text that may be linked to any input, such as a choice, as other packs' switches give it."""
+
+    inputs = (io.String.Input("text"),)
+    outputs = (io.AnyType.Output(),)
+
+    @classmethod
+    def execute(cls, text: str) -> io.NodeOutput:
+        return io.NodeOutput(text)
+
+
 class ProbeMadeConditioning(Probe):
     """A conditioning of any shape with one value in all places."""
 
