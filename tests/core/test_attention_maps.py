@@ -140,6 +140,19 @@ def test_where_a_condition_acts_with_half_its_strength_its_map_still_sums_to_one
     assert not sums[:, 4:].any()
 
 
+def test_where_only_one_of_two_map_sizes_has_a_place_the_map_still_sums_to_one():
+    trace, left = Trace(), torch.zeros(8, 8)
+    left[:, :4] = 1
+    for size, opacity in ((8, left), (4, torch.ones(8, 8))):
+        query, key = torch.randn(1, size * size, 8), torch.randn(1, 77, 8)
+        trace.add(query, key, 2, torch.ones(1, 77, 16), (size, size), 0, Place(opacity, (0, 0, 8, 8)))
+    torch.testing.assert_close(trace.map(0, 0, (8, 8)).sum(0), torch.ones(8, 8))
+
+
+def test_a_map_that_is_shrunk_still_sums_to_one():
+    torch.testing.assert_close(recorded_trace(80).map(0, 0, (64, 64)).sum(0), torch.ones(64, 64))
+
+
 def test_an_empty_trace_says_what_to_connect():
     with pytest.raises(ValueError, match="The trace is empty"):
         Trace().nearest(torch.zeros(77, 16))
