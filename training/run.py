@@ -22,7 +22,7 @@ from .base.settings import as_typed, plain
 from .base.shared_folder import require_shared
 from .base.signals import StopSignal
 from .engine.checkpoint import Checkpoints, latest_checkpoint
-from .engine.loop import STOPPED_EARLY, Trainer
+from .engine.loop import Trainer
 from .engine.progress import Progress
 from .engine.resumed_settings import changes, refuse, sentence, stored_settings
 from .engine.run_config import RunConfig, parse
@@ -94,9 +94,9 @@ def _run(config: RunConfig, process_group: ProcessGroup, trainer: Trainer, start
     else:
         trainer.open_streams()
     trainer.checkpoints.settings = described = config.to_yaml()
-    if trainer.asked_to_stop():  # before anything is recorded of this start
+    if idle := trainer.nothing_to_do():  # before anything is recorded of this start
         if process_group.rank == 0:
-            print(STOPPED_EARLY)
+            print(idle)
         return
     if process_group.rank == 0:
         try:

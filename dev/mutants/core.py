@@ -10,14 +10,15 @@ OWN: tuple[tuple[str, ...], ...] = (
         "kosmos_core/safetensors_file.py",
         "if LARGEST_HEADER < length <= size:",
         "if LARGEST_HEADER < length < 0:",
-        "tests/core/test_weights.py",
+        "tests/core/test_weights.py::test_a_header_too_large_for_any_model_is_not_read",
     ),
     (
         "a storage may be larger than its file",
         "kosmos_core/original/pickle_reader.py",
         "<= self.stored_bytes:",
         "<= 2**60:",
-        "tests/core/test_hostile_checkpoints.py",
+        "tests/core/test_hostile_checkpoints.py::test_tensors_that_claim_more_than_is_stored_are_refused",
+        "tests/core/test_hostile_checkpoints.py::test_a_storage_larger_than_its_file_is_refused_before_memory_is_taken",
     ),
     (
         "a picture's memory looks at its first channel alone",

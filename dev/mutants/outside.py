@@ -358,8 +358,8 @@ OUTSIDE: tuple[tuple[str, str, str, str], ...] = (
     (
         "alpha stays beside a background that is kept",
         "nodes/prepare_reference.py",
-        "            pixels = pixels[..., :3]\n    inside",
-        "            pass\n    inside",
+        'if background == "keep":\n            pixels = pixels[..., :3]\n',
+        'if background == "keep":\n            pass\n',
     ),
     (
         "the view mask is cut at a quarter",

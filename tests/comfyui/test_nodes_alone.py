@@ -84,6 +84,12 @@ def test_a_background_that_is_kept_is_the_images_own_where_it_is_transparent_too
     assert white.mean() == pytest.approx(float((1 + RED.mean()) / 2), abs=0.01)
 
 
+def test_a_mask_that_is_given_counts_and_not_the_images_alpha(pack):
+    image = torch.cat([filled(RED), boxed(10, 10, 30, 20)[..., None]], dim=-1)
+    reference, *_ = cut(pack, image, boxed(5, 5, 13, 13))
+    assert reference.views[0].pixels.shape[:2] == (8, 8)
+
+
 @pytest.mark.parametrize(("grey", "inside"), [(0.49, False), (0.51, True)])
 def test_a_mask_marks_what_is_more_than_half_white(pack, grey, inside):
     mask = grey * boxed(10, 10, 30, 30)
@@ -111,7 +117,7 @@ def test_an_image_that_is_not_finite_is_refused(pack, value):
 def test_the_mean_that_keeps_the_norm_is_the_one_that_says_so(pack, mode, kept):
     nodes = pack("nodes.prepare_reference")
     one, other = (nodes.cut_out(filled(colour), None, *CUT, "keep", 1.0, "")[0] for colour in (RED, GREEN))
-    (made,) = nodes.KosmosGAverage.execute(mode, reference_1=one, reference_4=other).args
+    (made,) = nodes.KosmosGAverage.execute(mode, reference_1=one, reference_8=other).args
     assert type(made.source).__name__ == Mean.__name__
     assert (made.source.keep_norm, len(made.source.sources)) == (kept, 2)
 
@@ -123,6 +129,34 @@ def test_of_batches_each_conditioning_gets_its_own_image_and_single_ones_go_with
     assert gathered.slots == (2, 5)
     seen = [[bool(one.source.pixels[0, 0, 0]) for one in references] for references in gathered.batches]
     assert seen == [[True, True], [False, True]]
+
+
+def test_batches_of_two_sizes_are_refused_by_the_names_of_their_inputs(pack):
+    inputs = pack("nodes.image_inputs")
+    batches = {f"image_{count}": torch.zeros(count, 8, 8, 3) for count in (1, 2, 3)}
+    with pytest.raises(ValueError, match="image_1 has 1, image_2 has 2, image_3 has 3"):
+        inputs.PromptImages.gather(batches, inputs.ONE_EACH)
+
+
+@pytest.mark.parametrize(
+    ("entry", "weight", "said"),
+    [
+        (9, 1.0, None),
+        (9, 0.0, None),
+        (10, 1.0, "number 10, but Kosmos-G's end at 9"),
+        (-1, 1.0, "number -1"),
+        (5, -0.1, "weight -0.1"),
+        (5, float("nan"), "weight nan"),
+    ],
+)
+def test_tokens_from_another_pack_are_checked_to_the_last_id_and_weight(pack, entry, weight, said):
+    tokens = pack("nodes.tokens")
+    section = [(0, 1.0), (entry, weight)]
+    if said is None:
+        assert tokens.check_tokens({tokens.KEY: [section]}, 10) == [section]
+    else:
+        with pytest.raises(ValueError, match=said):
+            tokens.check_tokens({tokens.KEY: [section]}, 10)
 
 
 def entry(seed: int, **options: Any) -> list[Any]:
@@ -190,9 +224,20 @@ def test_what_is_encoded_for_the_first_time_fills_the_progress_bar_by_its_blocks
     images = {"image_1": filled(RED)[None], "image_2": filled(GREEN)[None]}
     encoded(pack, clip, "a dog <i> and <i2>", "a hat", **images)
     *counted, last = steps
-    total = last[1]
+    model = pack("nodes.adapter").encoder_of(clip).model
+    text = model.decoder, model.aligner.source_encoder, model.aligner.query_decoder
+    # The prompt, the negative and the text alone, which nobody says is not read; and two images.
+    total = 3 * sum(len(stack.blocks) for stack in text) + 2 * len(model.vision.blocks)
     assert [value for value, _ in counted] == list(range(1, total + 1))
     assert last == (total, total)
+
+
+def test_likeness_goes_from_the_text_alone_to_the_full_encoding(pack, clip):
+    node, image = pack("nodes.text_encode").KosmosGTextEncode, filled(RED)[None]
+    full, _, text, _ = node.execute(clip, "a dog <i>", image_1=image).args
+    for likeness in (0.0, 0.25, 1.0):
+        mixed = node.execute(clip, "a dog <i>", "", likeness, image_1=image).args[0][0][0]
+        torch.testing.assert_close(mixed, torch.lerp(text[0][0], full[0][0], likeness))
 
 
 def test_remembered_texts_are_told_apart_by_their_weights_and_the_longest_unused_is_forgotten(pack, clip, monkeypatch):

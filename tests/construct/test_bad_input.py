@@ -123,7 +123,7 @@ def test_pictures_just_at_a_limit_of_entities_are_kept():
     [
         ({"min_share": 1.0, "max_share": 1.0}, {}),
         ({"min_share": 1.001}, {"entity: mask too small": 1}),
-        ({"min_share": 0.0, "max_share": 0.999}, {"entity: mask too large": 1}),
+        ({"min_share": 0.5, "max_share": 0.999}, {"entity: mask too large": 1}),
     ],
 )
 def test_an_entity_of_just_the_least_or_the_largest_share_is_kept(limits, left_out, tmp_path):

@@ -72,6 +72,12 @@ def test_an_average_of_averages_keeps_each_its_share(model):
     assert torch.allclose(nested, expected, atol=1e-6)
 
 
+def test_a_picture_of_weight_0_is_not_part_of_a_mean():
+    one, hidden = Reference(View(image(1)), noun="dog"), Reference(View(image(2)), weight=0.0, noun="cat")
+    assert average([hidden, one]).source is one.source
+    assert average([one, hidden, one]).views == (one.source, one.source)
+
+
 @pytest.mark.parametrize("references", [[], [Reference(View(image(1)), weight=0.0)]])
 def test_nothing_to_average_is_refused(references):
     with pytest.raises(ValueError, match="Nothing to average"):

@@ -315,6 +315,8 @@ def test_the_sentence_behind_a_picture_stays_with_it_where_both_fit(tiny_tokeniz
     sentence = tiny_tokenizer.encode("a red dog.")
     assert picture.token_ids[-len(sentence) :] == sentence
     assert (len(picture.pixels), len(first.pixels), len(last.pixels)) == (1, 0, 0)
+    texts = InterleavedSample(**KEYS, segments=["a red dog.", "a blue cat."])
+    assert len(document_units(texts, tiny_tokenizer, 100)) == 2
     together = len(picture.token_ids)  # what packing adds to it are <s> and </s>, and one place is kept free
     for length, units in ((together + 3, 3), (together + 2, 4)):
         assert len(document_units(document, tiny_tokenizer, length)) == units
@@ -336,9 +338,11 @@ def test_documents_are_numbered_for_masking_and_padding_is_none(tiny_tokenizer):
 
 def test_a_text_longer_than_a_sequence_is_cut_into_pieces(tiny_tokenizer):
     text = "abc" * 200
-    units = document_units(TextSample(**KEYS, text=text), tiny_tokenizer, 32)
-    assert max(len(unit.token_ids) for unit in units) <= 31
-    assert [token for unit in units for token in unit.token_ids] == [0, *tiny_tokenizer.encode(text), 2]
+    ids = tiny_tokenizer.encode(text)
+    for length in (32, len(ids) + 2, len(ids) + 3):  # the last two: one id too many, and just fitting
+        units = document_units(TextSample(**KEYS, text=text), tiny_tokenizer, length)
+        assert max(len(unit.token_ids) for unit in units) <= length - 1
+        assert [token for unit in units for token in unit.token_ids] == [0, *ids, 2]
 
 
 @pytest.mark.parametrize(

@@ -338,11 +338,12 @@ def test_samples_left_out_on_purpose_are_counted_but_are_no_fault(tmp_path, open
         next(everything)
 
 
-def test_captions_end_where_clip_would_cut_them(tmp_path, open_):
+@pytest.mark.parametrize("most", [75, 1000])
+def test_captions_end_where_clip_would_cut_them(tmp_path, open_, most):
     letters = {"exact": "a" * 75, "longer": "a" * 76}
     write_tars(tmp_path / "captions", [{"txt": letters["exact"].encode()}, {"txt": letters["longer"].encode()}], 10)
     sources = {"captions": SourceConfig(str(tmp_path / "captions"))}
-    stream = open_("align", one_stream(1), sources=sources, max_tokens=1000, max_bad=0)
+    stream = open_("align", one_stream(1), sources=sources, max_tokens=1000, max_clip_tokens=most, max_bad=0)
     for _ in range(6):
         batch = next(stream)
         assert batch["keys"] == ["00000.tar/000000000"]

@@ -153,8 +153,10 @@ def test_changes_are_told_by_key():
 
 def test_a_finished_run_that_is_resumed_says_so_and_does_nothing(finished, tmp_path):
     arguments, folder = finished
-    result = train([*arguments, "--resume", "auto"], tmp_path / "log")
+    before = contents(folder)
+    result = train([*arguments, "--resume", "auto", "--optim.ema", "0.9"], tmp_path / "log")
     assert result.ok
+    assert contents(folder) == before  # above all config.yaml, which exported weights are described by
     assert "The run has done its 2 steps already; give --steps above that" in result.output
     assert records(folder) == [1, 2]
 

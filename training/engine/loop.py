@@ -237,13 +237,8 @@ class Trainer:
         """
         self.progress = progress
         config, counters = self.config, self.counters
-        if self.asked_to_stop():
-            self.progress.say(STOPPED_EARLY)
-            return
-        if counters.step >= config.steps:
-            self.progress.say(
-                f"The run has done its {counters.step} steps already; give --steps above that to train on."
-            )
+        if sentence := self.nothing_to_do():
+            self.progress.say(sentence)
             return
         self._report_data()
         peak = peak_flops(self.process_group.device, DTYPES[config.precision])
@@ -273,10 +268,13 @@ class Trainer:
         if self.stopping:
             self.progress.say(f"Stopped by a signal after step {counters.step}, saved; go on with --resume auto.")
 
-    def asked_to_stop(self) -> bool:
-        """Whether any process has received a signal; call on all processes."""
-        flag = torch.tensor([float(self.stop.received is not None)])
-        return bool(self.process_group.sum(flag))
+    def nothing_to_do(self) -> str:
+        """Why no step will be done, "" where some will: a signal on any process, or no step is left; call on all."""
+        if self.process_group.sum(torch.tensor([float(self.stop.received is not None)])):
+            return STOPPED_EARLY
+        if self.counters.step < self.config.steps:
+            return ""
+        return f"The run has done its {self.counters.step} steps already; give --steps above that to train on."
 
     def close(self) -> None:
         """End the processes that read data; a run that is over or has failed leaves none behind."""
