@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed.fsdp._fully_shard import _fsdp_param
 from torch.utils.checkpoint import checkpoint
 
 from kosmos_core import KosmosG
@@ -24,7 +25,7 @@ from training.plan import command
 from training.plan.fake_floats import fake_floats
 from training.plan.live_memory import LiveMemory
 from training.plan.longest_batch import batch_shape, longest_batch
-from training.plan.memory import plan
+from training.plan.memory import _processes, plan
 from training.plan.traffic import traffic
 from training.stages import stage_module
 
@@ -248,3 +249,14 @@ def test_masks_and_lengths_keep_their_values_among_fake_numbers():
 def test_a_number_that_makes_no_plan_is_named(capsys, option, value, expected):
     assert command.main(["--gpus", "2", option, value]) == 2
     assert capsys.readouterr().err == f"error: {option}: {value} must be {expected}.\n"
+
+
+def test_only_process_0_of_a_large_cluster_gets_a_part_cut_out():
+    cut_by_torch = _fsdp_param._chunk_with_empty
+    with _processes(4096):
+        for rows, chunks in ((1, 4096), (7, 2), (8, 3), (5000, 4096)):
+            tensor = torch.randn(rows, 3)
+            (own,) = _fsdp_param._chunk_with_empty(tensor, chunks, 0)
+            assert own.data_ptr() == tensor.data_ptr()
+            assert torch.equal(own, cut_by_torch(tensor, chunks, 0)[0])
+    assert _fsdp_param._chunk_with_empty is cut_by_torch
