@@ -64,3 +64,7 @@ def test_scaled_recompressed_and_brightened_copies_are_near_and_other_pictures_a
             assert (hash_of(copy) ^ original).bit_count() <= FilterConfig().duplicate_distance
     distances = [(a ^ b).bit_count() for i, a in enumerate(originals) for b in originals[:i]]
     assert min(distances) > 10
+
+
+def test_brightness_alone_is_no_content():
+    assert len({perceptual_hash(np.full((64, 64, 3), level, np.uint8)) for level in (0, 90, 255)}) == 1

@@ -42,7 +42,10 @@ def test_pad_keeps_what_a_square_would_cut_and_only_the_square_warns():
     padded = crop_subject(pixels, mask, "pad")
     assert padded.pixels.shape == (200, 200, 3)
     assert padded.warning is None
-    assert int(padded.mask.sum()) == 2000
+    inside = np.zeros((200, 200), bool)
+    inside[95:105] = True  # in the middle of white
+    assert np.array_equal(padded.mask, inside)
+    assert np.array_equal(padded.pixels[..., 0], np.where(inside, 0, 255))
 
 
 @pytest.mark.parametrize(("width", "warned"), [(40, False), (41, True)])

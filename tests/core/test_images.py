@@ -252,3 +252,11 @@ def test_any_size_gives_a_square(height, width, size):
     values = preprocess_image(image, size)
     assert values.shape == (3, size, size)
     assert torch.equal(values, normalise(view))
+
+
+@pytest.mark.parametrize("level", [0, 51, 255])
+def test_each_channel_has_its_own_mean_and_deviation(level):
+    pixels = preprocess_image(np.full((4, 4, 3), level, np.uint8), 4)[:, 0, 0]
+    mean, deviation = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's, as published
+    expected = [(level / 255 - m) / d for m, d in zip(mean, deviation, strict=True)]
+    torch.testing.assert_close(pixels, torch.tensor(expected))

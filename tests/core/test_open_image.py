@@ -153,3 +153,10 @@ def test_callers_name_the_fault_in_their_own_words(tmp_path):
         decode(path.read_bytes())
     with pytest.raises(BadSample, match="picture too large"):
         decode(saved(Image.new("1", (12_000, 11_000)), "PNG"))
+
+
+def test_a_picture_of_just_the_most_pixels_is_opened():
+    image = Image.new("RGB", (8, 8))
+    assert open_image(image, 64).size == (8, 8)
+    with pytest.raises(ImageError, match="8 x 8 pixels: expected at most 63"):
+        open_image(image, 63)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kosmos_core.prompt import MAX_WEIGHT, ImageMark, Prompt, PromptError, Text
+from kosmos_core.prompt import MAX_CHARACTERS, MAX_WEIGHT, ImageMark, Prompt, PromptError, Text
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -309,6 +309,12 @@ def test_twenty_thousand_characters_are_read_in_a_moment(text):
         else:
             assert Prompt.parse(str(prompt), images=images) == prompt
     assert time.process_time() - began < 3  # about 0.2 s; a quadratic reader would need minutes
+
+
+def test_a_prompt_of_just_the_most_characters_is_read():
+    assert Prompt.parse("a" * MAX_CHARACTERS).segments == (Text("a" * MAX_CHARACTERS),)
+    with pytest.raises(PromptError, match=f"has {MAX_CHARACTERS + 1:,} characters"):
+        Prompt.parse("a" * (MAX_CHARACTERS + 1))
 
 
 def test_grammar_works_without_torch():

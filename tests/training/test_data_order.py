@@ -87,3 +87,25 @@ def test_a_mixture_continues_where_its_state_was_taken():
 def test_a_weight_of_zero_is_refused():
     with pytest.raises(ValueError, match="above 0"):
         Mixture({"a": 1, "b": 0}, 4, seed=0)
+
+
+def test_every_epoch_has_an_order_of_its_own_even_where_all_is_one_block():
+    order = Order(0, size=64, block=64, window=1)
+    first, second = ([order[epoch * 64 + place] for place in range(64)] for epoch in range(2))
+    assert sorted(first) == sorted(second) == list(range(64))
+    assert first != second
+
+
+def test_which_of_two_equal_sources_is_first_is_drawn():
+    assert {
+        max(counts, key=counts.get) for counts in (Mixture({"a": 1, "b": 1}, 1, n).counts() for n in range(20))
+    } == {"a", "b"}
+
+
+def test_a_resumed_mixture_goes_on_with_its_step():
+    for seed in range(8):
+        mixture, resumed = (Mixture({"a": 1, "b": 1, "c": 1}, 4, seed) for _ in range(2))
+        mixture.advance_to(3)  # nothing is owed: only the step decides
+        resumed.load_state_dict(mixture.state_dict())
+        assert resumed.step == 3
+        assert resumed.rows_of_step() == mixture.rows_of_step()

@@ -95,3 +95,12 @@ def test_the_gradient_norm_of_large_tensors_is_exact_to_float32():
     gradients = [torch.randn(4000, 1000), torch.randn(64, 3, 14, 14), torch.randn(500), torch.randn(())]
     exact = torch.cat([g.double().flatten() for g in gradients]).norm()
     torch.testing.assert_close(total_norm(gradients).double(), exact, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["adamw", "original"])
+def test_the_rate_is_at_its_height_as_soon_as_the_warm_up_is_over(name):
+    config = OptimConfig(name=name, lr=1.0, warmup_steps=10)
+    rates = [learning_rate(config, step, 110) for step in range(13)]
+    assert rates[10] == max(rates) == 1.0
+    assert rates[9] == (1.0 if name == "adamw" else 0.9)
+    assert rates[11] == pytest.approx(0.99)
