@@ -127,6 +127,14 @@ def test_unos_list_of_pairs_is_read_as_it_is(dreambooth, tmp_path):
         pair_jobs(listed, DREAMBENCH, dreambooth, KOSMOSG)
 
 
+def test_a_pair_with_an_animal_gets_the_prompts_of_animals_wherever_it_stands(dreambooth, tmp_path):
+    for names, kind in (("fancy_boot, cat", "live"), ("cat, fancy_boot", "live"), ("fancy_boot, can", "object")):
+        (tmp_path / "pairs.yaml").write_text(f"pairs: [[{names}]]")
+        jobs = pair_jobs(tmp_path / "pairs.yaml", DREAMBENCH, dreambooth, DREAMBOOTH)
+        nouns = [DREAMBENCH.named(name).noun for name in names.split(", ")]
+        assert {job.text for job in jobs} == {words_of(prompt, nouns) for prompt in DREAMBENCH.prompts[kind]}
+
+
 def test_other_benchmarks_bring_their_nouns_along(dreambooth, tmp_path):
     image = dreambooth / "dataset" / "can" / "01.jpg"
     entry = {"prompt": "a hat on a lantern", "image_paths": [str(image)] * 2, "nouns": ["hat", "lantern"]}

@@ -14,6 +14,7 @@ from tests.tiny import drawings as tiny
 from tests.tiny.clip import save_dino
 from tests.tiny.kosmos_file import save_tiny_kosmos
 from training.base.errors import ConfigError
+from training.evaluate import statistics
 from training.evaluate.__main__ import main
 from training.evaluate.coco import real_images
 from training.evaluate.compare import model_names
@@ -248,6 +249,7 @@ def test_figures_of_few_say_so():
     assert "FID of 6 generated and 30,000 real pictures is no figure to publish" in warning_of_size(6, 30_000)
     assert "no full rank" not in warning_of_size(5_000, 5_000) != ""
     assert warning_of_size(10_000, 40_504) == ""
+    assert [bool(statistics.warning_of_size(subjects)) for subjects in (1, 9, 10)] == [True, True, False]
     one, two = ([{"subject": name, "dino": 0.5 + 0.1 * len(name)} for name in names] for names in (["a"], ["a", "bb"]))
     assert summarise(one, ["dino"])["dino"] == {"mean": 0.6, "low": None, "high": None, "subjects": 1}
     table = markdown("t", {"one": summarise(one, ["dino"]), "two": summarise(two, ["dino"])}, {"dino": "DINO"}, "Few.")

@@ -167,6 +167,9 @@ def test_a_tenth_of_the_conditions_is_null_whatever_noise_and_timestep_are(stage
     assert float(drop.mean()) == pytest.approx(0.1, abs=0.02)
     together = torch.corrcoef(torch.stack([noise.double(), timesteps, drop]))
     assert float((together - torch.eye(3)).abs().max()) < 0.08  # 3.5 of 2,000 draws' standard deviations
+    for purpose in ("noise", "timestep", "latents"):  # their numbers again, even where no correlation shows it
+        again = torch.cat([RowRng(seed=0, step=step).uniform(purpose, ROWS) for step in range(50)]) < 0.1
+        assert not torch.equal(again.double(), drop[: len(again)])
 
 
 @torch.no_grad()
