@@ -31,6 +31,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "training/construct/caption_spans.py": ("tests/construct/test_spans.py",),
     "training/construct/masks.py": ("tests/construct/test_masks.py",),
     "training/construct/square_images.py": ("tests/construct/test_bad_input.py",),
+    "training/data/batches.py": ("tests/training/test_data_stream.py::test_a_batch_is_what_its_stage_reads",),
     "training/data/order.py": ("tests/training/test_data_order.py",),
     "training/evaluate/fid.py": ("tests/evaluate/test_fid.py",),
     "training/evaluate/statistics.py": ("tests/evaluate/test_scores.py",),

@@ -67,6 +67,9 @@ def test_identical_pictures_score_one_and_a_shuffled_pairing_less(data, nets, tm
             shutil.copy(data / "dataset" / shown / "01.jpg", folder.path / job.path)
         assert score(jobs, references, nets, folder, ALONE, all_references=False) == len(jobs) == 24
         assert score(jobs, references, nets, folder, ALONE, all_references=False) == 0
+        for record in list(folder.records("scores").values())[::7]:  # one of each subject, in batches of all
+            alone = nets.of_images([folder.path / record["path"]]).clip @ nets.of_texts([record["text"]]).T
+            assert record["clip_t"] == pytest.approx(float(alone), abs=1e-5)
         means[name] = summarise(list(folder.records("scores").values()), ("dino", "clip_i", "copy"))
     for metric in ("dino", "clip_i", "copy"):
         assert means["right"][metric]["mean"] == pytest.approx(1, abs=1e-5)

@@ -89,8 +89,9 @@ def test_a_weight_of_zero_is_refused():
         Mixture({"a": 1, "b": 0}, 4, seed=0)
 
 
-def test_every_epoch_has_an_order_of_its_own_even_where_all_is_one_block():
-    order = Order(0, size=64, block=64, window=1)
+@pytest.mark.parametrize("block", [1, 64])
+def test_every_epoch_has_an_order_of_its_own_between_blocks_and_within(block):
+    order = Order(0, size=64, block=block, window=1)
     first, second = ([order[epoch * 64 + place] for place in range(64)] for epoch in range(2))
     assert sorted(first) == sorted(second) == list(range(64))
     assert first != second
