@@ -89,15 +89,15 @@ class CastingLayers:
 
 
 def test_the_model_computes_on_the_inputs_device_while_its_weights_stay_on_the_cpu() -> None:
-    # "meta" stands for the GPU: tensors there have a device and a shape, and do not mix with the CPU's.
+    # "meta" stands for the GPU: tensors there have a device and a shape, and do not mix with the CPU's. They have no
+    # numbers, so token weights, which decide how many rows there are, cannot be among them.
     with torch.no_grad():
         model = KosmosG(KosmosGConfig.tiny(), operations=CastingLayers)
         pixels = torch.empty(2, 3, 224, 224, device="meta")
         tokens = torch.zeros(1, 9, dtype=torch.long, device="meta")
-        weights = torch.ones(1, 9, device="meta")
         padding = torch.zeros(1, 9, dtype=torch.bool, device="meta")
         hidden = model.hidden_states(tokens)
-        results = [model.embed_images(pixels), hidden, model.align(hidden, padding, weights)]
+        results = [model.embed_images(pixels), hidden, model.align(hidden, padding)]
     assert model.device.type == "cpu"
     assert [result.device.type for result in results] == ["meta"] * 3
     with pytest.raises(RuntimeError, match=r"(?i)device"):

@@ -311,5 +311,5 @@ def test_a_run_names_its_key_for_what_is_no_stable_diffusion(smoke_stages, stage
         arguments = smoke_stages.arguments(stage, tmp_path / "run", "--task.stable_diffusion", str(path))
         assert run.main(arguments) == 2
         error = capsys.readouterr().err
-        assert error.startswith(f"error: task.stable_diffusion: {path} {said}"), error
+        assert error.startswith(f"error: --task.stable_diffusion: {path} {said}"), error
         assert error.count("\n") == 1
