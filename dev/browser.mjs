@@ -4,19 +4,10 @@
 //
 // Pictures are drawn small and in two steps; the workflows named in `results` as they are, and their shots show them.
 // Prints one JSON object: {name: {saved, prompt, events, refused, missing}}.
-import fs from "node:fs";
-import { pathToFileURL } from "node:url";
+import { job, openPage } from "./chromium.mjs";
 
-const job = JSON.parse(fs.readFileSync(process.argv[2], "utf8"));
-const { chromium } = await import(pathToFileURL(job.playwright));
-
-const browser = await chromium.launch({
-  executablePath: job.chromium,
-  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync"],
-});
-const page = await browser.newPage({ viewport: { width: 1920, height: 1080 } });
-page.setDefaultTimeout(300000); // a machine that does other things as well is slow, not wrong
+// A machine that does other things as well is slow, not wrong: it has five minutes.
+const { browser, page } = await openPage(1920, 1080, 300000);
 // Nothing outside this machine is asked for anything.
 await page.route("**/*", (route) =>
   new URL(route.request().url()).hostname === "127.0.0.1" ? route.continue() : route.abort());

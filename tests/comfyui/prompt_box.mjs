@@ -3,17 +3,9 @@
 //   node prompt_box.mjs JOB.json     JOB: {playwright, chromium, address, images: [path, path], other, shots}; `other` is a
 //                                 checkpoint of another model
 import fs from "node:fs";
-import { pathToFileURL } from "node:url";
+import { job, openPage } from "../../dev/chromium.mjs";
 
-const job = JSON.parse(fs.readFileSync(process.argv[2], "utf8"));
-const { chromium } = await import(pathToFileURL(job.playwright));
-const browser = await chromium.launch({
-  executablePath: job.chromium,
-  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync"],
-});
-const page = await browser.newPage({ viewport: { width: 1400, height: 1000 } });
-page.setDefaultTimeout(120000);
+const { browser, page } = await openPage(1400, 1000, 120000);
 const asked = [];
 await page.route("**/*", (route) => {
   const url = new URL(route.request().url());
