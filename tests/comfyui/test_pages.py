@@ -95,7 +95,7 @@ def test_the_language_has_every_key(client: Client, declared: dict[str, Any], la
     assert sorted(words["nodeDefs"]) == sorted(declared)
     parts = {part for category in CATEGORIES for part in category.split("/")}
     assert set(words["nodeCategories"]) == parts
-    assert set(words["dataTypes"]) == {"KOSMOSG_IMAGE", "KOSMOSG_TRACE"}
+    assert set(words["dataTypes"]) == {"KOSMOSG_IMAGE", "KOSMOSG_TRACE", "KOSMOSG_PROMPT"}
     for name, node in declared.items():
         entry = words["nodeDefs"][name]
         assert list(entry["inputs"]) == list(inputs(node))
