@@ -6,6 +6,7 @@ import random
 import numpy
 import pytest
 import torch
+from PIL import Image
 
 from tests.training.launch import KillAtStep, everything, train
 from training import run
@@ -98,6 +99,7 @@ def test_validation_leaves_no_trace_in_training_and_is_repeated_by_a_resumed_run
     expected = everything(tmp_path / "plain" / last)  # random states, positions of the data and counters too
     whole, resumed = (everything(tmp_path / folder / last) for folder in ("whole", "run"))
     assert [name for name in expected if not torch.equal(expected[name], whole[name])] == []
+    assert Image.open(tmp_path / "whole/curves.png").width > 1200  # three panels side by side
     own = {"random.0.python", "random.0.numpy"}  # which the killed process began with others of
     assert [name for name in expected if not torch.equal(expected[name], resumed[name]) and name not in own] == []
     assert expected.keys() == whole.keys() == resumed.keys()
