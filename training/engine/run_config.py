@@ -26,6 +26,7 @@ from .checkpoint import CheckpointConfig
 from .optimizer import OptimConfig
 from .progress import LogConfig
 from .sharding import ParallelConfig
+from .validate_config import ValidateConfig, check_held_out
 
 OWN_KEYS = """
 Every stage has keys of its own below task and data; --stage NAME --help, or --config FILE --help, shows them.
@@ -83,6 +84,7 @@ class RunConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    validate: ValidateConfig = field(default_factory=ValidateConfig)
     task: Any = None
     """Options of the stage itself."""
     data: Any = None
@@ -93,6 +95,8 @@ class RunConfig:
             raise ValueError(f"steps: {self.steps} must be at least 1.")
         if self.seed < 0:
             raise ValueError(f"seed: {self.seed} must be 0 or more.")
+        if self.data is not None:
+            check_held_out(self.validate, self.data, self.steps)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(plain(self), sort_keys=False)
