@@ -21,9 +21,10 @@ VIEW_SIZE = 224  # pixels of a side that the official model sees
 MOST_ENTITIES = 64
 MEANS = ("mean", "norm-preserving mean")
 NOTHING_TO_INVERT = "invert_mask is on, but no mask is connected: nothing is inverted."
-WHAT_LOAD_IMAGE_GIVES = (
-    "invert_mask does that here. Load Image's mask is empty for a picture without transparency: leave mask unconnected "
-    "then."
+EMPTY_MASK = (
+    "The mask is empty: it marks no pixel of the picture. Load Image's mask is, for a picture without transparency: "
+    "leave mask unconnected then. Else give a mask that is white where the subject is; invert_mask turns one that is "
+    "black there."
 )
 TOUCHES_ALL_BORDERS = (
     "What the mask marks touches all four borders of the picture: it may mark the surroundings in place of the "
@@ -175,7 +176,7 @@ class KosmosGReference(io.ComfyNode):
         except EmptyMaskError as error:
             if mask is None:
                 raise ValueError("The picture's alpha is 0 everywhere: it shows nothing to cut out.") from error
-            raise ValueError(f"{error} {WHAT_LOAD_IMAGE_GIVES}") from error
+            raise ValueError(EMPTY_MASK) from error
         if invert_mask and mask is None:
             warning = f"{warning} {NOTHING_TO_INVERT}".strip()
         if warning:

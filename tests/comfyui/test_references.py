@@ -160,7 +160,7 @@ def test_an_empty_mask_and_a_batch_are_refused(client: Client, graph: SamplingGr
     made = cut(graph, load(graph, "dog.png"), mask=link(empty))
     graph.add("PreviewImage", images=link(made, 1))
     with pytest.raises(
-        ExecutionFailed, match=r"The mask is empty.*invert_mask does that here\. Load Image's mask is empty"
+        ExecutionFailed, match=r"The mask is empty.* Load Image's mask is, for a picture without transparency"
     ):
         client.run(graph.nodes)
     graph = SamplingGraph()
