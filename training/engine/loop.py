@@ -36,6 +36,7 @@ from .progress import Progress
 from .run_config import RunConfig
 from .run_state import gather_state, restore_state
 from .sharding import Engine
+from .step_profile import StepProfile, profiled_steps
 from .validation import Validation
 
 STOPPED_EARLY = "Stopped by a signal before the first step: nothing has changed; start it again."
@@ -246,8 +247,14 @@ class Trainer:
         for note in self.validation.notes:
             self.progress.say(note)
         meter, rates = Meter(), {}
+        steps = None if config.profile is None else profiled_steps(config.profile, config.steps)
+        profile = StepProfile(steps, Path(config.run_folder) / "profile", self.process_group)
         while counters.step < config.steps and not self.stopping:
+            if told := profile.before(counters.step + 1):
+                self.progress.say(told)
             state = self._step(meter)
+            if told := profile.after(counters.step, bool(self.stopping)):
+                self.progress.say(told)
             if self.failing:
                 self.checkpoints.wait()
             last = counters.step == config.steps or self.stopping
