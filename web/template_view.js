@@ -5,7 +5,7 @@
 // whoever saved it gets the view that was saved.
 import { app } from "../../scripts/app.js";
 
-const FREE = { left: 70, top: 118, right: 14, bottom: 14 }; // pixels that ComfyUI's own bars cover
+const FREE = { left: 70, top: 136, right: 14, bottom: 14 }; // pixels that ComfyUI's own bars cover
 const LEAST = 0.4; // in a small window, some of the graph is better than a stamp of it
 
 /** The box round all nodes and groups: [left, top, right, bottom]. */

@@ -182,6 +182,35 @@ def test_two_subjects_is_an_app_as_well() -> None:
         assert any(socket["name"] == name and "widget" in socket for socket in nodes[node]["inputs"])
 
 
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
+
+
+def test_two_subgraph_blueprints_are_served_and_are_one_node_each(client: Client) -> None:
+    served = [entry["name"] for entry in client.get("/global_subgraphs").values()]
+    assert sorted(served) == [path.stem for path in BLUEPRINTS]
+    assert len(BLUEPRINTS) == 2
+    known = client.get("/object_info")
+    for path in BLUEPRINTS:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        (outside,) = content["nodes"]
+        (subgraph,) = content["definitions"]["subgraphs"]
+        assert outside["type"] == subgraph["id"]
+        assert subgraph["name"] == path.stem
+        for side in ("inputs", "outputs"):
+            assert [socket["name"] for socket in outside[side]] == [socket["name"] for socket in subgraph[side]]
+        nodes = {node["id"]: node for node in subgraph["nodes"]}
+        assert {node["type"] for node in nodes.values()} == {"KosmosGTextEncode", "KosmosGReference"} <= set(known)
+        for node, widget in outside["properties"]["proxyWidgets"]:
+            assert any(socket["name"] == widget for socket in nodes[int(node)]["inputs"])
+        for link in subgraph["links"]:
+            if link["origin_id"] in nodes:
+                assert link["id"] in nodes[link["origin_id"]]["outputs"][link["origin_slot"]]["links"]
+            else:
+                assert link["id"] in subgraph["inputs"][link["origin_slot"]]["linkIds"]
+            if link["target_id"] in nodes:
+                assert nodes[link["target_id"]]["inputs"][link["target_slot"]]["link"] == link["id"]
+
+
 @each_workflow
 def test_it_has_a_picture_for_the_template_browser(path: Path) -> None:
     image = Image.open(path.with_suffix(".jpg"))
