@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from dev.install import copy_comfyui
+from kosmos_core import Reference, load_model, save_model
 from kosmos_core.reference import Mean
 from tests.comfyui.in_process import Pack
 from tests.tiny.kosmos_file import save_tiny_kosmos
@@ -205,6 +206,38 @@ def test_a_saved_reference_is_loaded_again_when_its_content_changes(pack):
         os.utime(path, (1, 1))
         told.append(node.fingerprint_inputs(path.name))
     assert told[0] == told[2] != told[1]
+
+
+def test_a_tuned_reference_goes_from_its_file_into_a_prompt_and_stays_with_its_model(pack, clip, tmp_path):
+    reference, files = pack("kosmos_core.reference"), pack("nodes.reference_files")
+    encoder = pack("nodes.adapter").encoder_of(clip)
+    numbers = torch.randn(4, encoder.model.config.decoder.width, generator=torch.Generator().manual_seed(1))
+    whole = reference.model_fingerprint(encoder.path, whole=True)
+    tuned = reference.Reference(reference.Encoded(numbers, whole, "rex.safetensors", True), 1.25, "dog")
+    reference.save_reference(files.path_of("rex").with_suffix(".safetensors"), numbers, tuned, whole)
+    (loaded,) = files.KosmosGLoadReference.execute("rex.safetensors").args
+    assert (loaded.noun, loaded.weight, loaded.tuned) == ("dog", 1.25, True)
+
+    picture = filled(RED)
+    own = Reference.load(files.path_of("rex").with_suffix(".safetensors"))
+    expected = load_model(encoder.path).encode("a <i> and a hat <i>", [own, picture])
+    seen = encoded(pack, clip, "a <i> and a hat <i>", image_1=loaded, image_2=picture[None])
+    assert torch.allclose(seen, expected, atol=0.01)  # ComfyUI keeps the weights in float16
+    plain = reference.Reference(loaded.source)
+    spelled = encoded(pack, clip, "a dog (<i>:1.25) and a hat <i>", image_1=plain, image_2=picture[None])
+    assert torch.equal(seen, spelled)
+
+    # Beside it in a mean, and saved again, it still belongs to the whole model that it was tuned through.
+    mean = reference.average([loaded, reference.Reference(reference.View(picture))])
+    (again,) = files.KosmosGSaveReference.execute(clip, mean, "again").args
+    assert again.source.model == whole != encoder.fingerprint()
+    other = load_model(encoder.path)
+    other.decoder.norm.weight.data += 0.5
+    save_model(other, tmp_path / "other.safetensors")
+    stranger = pack("nodes.adapter").load_clip(tmp_path / "other.safetensors")
+    for held in (loaded, again):
+        with pytest.raises(ValueError, match="was encoded by another Kosmos-G file"):
+            encoded(pack, stranger, "a <i>", image_1=held)
 
 
 @pytest.fixture

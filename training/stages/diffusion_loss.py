@@ -23,11 +23,19 @@ def sample_losses(
     embeddings, anchor = image_embeddings(model, batch.get("pixels"))
     conditions, null = encode_with_null(model, batch["token_ids"], batch.get("image_mask"), embeddings)
     condition = torch.where(drop.to(null.device)[:, None, None], null, conditions) + anchor
-    noisy = scheduler.add_noise(batch["latents"], noise, timesteps)
+    squared = noise_errors(unet, scheduler, batch["latents"], noise, timesteps, condition)
+    return squared.mean((1, 2, 3)), conditions
+
+
+def noise_errors(
+    unet: nn.Module, scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor, condition: Tensor
+) -> Tensor:
+    """Squared errors of what the U-Net predicts of noised `latents`, (b, 4, h, w) float32."""
+    noisy = scheduler.add_noise(latents, noise, timesteps)
     predicted = unet(noisy.to(unet.dtype), timesteps, encoder_hidden_states=condition.to(unet.dtype)).sample
     velocity = scheduler.config.prediction_type == "v_prediction"
-    expected = scheduler.get_velocity(batch["latents"], noise, timesteps) if velocity else noise
-    return (predicted.float() - expected.float()).square().mean((1, 2, 3)), conditions
+    expected = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
+    return (predicted.float() - expected.float()).square()
 
 
 def loss(
