@@ -20,7 +20,7 @@ from ..base.precision import LossScale, Precision, autocast
 from ..base.rng import RowRng
 from ..data.batches import padded
 from ..data.decoding import centred
-from ..stages.diffusion_loss import encode_images, noise_errors, snr_weights
+from ..stages.diffusion_loss import encode_images, snr_weights, squared_errors
 from .photographs import Photograph
 
 JUDGED = 16  # draws of noise and timestep that the held-out photographs are judged by, the same every time
@@ -149,7 +149,7 @@ class Tuning:
         with autocast(self.precision, self.device):
             shown = embeddings.expand(marks, -1, -1)
             condition = self.model.encode_tokens(token_ids, image_mask=image_mask, image_features=shown)
-            squared = noise_errors(self.unet, self.scheduler, latents, noise, timesteps, condition)
+            squared = squared_errors(self.unet, self.scheduler, latents, noise, timesteps, condition)
         means = (squared * inside).sum((1, 2, 3)) / (inside.sum((1, 2, 3)) * squared.shape[1])
         return means * self.weights[timesteps]
 
