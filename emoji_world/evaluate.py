@@ -3,8 +3,9 @@
     python -m emoji_world.evaluate --world half --stable_diffusion RUNS/sd/diffusers \\
         --align RUNS/align.safetensors --instruct RUNS/instruct.safetensors --output RUNS/evaluation
 
-Every row is `--count` prompts with fixed noise; intervals are 95 % bootstrap intervals over prompts. Identities that
-were held out from stage 3 only, and those held out from everything, are reported apart; nothing is tuned on them.
+Every row is `--count` prompts with fixed noise; intervals are 95 % bootstrap intervals over what they ask for.
+Identities and nouns that were held out from stage 3 only, and those held out from everything, are reported apart;
+nothing is tuned on them.
 """
 
 import argparse
@@ -34,15 +35,15 @@ class Evaluation:
         self.judge = Judge(ObjectFeatures(), world)
         self.rows: list[BenchmarkRow] = []
         self.differences: list[dict] = []
-        seen = [x for x in world.identities if not world.held_out_of_instruct(x)]
-        held = [x for x in world.identities if world.held_out_of_instruct(x)]
-        self.groups = {"seen": seen, "held out from stage 3": held}
-        self.prompts = {name: draw_prompts(world, group, count, 1, 21) for name, group in self.groups.items()}
-        self.pairs = draw_prompts(world, seen, count, 2, 22)
+        groups = {name: group for name, group in world.groups.items() if name != "probed nouns"}
+        self.prompts = {name: draw_prompts(world, group, count, 1, 21) for name, group in groups.items()}
+        self.pairs = draw_prompts(world, groups["seen"], count, 2, 22)
 
-    def caption(self, prompt: PromptCase) -> str:
-        nouns = [self.world.phrase(identity) for identity in prompt.identities]
-        return " and ".join(nouns) + f" {prompt.background.phrase}"
+    def caption(self, prompt: PromptCase, whole: bool = False) -> str:
+        """A prompt in words: its nouns, or all that pictures of them show."""
+        rng, share = np.random.default_rng(0), float(whole)
+        phrases = [self.world.phrase(identity, rng, share) for identity in prompt.identities]
+        return " and ".join(phrases) + f" {prompt.background.phrase}"
 
     def add(self, row: BenchmarkRow) -> BenchmarkRow:
         self.rows.append(row)
@@ -66,6 +67,12 @@ class Evaluation:
     def by_text(self, name: str, generator: EmojiGenerator, prompts: list[PromptCase]) -> BenchmarkRow:
         images = generator.generate([self.caption(p) for p in prompts])
         return self.add(self.judge.singles(name, images, prompts))
+
+    def ceiling(self, name: str, generator: EmojiGenerator) -> None:
+        """What the U-Net paints when its condition tells all that a reference shows."""
+        for group, prompts in self.prompts.items():
+            images = generator.generate([self.caption(p, whole=True) for p in prompts])
+            self.add(self.judge.singles(f"{name}, full captions, {group}", images, prompts))
 
     def text(self, name: str, generator: EmojiGenerator) -> BenchmarkRow:
         """Rows of one and two seen nouns; the first is returned."""
@@ -157,6 +164,7 @@ def main() -> None:
         return EmojiGenerator(diffusion, encoder, world.size, arguments.guidance, **settings)
 
     evaluation.text("frozen U-Net with its own CLIP", generator_of(None))
+    evaluation.ceiling("frozen U-Net with its own CLIP", generator_of(None))
     before = None
     if arguments.align:
         generator = generator_of(arguments.align, clip_null=True)

@@ -57,7 +57,7 @@ def article(word: str) -> str:
 
 def cases_of(world: EmojiWorld, count: int) -> dict[str, list[Case]]:
     """Prompts of every kind, over identities that stage 3 has seen."""
-    seen = [identity for identity in world.identities if not world.held_out_of_instruct(identity)]
+    seen = world.groups["seen"]
     kinds: dict[str, list[Case]] = {}
     for drawn in draw_prompts(world, seen, count, 2, 77):
         for kind, case in _cases(world, drawn).items():
