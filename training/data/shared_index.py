@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..base.display import printable
 from ..base.processes import ProcessGroup
-from .data_config import DataConfig
+from .data_config import DataConfig, source_key
 from .index import DataError, IndexedDataset, has_index, index_dataset
 
 _indexed: ContextVar[dict[str, IndexedDataset] | None] = ContextVar("indexed", default=None)
@@ -71,7 +71,7 @@ def _read(config: DataConfig) -> tuple[dict[str, IndexedDataset], str | None]:
             if source.path not in found:
                 found[source.path] = index_dataset(source.path, config.index_folder)
         except DataError as error:
-            return found, f"data.sources.{name}: {error}"
+            return found, f"{source_key(name)}: {error}"
     return found, None
 
 
@@ -86,10 +86,10 @@ def _compared(config: DataConfig, found: dict[str, IndexedDataset]) -> tuple[dic
         try:
             mine = index_dataset(source.path, config.index_folder)
         except DataError as error:
-            return roots, f"data.sources.{name}: on {socket.gethostname()}: {error}"
+            return roots, f"{source_key(name)}: on {socket.gethostname()}: {error}"
         if difference := _difference(mine, theirs):
             return roots, (
-                f"data.sources.{name}: {printable(source.path)} on {socket.gethostname()} is not what process 0 reads "
+                f"{source_key(name)}: {printable(source.path)} on {socket.gethostname()} is not what process 0 reads "
                 f"there: {difference}. Give all machines the same files, best on a file system that they share."
             )
         roots[source.path] = mine.root
