@@ -44,6 +44,7 @@ class BenchmarkRow:
         return {
             "row": self.name,
             "prompts": len(next(iter(self.values.values()))),
+            **({} if self.subjects is None else {"subjects": len(set(self.subjects))}),
             **{metric: interval(values, self.subjects) for metric, values in self.values.items()},
         }
 
@@ -99,6 +100,20 @@ class Judge:
             own.append(float(all(halves[i][row, numbers[i]] > halves[i][row, numbers[1 - i]] for i in range(2))))
         values = {"both nouns": np.array(both), "own reference": np.array(own)}
         return BenchmarkRow(name, values, images, [prompt.identities[0] for prompt in prompts])
+
+
+def in_words(world: EmojiWorld, prompt: PromptCase, whole: bool = False) -> str:
+    """A prompt without pictures: its nouns, or all that pictures of them show."""
+    rng, share = np.random.default_rng(0), float(whole)
+    phrases = [world.phrase(identity, rng, share) for identity in prompt.identities]
+    return " and ".join(phrases) + f" {prompt.background.phrase}"
+
+
+def real_pictures(world: EmojiWorld, prompts: list[PromptCase], seed: int = 4) -> Pixels:
+    """What is asked for as the world itself draws it, elsewhere in the picture, (n, s, s, 3)."""
+    rng = np.random.default_rng(seed)
+    scenes = (EmojiScene(world.place(list(p.identities), rng), p.background) for p in prompts)
+    return np.stack([world.render(scene)[0] for scene in scenes])
 
 
 def portrait(world: EmojiWorld, identity: Identity, colour: str) -> Pixels:

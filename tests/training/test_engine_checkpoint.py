@@ -107,7 +107,7 @@ def test_saved_by_one_engine_and_resumed_by_another(
     smoke_stages, whole, tmp_path, stage, saved_on, first, resumed_on, second
 ):
     options = "--steps", "12", "--checkpoint.every", "6", "--optim.ema", "0.9", "--batch.size", "2", "--resume", "auto"
-    arguments = smoke_stages.arguments(stage, tmp_path / "run", *options)
+    arguments = smoke_stages.arguments(stage, tmp_path / "run", *options, *smoke_stages.replay(stage))
     checkpoints = tmp_path / "run" / "checkpoints"
     killed = [*arguments, "--parallel.sharding", first, "--checkpoint.asynchronous", "false"]
     result = train(killed, tmp_path / "log", saved_on, faults={0: KillAtStep(7)})
