@@ -208,7 +208,7 @@ def picture_sheet(rows: list[tuple[BenchmarkRow, list[Pixels] | None]]) -> Image
     return sheet.page(sheet.column(blocks, 14))
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=ASSETS / "emoji-world-kosmos-g.safetensors")
     parser.add_argument("--sd", default=str(ASSETS / "emoji-world-sd.safetensors"), help="diffusers folder or file")
@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=96, help="prompts of each row")
     parser.add_argument("--steps", type=int, default=8, help="sampling steps")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default=faster_on_cpu(), help="of the U-Net")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     arguments.output.mkdir(parents=True, exist_ok=True)  # said before the work, not behind it
     started, model = time.monotonic(), load_model(arguments.weights).eval()
     diffusion = StableDiffusion(arguments.sd, option="--sd")
