@@ -1,9 +1,13 @@
-"""The pictures of a prompt as nodes take them: the type KOSMOSG_IMAGE, the eight inputs, and what is connected."""
+"""The pictures of a prompt as nodes take them: the type KOSMOSG_IMAGE, the eight inputs, and what is connected.
+
+KOSMOSG_PROMPT is a prompt as a Kosmos-G Prompt was given it, so that other nodes need not be given the same again.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +16,7 @@ from torch import Tensor
 
 from ..kosmos_core import Prompt
 from ..kosmos_core.prompt import PromptError, check_all_used
+from ..kosmos_core.prompt_remarks import remarks
 from ..kosmos_core.reference import Mean, Reference, Source, View, average, with_references
 from .schema import check_choice
 
@@ -21,6 +26,7 @@ ONE_SUBJECT, ONE_EACH = "images are one subject", "one conditioning per picture"
 BATCH_MODES = (ONE_SUBJECT, ONE_EACH)
 
 KosmosGImage = io.Custom("KOSMOSG_IMAGE")
+KosmosGPrompt = io.Custom("KOSMOSG_PROMPT")
 
 
 def image_inputs() -> list[io.Input]:
@@ -35,6 +41,20 @@ def image_inputs() -> list[io.Input]:
         )
         for slot in range(1, SLOTS + 1)
     ]
+
+
+@dataclass(frozen=True)
+class WrittenPrompt:
+    """What a Kosmos-G Prompt was given: both texts, the pictures by the names of their inputs, what a batch means."""
+
+    text: str
+    negative: str = ""
+    images: Mapping[str, Any] = field(default_factory=dict)
+    batch: str = ONE_SUBJECT
+
+    def gather(self, mode: str | None = None) -> PromptImages:
+        """The connected pictures, in another batch mode where one is named. Raises as `PromptImages.gather` does."""
+        return PromptImages.gather(self.images, mode or self.batch)
 
 
 @dataclass(frozen=True)
@@ -74,11 +94,6 @@ class PromptImages:
     def __bool__(self) -> bool:
         return bool(self.slots)
 
-    def parse(self, text: str) -> list[Prompt]:
-        """The prompt for each conditioning, with the references' nouns and weights; PromptError where it is wrong."""
-        prompt = Prompt.parse(text, slots=self.slots)
-        return [with_references(prompt, references) for references in self.batches]
-
     def parse_both(self, text: str, negative: str) -> tuple[list[Prompt], list[Prompt]]:
         """The prompts and the negative prompts for each conditioning; every picture has a mark in either.
 
@@ -93,6 +108,27 @@ class PromptImages:
             [with_references(prompt, references) for references in self.batches],
             [with_references(unwanted, references) for references in batches],
         )
+
+    def remarks(self, text: str, negative: str) -> list[str]:
+        """Sentences on what does not do what it may be meant to: in both texts, and the same picture on two inputs.
+
+        Raises PromptError as `parse_both` does.
+        """
+        (prompt, *_), (unwanted, *_) = self.parse_both(text, negative)
+        found = remarks(text, prompt)
+        found += [f"In the negative prompt: {remark}" for remark in remarks(negative, unwanted)]
+        return found + self._twins()
+
+    def _twins(self) -> list[str]:
+        pairs = itertools.combinations(zip(self.slots, self.batches[0], strict=True), 2)
+        twins = [f"image_{first} and image_{second}" for (first, one), (second, other) in pairs if _same(one, other)]
+        if not twins:
+            return []
+        return [
+            f"{'; '.join(twins[:4])}{'; …' if len(twins) > 4 else ''} hold the same picture. A list, such as the "
+            "references of Kosmos-G Entities, runs this node once for each of its items and gives that item to all "
+            "inputs: for two items in one prompt, use two Kosmos-G Entities with a number each in only."
+        ]
 
     def sources(self, size: int, index: int = 0) -> list[Tensor | Source]:
         """What CLIP.tokenize takes as images for one conditioning of a model with pictures of `size`.
@@ -138,6 +174,17 @@ def _prepared(source: Source, size: int) -> Tensor | Source:
 def average_of(references: Sequence[Reference]) -> Reference:
     """One reference for a batch; a single one is itself."""
     return references[0] if len(references) == 1 else average(references)
+
+
+def _same(one: Reference, other: Reference) -> bool:
+    """Whether two references are of the same pictures."""
+    views, others = one.views, other.views
+    if not views or len(views) != len(others):
+        return one.source is other.source
+    return all(
+        view.squash == seen.squash and (view.pixels is seen.pixels or torch.equal(view.pixels, seen.pixels))
+        for view, seen in zip(views, others, strict=True)
+    )
 
 
 def _references(value: Tensor | Reference, slot: int) -> list[Reference]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -11,8 +12,16 @@ from ..kosmos_core import Prompt
 from ..kosmos_core.blend import likeness as mix_likeness
 from .adapter import KEY, TextEncoder, encoder_of, progress
 from .connections import is_read
-from .image_inputs import BATCH_MODES, ONE_SUBJECT, PromptImages, describe_source, image_inputs
-from .schema import node_schema
+from .image_inputs import (
+    BATCH_MODES,
+    ONE_SUBJECT,
+    KosmosGPrompt,
+    PromptImages,
+    WrittenPrompt,
+    describe_source,
+    image_inputs,
+)
+from .schema import advanced, node_schema
 
 CONTEXT = 2048  # tokens of a training sequence
 TEXT_ONLY = 2  # number of the output
@@ -32,6 +41,7 @@ class KosmosGTextEncode(io.ComfyNode):
             description="Encodes text with pictures in it: write <i> where a picture belongs, as in 'a dog <i> wearing "
             "<i> at the beach'. The marks take the pictures in order; <i2> names image_2, and (<i>:1.3) sets a weight.",
             search_aliases=["kosmos", "kosmos-g", "multimodal prompt", "subject driven", "image prompt", "text encode"],
+            essentials_category="Basics",
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of Load Kosmos-G. Other CLIPs cannot see pictures."),
                 io.String.Input(
@@ -72,6 +82,7 @@ class KosmosGTextEncode(io.ComfyNode):
                     optional=True,
                     tooltip="What a batch of pictures on one input means: several photos of one subject, which are "
                     "averaged; or one conditioning for each, to be sampled with a latent batch of that size.",
+                    **advanced(io.Combo),
                 ),
             ],
             outputs=[
@@ -87,7 +98,12 @@ class KosmosGTextEncode(io.ComfyNode):
                 ),
                 io.String.Output(
                     display_name="parsed",
-                    tooltip="The prompt as it was understood: marks, weights, number of tokens, the pictures.",
+                    tooltip="The prompt as it was understood: marks, weights, number of tokens, pictures, warnings.",
+                ),
+                # The last, so that the outputs of saved graphs keep their places.
+                KosmosGPrompt.Output(
+                    display_name="prompt",
+                    tooltip="Text, pictures and weights in one, for Kosmos-G Token Map and Kosmos-G Attention Map.",
                 ),
             ],
         )
@@ -129,8 +145,14 @@ class KosmosGTextEncode(io.ComfyNode):
                 [mix_likeness(plain, condition, likeness), options]
                 for (condition, options), (plain, _) in zip(positive, text_only, strict=True)
             ]
-        report = _report(prompts, unwanted[0], prompt_images, [_length(tokens[0], encoder) for tokens in (full, null)])
-        return io.NodeOutput(positive, nothing, text_only, report)
+        remarks = prompt_images.remarks(text, negative)
+        for remark in remarks:
+            logging.warning("Kosmos-G Prompt: %s", remark)
+        lengths = [_length(tokens[0], encoder) for tokens in (full, null)]
+        report = _report(prompts, unwanted[0], prompt_images, lengths, remarks)
+        # The prompt box shows the remarks of a run where it cannot read the texts itself.
+        written = WrittenPrompt(text, negative, images, batch)
+        return io.NodeOutput(positive, nothing, text_only, report, written, ui={"kosmos_g_remarks": remarks})
 
 
 def _joined(conditionings: list[Conditioning]) -> Conditioning:
@@ -151,7 +173,9 @@ def _length(section: dict[str, Any], encoder: TextEncoder) -> int:
     return sum(latents if isinstance(entry, dict) else 1 for entry, *_ in section[KEY][0])
 
 
-def _report(prompts: list[Prompt], negative: Prompt, images: PromptImages, lengths: list[int]) -> str:
+def _report(
+    prompts: list[Prompt], negative: Prompt, images: PromptImages, lengths: list[int], remarks: list[str]
+) -> str:
     """The `parsed` text, in Markdown: ComfyUI's Preview Any shows it so, and would swallow a bare <i1>."""
     prompt = prompts[0]
     length = f"{lengths[0]} of {CONTEXT} tokens"
@@ -163,7 +187,13 @@ def _report(prompts: list[Prompt], negative: Prompt, images: PromptImages, lengt
         lines.append(f"{len(prompts)} conditionings, one for each picture of the batch")
     lines.append(f"negative: `{negative.normalised() or '(empty)'}`, {lengths[1]} tokens")
     lines += [f"{line}, in the negative" for line in _describe_images(negative, images)]
+    lines += [f"warning: {_as_code(remark)}" for remark in remarks]
     return "\n".join([f"`{prompt.normalised() or '(empty prompt)'}`", "", *(f"- {line}" for line in lines)])
+
+
+def _as_code(text: str) -> str:
+    """A sentence in which Markdown reads nothing."""
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def _describe_images(prompt: Prompt, images: PromptImages) -> list[str]:

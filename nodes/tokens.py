@@ -16,15 +16,21 @@ from typing import Any
 from torch import Tensor
 
 from ..kosmos_core import KosmosG, Prompt
+from ..kosmos_core.prompt_remarks import remarks
 from ..kosmos_core.reference import Source
 from ..kosmos_core.saved_clip import DESCRIPTION, description_tensor
 from ..kosmos_core.weights import tokenizer_tensors
+from .connections import tell
 from .saving import into_checkpoint
 
 KEY = "kosmos_g"
 WAY_OUT = (
     "Use Kosmos-G Prompt or CLIP Text Encode with this CLIP (weights such as (word:1.3) work there), or give this node "
     "the CLIP of a checkpoint."
+)
+SAVED = (
+    "This CLIP is saved as a Kosmos-G file, with its tokenizer: press R, and choose the file in Load Kosmos-G. Load "
+    "CLIP does not read it."
 )
 Section = list[tuple[Any, ...]]
 
@@ -111,8 +117,9 @@ class PromptTokenizer:
                     "Kosmos-G Prompt, and connect them to its image inputs."
                 )
         prompt = Prompt.parse(text, images=len(images)) if isinstance(text, str) else text
-        if "embedding:" in prompt.normalised().replace("\\:", ":"):
-            logging.warning("Kosmos-G reads 'embedding:...' as plain text: textual inversions belong to CLIP.")
+        if isinstance(text, str):  # of ComfyUI's own text nodes and of other packs; Kosmos-G Prompt has its own place
+            for remark in remarks(text, prompt):
+                tell(remark)
         tokenizer = self.model.required_tokenizer()
         layout = tokenizer.layout(prompt)
         longest = self.model.aligner.source_encoder.longest
@@ -146,6 +153,8 @@ class PromptTokenizer:
         """What makes a file of the weights that ComfyUI saves readable: the tokenizer and the file's description."""
         if into_checkpoint():
             return {}
+        # The node that saves knows nothing of Kosmos-G, and its file is none for the node that loads CLIPs.
+        tell(SAVED, logging.INFO)
         return {**tokenizer_tensors(self.model.tokenizer), DESCRIPTION: description_tensor(self.description)}
 
     def __getattr__(self, name: str) -> Any:

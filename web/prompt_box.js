@@ -6,6 +6,7 @@
 // lexer here only says where to draw. Both renderers of nodes are served: the canvas and Nodes 2.0.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { fitInputs } from "./growing_inputs.js";
 import { TextField, hasFiles, imagesIn } from "./prompt_field.js";
 import { SLOTS, checkpointOf, connectedImages, fileOf, misfits, widgetOf } from "./prompt_graph.js";
 import { pieces } from "./prompt_grammar.js";
@@ -41,6 +42,11 @@ class PromptBox {
       if (files.length) await this.add(files);
       return files.length > 0;
     };
+    const executed = node.onExecuted;
+    node.onExecuted = (output, ...others) => {
+      this.ran = output?.kosmos_g_remarks;
+      return executed?.call(node, output, ...others);
+    };
     const removed = node.onRemoved;
     node.onRemoved = (...all) => {
       this.close();
@@ -59,9 +65,13 @@ class PromptBox {
   refresh() {
     if (!this.node.graph) return;
     this.fields.forEach((field) => field.attach());
+    fitInputs(this.node); // a mark that was just typed may name an input that is not shown
     this.images = connectedImages(this.node);
     this.ask();
-    const warnings = misfits(this.node, this.answer?.width);
+    const linked = this.fields.some((field) => field.unread);
+    // Of texts from elsewhere only a run knows what they hold.
+    const remarks = (linked ? this.ran : this.answer?.remarks) ?? [];
+    const warnings = [...remarks, ...misfits(this.node, this.answer?.width, this.images)];
     const carets = this.fields.map(({ area }) => document.activeElement === area && area?.selectionStart);
     const state = [this.fields.map((field) => [field.text, field.unread]), this.images, warnings, carets, this.answer, this.problem];
     const signature = JSON.stringify(state);

@@ -1,7 +1,7 @@
 // Uses the prompt box as a person does, in ComfyUI's own front end, and prints one JSON object of what was seen.
 //
-//   node prompt_box.mjs JOB.json     JOB: {playwright, chromium, address, images: [path, path], other, shots}; `other` is a
-//                                 checkpoint of another model
+//   node prompt_box.mjs JOB.json     JOB: {playwright, chromium, address, images: [path, path], other, workflow, shots};
+//                                 `other` is a checkpoint of another model
 import fs from "node:fs";
 import { job, openPage } from "../../dev/chromium.mjs";
 
@@ -64,6 +64,7 @@ async function look(name) {
       status: [...document.querySelectorAll(".kosmos-g-status > div")].map((line) => `${line.className}: ${line.textContent}`),
       unmarked: [...document.querySelectorAll(".kosmos-g-status button.wrong")].map((button) => button.title),
       menu: document.querySelector(".kosmos-g-menu")?.textContent ?? "",
+      shown: prompt_.inputs.map((input) => input.name).filter((name) => name.startsWith("image_")),
       linked: prompt_.inputs.flatMap((input, index) => prompt_.isInputConnected(index) ? [input.name] : []),
       files: app.graph._nodes.filter((node) => node.type === "LoadImage").map((node) => node.widgets[0].value),
     };
@@ -131,9 +132,22 @@ seen.why = await page.evaluate(async () => {
   }
   return found;
 });
+await page.evaluate(() => {
+  const first = app.graph._nodes.find((node) => node.type === "LoadImage");
+  first.connect(0, prompt_, prompt_.inputs.findIndex((input) => input.name === "image_3"));
+});
+await area.fill("((a cat <i>)) eats <i2> BREAK <i3>");
+await look("habits");
+await page.evaluate(() => prompt_.disconnectInput(prompt_.inputs.findIndex((input) => input.name === "image_3")));
 await page.evaluate(() => prompt_.connect(1, sampler_, sampler_.inputs.findIndex((input) => input.name === "negative")));
 await area.fill("a cat <i> eats <i>");
 await look("right");
+await page.evaluate(async () => {
+  await app.loadGraphData(app.graph.serialize());
+  const found = (type) => app.graph._nodes.find((node) => node.type === type);
+  Object.assign(window, { prompt_: found("KosmosGTextEncode"), sampler_: found("KSampler") });
+});
+await look("reloaded");
 seen.prompt = await page.evaluate(async () => (await app.graphToPrompt()).output[prompt_.id].inputs);
 seen.colours = await page.evaluate(() => app.graph._nodes.map((node) => [node.type, node.bgcolor ?? null]));
 await page.evaluate((name) => {
@@ -151,6 +165,22 @@ await page.waitForTimeout(1500);
 await page.locator(`[data-node-id] textarea[data-kosmos-g]`).first().fill("Nodes 2.0: <i2> and <i> and <i4>");
 await look("nodes 2.0");
 seen.asked = [...new Set(asked)];
-await page.evaluate(() => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", false));
+await page.evaluate(async () => {
+  await app.extensionManager.setting.set("Comfy.VueNodes.Enabled", false);
+  await app.extensionManager.setting.set("Comfy.Locale", "zh");
+});
+await page.reload();
+await page.waitForFunction(() => window.app?.graph && window.LiteGraph?.registered_node_types?.KosmosGTextEncode
+  && window.app.extensionManager);
+seen.chinese = await page.evaluate(async (workflow) => {
+  await app.loadGraphData(workflow);
+  const find = (type) => app.graph._nodes.find((node) => node.type === type);
+  const batch = find("KosmosGTextEncode").widgets.find((widget) => widget.name === "batch");
+  await app.extensionManager.setting.set("Comfy.Locale", "en");
+  return {
+    batch: [batch._displayValue, batch.value], note: find("MarkdownNote").widgets[0].value,
+    group: app.graph._groups[0].title, title: find("MarkdownNote").title,
+  };
+}, job.workflow);
 console.log(JSON.stringify(seen));
 await browser.close();

@@ -15,20 +15,30 @@ import pytest
 from dev.archive import archived_files, build_archive, scan, scan_file
 from dev.client import Client
 from dev.install import COMFYUI_TREE, COMFYUI_VERSION, ROOT, project_requirements
+from dev.registry import faults
 from dev.server import prepare_folder, running_server
 from dev.workflow import to_api
 
 
-def test_it_holds_the_pack_and_neither_tests_nor_training_nor_weights() -> None:
+def test_it_holds_the_pack_with_its_sample_files_and_neither_tests_nor_training() -> None:
     names = archived_files()
     tops = {name.split("/")[0] for name in names}
     assert tops >= {"__init__.py", "nodes", "kosmos_core", "web", "locales", "workflows", "LICENSE", "pyproject.toml"}
-    assert not tops & {"tests", "training", "emoji_world", "dev", "assets", ".ci", ".github", ".comfyui", "Makefile"}
+    assert not tops & {"tests", "training", "emoji_world", "dev", ".ci", ".github", ".comfyui", "Makefile"}
     assert {"kosmos_core/convert.py", "kosmos_core/pipeline.py"} <= set(names)
     assert {f"web/docs/{page.name}" for page in (ROOT / "web/docs").iterdir()} <= set(names)
     assert not [name for name in names if name.startswith("docs/")]
     assert not [name for name in names if name.startswith(("kosmos_core/original/", "kosmos_core/diffusers/"))]
-    assert sum((ROOT / name).stat().st_size for name in names) < 10e6
+    samples = {name for name in names if name.startswith("assets/")}
+    assert {name.rsplit("/", 1)[0] for name in samples} == {"assets/world", "assets/world/samples"}
+    assert {name.split("/")[-1] for name in samples if not name.endswith(".png")} == {
+        "ATTRIBUTION.md",
+        "emoji-world-kosmos-g.safetensors",
+        "emoji-world-sd.safetensors",
+    }
+    weights = sum((ROOT / name).stat().st_size for name in samples)
+    assert weights < 65e6
+    assert sum((ROOT / name).stat().st_size for name in names) - weights < 10e6
 
 
 def test_the_scanner_finds_what_it_looks_for() -> None:
@@ -54,7 +64,20 @@ def test_the_metadata_is_what_the_registry_asks_for() -> None:
     assert comfy["DisplayName"] == "Kosmos-G"
     assert comfy["requires-comfyui"] == f">={COMFYUI_VERSION}"
     assert re.fullmatch(r"[a-z0-9-]+", comfy["PublisherId"])
-    assert re.fullmatch(r"https://\S+\.(svg|png|jpg|gif)", comfy.get("Icon", "https://none.svg"))
+    lacking = faults(content)  # the account is not known yet: nothing is published until it is
+    assert [fault.split(" ")[0] for fault in lacking] == [
+        "project.urls.Repository",
+        "tool.comfy.Icon",
+        "tool.comfy.Banner",
+    ]
+    named = (ROOT / "pyproject.toml").read_text(encoding="utf-8").replace("/OWNER/", "/somebody/")
+    assert faults(tomllib.loads(named)) == []
+    wrong = named.replace("icon.png", "banner.png").replace('Repository = "https', 'Repository = "file')
+    said = [
+        "project.urls.Repository in pyproject.toml is 'file:",
+        "Icon is assets/banner.png, (1260, 540): expected 400 x 400",
+    ]
+    assert all(part in fault for part, fault in zip(said, faults(tomllib.loads(wrong)), strict=True))
     assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert project_requirements(())
 

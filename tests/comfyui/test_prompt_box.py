@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,28 @@ from safetensors.torch import save_file
 
 from dev.browser import missing, use
 from dev.client import Client, ExecutionFailed
-from dev.graph import SamplingGraph
+from dev.graph import SamplingGraph, link
 from dev.install import ROOT
 from dev.server import Server
 from kosmos_core import KosmosG, Prompt, PromptError
 
+WORKFLOW = {
+    "last_node_id": 2,
+    "last_link_id": 0,
+    "nodes": [
+        {"id": 1, "type": "KosmosGTextEncode", "pos": [0, 0]},
+        {
+            "id": 2,
+            "type": "MarkdownNote",
+            "pos": [0, 600],
+            "title": "Read me",
+            "widgets_values": ["## Two subjects in one prompt\nText.\n\n### Files\n- Not known."],
+        },
+    ],
+    "links": [],
+    "groups": [{"title": "2 Images", "bounding": [0, 0, 100, 100]}],
+    "version": 0.4,
+}
 ENVIRONMENT = Path(sys.executable).parents[1]
 FILES = {"file": "kosmos.safetensors", "checkpoint": "tiny.safetensors"}
 in_a_browser = pytest.mark.skipif(missing(ENVIRONMENT) is not None, reason=str(missing(ENVIRONMENT)))
@@ -55,6 +72,27 @@ def test_a_mistake_is_the_sentence_of_the_run(client: Client, texts: tuple[str, 
     with pytest.raises(ExecutionFailed) as failed:
         client.run(graph.sample().nodes)
     assert str(failed.value).startswith(error["reason"])
+
+
+def test_what_other_tools_would_read_in_it_is_said_while_typing_and_by_the_run_and_changes_nothing(
+    client: Client, reference: KosmosG, probed: Callable[[str], Any], images: dict[str, Any]
+) -> None:
+    text, negative = "((a dog)) <i> BREAK <i>, (hat:4)", "embedding:bad"
+    typed = ask(client, text, negative, images={"1": "", "2": ""})["remarks"]
+    assert [remark.split(" ", 1)[0] for remark in typed] == ["“BREAK”", "“((a", "The", "In"]
+    assert typed[-1].startswith("In the negative prompt: “embedding:bad” is read as text")
+    graph = SamplingGraph().prompt(text, "dog.png")
+    inputs = graph.nodes[graph.encoder]["inputs"]
+    inputs |= {"negative": negative, "image_2": inputs["image_1"]}
+    shown = graph.add("PreviewAny", source=link(graph.encoder, 3))
+    graph.add("ProbeConditioning", conditioning=graph.positive, name="habits")
+    run = client.run(graph.nodes)
+    *ran, twins = run.outputs[graph.encoder]["kosmos_g_remarks"]
+    assert ran == typed
+    assert twins.startswith("image_1 and image_2 hold the same picture. A list, such as")
+    assert all(f"- warning: `{remark}`" in run.text(shown) for remark in (*ran, twins))
+    dog = images["dog.png"]
+    assert torch.equal(probed("habits").condition, reference.encode(Prompt.parse(text), [dog, dog]))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +131,7 @@ def seen(server: Server, other_model: str, tmp_path_factory: pytest.TempPathFact
         ENVIRONMENT,
         server.address,
         script,
-        {"images": images, "other": other_model},
+        {"images": images, "other": other_model, "workflow": WORKFLOW},
         tmp_path_factory.mktemp("prompt_box"),
     )
 
@@ -146,6 +184,18 @@ def test_a_dropped_and_a_pasted_image_are_loaded_connected_and_marked(seen: dict
 
 
 @in_a_browser
+def test_one_image_input_is_shown_beyond_those_that_are_connected_or_named(seen: dict[str, Any]) -> None:
+    assert seen["empty"]["shown"] == ["image_1"]
+    assert seen["dropped"]["shown"] == ["image_1", "image_2"]
+    assert seen["pasted"]["shown"] == ["image_1", "image_2", "image_3"]
+    assert seen["habits"]["shown"] == ["image_1", "image_2", "image_3", "image_4"]
+    assert seen["right"]["shown"] == ["image_1", "image_2", "image_3"]
+    assert seen["nodes 2.0"]["shown"][-1] == "image_4"  # a mark names it
+    assert seen["reloaded"]["linked"] == seen["right"]["linked"]
+    assert seen["reloaded"]["shown"] == ["image_1", "image_2", "image_3"]
+
+
+@in_a_browser
 def test_what_is_saved_sent_and_copied_is_plain_text(seen: dict[str, Any]) -> None:
     assert seen["copied"]["values"][:2] == ["a cat <i1> and <i1> eats <i2>"] * 2
     assert seen["right"]["values"] == ["a cat <i> eats <i>", "", 1, "images are one subject"]
@@ -161,6 +211,15 @@ def test_what_does_not_fit_or_comes_from_elsewhere_is_said(seen: dict[str, Any],
     assert line == "line: text comes from another node: it is read when the graph runs"
     assert warning.startswith(f"warning: {other_model} is Stable Diffusion XL (conditionings of width 2048)")
     assert seen["what is elsewhere"]["unmarked"] == []
+
+
+@in_a_browser
+def test_choices_notes_and_titles_are_shown_in_chinese_and_choices_sent_in_english(seen: dict[str, Any]) -> None:
+    words = json.loads((ROOT / "locales/zh/main.json").read_text(encoding="utf-8"))["kosmosG"]
+    assert seen["chinese"]["batch"] == [words["options"]["batch"]["images are one subject"], "images are one subject"]
+    note = [*words["notes"]["Two subjects in one prompt"], "", words["lines"]["### Files"], "- Not known."]
+    assert seen["chinese"]["note"] == "## " + "\n".join(note)
+    assert [seen["chinese"][part] for part in ("group", "title")] == ["2 图片", "说明"]
 
 
 @in_a_browser
@@ -210,3 +269,8 @@ def test_the_line_counts_and_names_what_does_not_fit(seen: dict[str, Any], clien
     assert seen["empty"]["status"][0].endswith("no image connected: drop one here")
     assert "The negative of KSampler comes from CLIP Text Encode" in seen["pasted"]["status"][-1]
     assert seen["wrong"]["status"][2].startswith("error: This ( is never closed")
+    warned = [line.removeprefix("warning: ") for line in seen["habits"]["status"][2:]]
+    assert (
+        warned[:2] == ask(client, "((a cat <i>)) eats <i2> BREAK <i3>", images={"1": "", "2": "", "3": ""})["remarks"]
+    )
+    assert warned[2].startswith("image_1 and image_3 are the same output (cat.png)")

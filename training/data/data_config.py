@@ -12,9 +12,9 @@ Kind = Literal[("auto", *COOKERS)]  # "auto", "text", "captions", ...
 REPLAY = "task.replay"  # the name of stage 3's captions of stage 2 among the sources, and their key
 
 
-def source_key(name: str) -> str:
-    """The key of a configuration that names a source."""
-    return f"{REPLAY}.captions" if name == REPLAY else f"data.sources.{name}"
+def source_key(name: str, section: str = "data.sources") -> str:
+    """The key of a configuration that names a source; `section` holds all others."""
+    return f"{REPLAY}.captions" if name == REPLAY else f"{section}.{name}"
 
 
 @dataclass
@@ -47,6 +47,9 @@ class DataConfig:
     """Samples that lie side by side on disk are shuffled in blocks of this many; 1 shuffles them one by one."""
     shuffle_window: int = 64
     """Blocks whose samples are mixed with each other: reading touches this many places of the disk at a time."""
+    use_cache: bool = True
+    """Use the latents (stage 3) and CLIP states (stage 2) that `training.data.cache` has put beside the shards; false
+    computes them anew."""
     max_bad: float = 5.0
     """Per cent of a source's samples that may be unusable before the run stops with their list."""
     max_megapixels: float = 50.0

@@ -85,8 +85,9 @@ def batch_sizes(batch: Mapping[str, Any], pad: int) -> Tensor:
     """What the operations of a micro-batch grow with, float64; for a batch on the CPU, so that nothing waits.
 
     Rows, their tokens and the squares of their lengths, each with and without padding (`pad` is its token id); squares
-    of the packed documents' lengths; images, and whether there are none; targets; captions. With replayed captions also
-    their rows, tokens and squares of lengths.
+    of the packed documents' lengths; images, and whether there are none; target tokens; captions;
+    captions and target images that frozen models have still to encode. With replayed captions also their rows, tokens
+    and squares of lengths.
     """
     token_ids = batch["token_ids"]
     rows, length = token_ids.shape
@@ -99,11 +100,13 @@ def batch_sizes(batch: Mapping[str, Any], pad: int) -> Tensor:
         squares = float(torch.cat(runs).double().square().sum())
     sizes = [rows, rows * length, rows * length**2, lengths.sum(), lengths.square().sum(), squares]
     sizes += [images, images == 0, 0 if targets is None else targets[:, 1:].sum()]
-    sizes.append(0 if captions is None else len(captions))
+    known = batch["stated"].sum() if "stated" in batch else 0  # their states were read
+    captions = 0 if captions is None else len(captions)
+    sizes += [captions, captions - known, len(batch["target"]) if "target" in batch else 0]
     if "replay_ids" in batch:
         rows, length = batch["replay_ids"].shape
         sizes += [rows, rows * length, rows * length**2]
-    return torch.tensor([*map(float, sizes)], dtype=torch.float64)
+    return torch.tensor([float(size) for size in sizes], dtype=torch.float64)
 
 
 class OperationCount:
@@ -118,10 +121,10 @@ class OperationCount:
 
     def of(self, sizes: Tensor) -> float | None:
         """Operations of a micro-batch of these sizes; None where it has to be counted."""
-        alike = [counted for counted in self.counted if len(counted) == len(sizes) + 1]
-        if not alike:  # none yet, or a resumed run that replays captions now and did not before
+        self.counted[:] = [row for row in self.counted if len(row) == len(sizes) + 1]  # an older release's have fewer
+        if not self.counted:
             return None
-        known, counts = torch.tensor(alike, dtype=torch.float64).split((len(sizes), 1), dim=1)
+        known, counts = torch.tensor(self.counted, dtype=torch.float64).split((len(sizes), 1), dim=1)
         scale = torch.maximum(known.amax(0), sizes).clamp(min=1)
         columns, wanted = (known / scale).T, (sizes / scale)[:, None]
         shares = torch.linalg.lstsq(columns, wanted, driver="gelsd").solution

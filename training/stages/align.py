@@ -7,7 +7,9 @@ mixed in (`kind: compositional`): a prompt with pictures is aligned to CLIP's st
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,12 +18,18 @@ from torch import nn
 from kosmos_core import KosmosG
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 
+from ..base.precision import name_of
 from ..base.rng import RowRng
 from ..data import AlignData, align_stream
 from ..data.batch_stream import Batch, BatchStream, Stream
+from ..data.cached_rows import Maker, weights_digest
+from ..data.frozen_outputs import caption_states
+from ..data.held_out import HeldOutSource, held_out_rows, held_out_stream, only_held_out
 from ..weights.warm_start import start_model
+from . import align_validation
 from .alignment_loss import Reconstruction, loss, sample_losses, token_weights
 from .frozen_diffusion import configured_stable_diffusion
+from .held_out_images import RowValues
 from .image_embeddings import embed_blank
 from .losses import Losses
 from .stage_config import StageConfig
@@ -66,17 +74,28 @@ class AlignStage:
     frozen: dict[str, nn.Module] = field(default_factory=dict)
     images: bool = False  # whether some prompts may have pictures
 
+    def __post_init__(self) -> None:
+        self.caption_states = align_validation.CaptionStates(self.frozen.get("clip"))
+
     def set_trainable(self) -> None:
         self.model.train().requires_grad_(False)
         self.model.aligner.requires_grad_(True)
 
     def stream(self, stream: Stream) -> BatchStream:
+        return self._stream(self.data, stream, self.maker)
+
+    def _stream(self, data: AlignData, stream: Stream, maker: Maker | None = None) -> BatchStream:
         side = self.model.config.vision.image_size
-        return align_stream(self.data, stream, self.model.tokenizer, self.clip_tokenizer, side)
+        return align_stream(data, stream, self.model.tokenizer, self.clip_tokenizer, side, maker)
+
+    @cached_property
+    def maker(self) -> Maker:
+        """Of the CLIP states that may lie beside the shards."""
+        clip = self.frozen["clip"]
+        return Maker("states", weights_digest(clip), name_of(clip.dtype))
 
     def training_step(self, model: KosmosG, batch: Batch, rng: RowRng) -> Losses:
-        with torch.no_grad():
-            target = self.frozen["clip"](batch["clip_ids"]).last_hidden_state
+        target = caption_states(self.frozen["clip"], batch)
         if self.images and "pixels" not in batch:
             with torch.no_grad():
                 embed_blank(model)
@@ -84,6 +103,21 @@ class AlignStage:
         weights = token_weights(batch["clip_ids"], self.task.padding_weight)
         mse, rec = sample_losses(model, batch["token_ids"], target, rec=self.task.rec, weights=weights, **images)
         return Losses.of_rows(mse + rec, batch["sources"], mse=mse, rec=rec)
+
+    def held_out(self, name: str, source: HeldOutSource, rows: int, size: int) -> Iterable[Batch]:
+        data = replace(only_held_out(self.data, name, source), empty_captions=0.0)
+        return held_out_rows(self._stream(data, held_out_stream(rows)), size)
+
+    def metrics(self, images: bool) -> dict[str, str]:
+        return align_validation.METRICS
+
+    def validation_step(self, model: KosmosG, batch: Batch, images: bool) -> RowValues:
+        if images and "pixels" not in batch:
+            embed_blank(model)
+        conditions = model(batch["token_ids"], batch.get("pixels"), batch.get("image_mask"))
+        every = batch["every_caption"]
+        states = self.caption_states.of(batch["sources"][0], every)
+        return align_validation.caption_values(conditions, batch["clip_ids"], every, states)
 
 
 def build(config: StageConfig, device: torch.device, model_device: torch.device) -> AlignStage:

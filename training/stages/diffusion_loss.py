@@ -12,6 +12,7 @@ from kosmos_core import KosmosG
 
 from ..base.rng import RowRng
 from ..data.batch_stream import Batch
+from ..data.frozen_outputs import joined, latent_moments
 from .image_embeddings import image_embeddings
 from .null_condition import encode_with_null
 
@@ -23,11 +24,18 @@ def sample_losses(
     embeddings, anchor = image_embeddings(model, batch.get("pixels"))
     conditions, null = encode_with_null(model, batch["token_ids"], batch.get("image_mask"), embeddings)
     condition = torch.where(drop.to(null.device)[:, None, None], null, conditions) + anchor
+    return noise_errors(unet, scheduler, batch, noise, timesteps, condition), conditions
+
+
+def noise_errors(
+    unet: nn.Module, scheduler: Any, batch: Batch, noise: Tensor, timesteps: Tensor, condition: Tensor
+) -> Tensor:
+    """Mean squared error of the noise that the U-Net predicts under each condition (b, 77, 768); (b,) float32."""
     noisy = scheduler.add_noise(batch["latents"], noise, timesteps)
     predicted = unet(noisy.to(unet.dtype), timesteps, encoder_hidden_states=condition.to(unet.dtype)).sample
     velocity = scheduler.config.prediction_type == "v_prediction"
     expected = scheduler.get_velocity(batch["latents"], noise, timesteps) if velocity else noise
-    return (predicted.float() - expected.float()).square().mean((1, 2, 3)), conditions
+    return (predicted.float() - expected.float()).square().mean((1, 2, 3))
 
 
 def loss(
@@ -58,8 +66,18 @@ def encode_images(vae: AutoencoderKL | AutoencoderTiny, images: Tensor, rng: Row
 
     The tiny autoencoder has no posterior: its latents are exact.
     """
-    if isinstance(vae, AutoencoderTiny):
-        return vae.encode(images.to(vae.dtype)).latents.float() * vae.config.scaling_factor
-    posterior = vae.encode(images.to(vae.dtype)).latent_dist
-    mean, deviation = posterior.mean.float(), posterior.std.float()
-    return (mean + deviation * rng.normal("latents", tuple(mean.shape), mean.device)) * vae.config.scaling_factor
+    return drawn_latents(vae, latent_moments(vae, images), rng)
+
+
+def drawn_latents(vae: AutoencoderKL | AutoencoderTiny, moments: Tensor, rng: RowRng) -> Tensor:
+    """`latent_moments` of a batch -> scaled latents (b, 4, H/8, W/8) float32, one draw each."""
+    mean, deviation = moments.float().unbind(1)
+    if not isinstance(vae, AutoencoderTiny):
+        mean = mean + deviation * rng.normal("latents", tuple(mean.shape), mean.device)
+    return mean * vae.config.scaling_factor
+
+
+def batch_latents(vae: AutoencoderKL | AutoencoderTiny, batch: Batch, rng: RowRng) -> Tensor:
+    """Scaled latents of a batch's targets, of those that were read as `moments` and of the others."""
+    computed = latent_moments(vae, batch["target"]) if "target" in batch else None
+    return drawn_latents(vae, joined(batch.get("moments"), batch.get("cached"), computed), rng)

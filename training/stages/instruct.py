@@ -6,7 +6,9 @@ null condition, which takes the place of 10 % of the conditions.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -16,14 +18,20 @@ from torch import nn
 from kosmos_core import KosmosG
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 
+from ..base.precision import name_of
 from ..base.rng import RowRng
 from ..data import InstructData, instruct_stream
 from ..data.batch_stream import Batch, BatchStream, Stream
+from ..data.cached_rows import Maker, weights_digest
+from ..data.held_out import HeldOutSource, held_out_rows, held_out_stream, only_held_out
 from ..weights.warm_start import start_model
+from . import instruct_validation
+from .align_validation import CaptionStates
 from .alignment_loss import caption_errors
 from .caption_replay import Replay, ReplayStream, replay_errors
-from .diffusion_loss import encode_images, loss, sample_losses, snr_weights
+from .diffusion_loss import batch_latents, loss, sample_losses, snr_weights
 from .frozen_diffusion import configured_stable_diffusion
+from .held_out_images import RowValues, without_images
 from .image_embeddings import train_vision_end
 from .losses import Losses
 from .preview import Preview, rows_to_show, sample_sheet
@@ -76,8 +84,11 @@ class InstructStage:
     scheduler: Any
     notes: list[str]
     frozen: dict[str, nn.Module] = field(default_factory=dict)
-    clip_tokenizer: Any = None  # with `alignment` or `replay` only
+    clip_tokenizer: Any = None  # with `alignment`, `replay` or held-out sources only
     shown: Batch | None = None  # the prompts of `sample`, read once
+
+    def __post_init__(self) -> None:
+        self.caption_states = CaptionStates(self.frozen.get("clip"))
 
     def set_trainable(self) -> None:
         model = self.model.train().requires_grad_(False)
@@ -86,20 +97,30 @@ class InstructStage:
         train_vision_end(self.model, self.task.vision_last_block)
 
     def stream(self, stream: Stream) -> BatchStream:
-        side = self.model.config.vision.image_size
-        described = self.clip_tokenizer if self.task.alignment else None
-        rows = instruct_stream(self.data, stream, self.model.tokenizer, side, described)
+        rows = self._stream(self.data, stream, self.clip_tokenizer if self.task.alignment else None, self.maker)
         if not self.task.replay.captions:
             return rows
         settings = self.task.replay, self.data, stream, self.model.tokenizer, self.clip_tokenizer
         return ReplayStream.beside(rows, *settings)
 
+    def _stream(
+        self, data: InstructData, stream: Stream, clip_tokenizer: Any, maker: Maker | None = None
+    ) -> BatchStream:
+        side = self.model.config.vision.image_size
+        return instruct_stream(data, stream, self.model.tokenizer, side, clip_tokenizer, maker)
+
     @property
     def indexed(self) -> InstructData:
         return replace(self.data, sources=self.data.sources | self.task.replay.sources())
 
+    @cached_property
+    def maker(self) -> Maker:
+        """Of the latents that may lie beside the shards."""
+        vae = self.frozen["vae"]
+        return Maker("latents", weights_digest(vae), name_of(vae.dtype), self.data.resolution)
+
     def training_step(self, model: KosmosG, batch: Batch, rng: RowRng) -> Losses:
-        latents = encode_images(self.frozen["vae"], batch["target"], rng)
+        latents = batch_latents(self.frozen["vae"], batch, rng)
         noise = rng.normal("noise", tuple(latents.shape), latents.device)
         timesteps = rng.integers("timestep", self.scheduler.config.num_train_timesteps, len(latents), latents.device)
         drop = rng.uniform("null", len(latents), latents.device) < self.task.null_probability
@@ -119,6 +140,26 @@ class InstructStage:
             found, total=found.total + beside, parts={**found.parts, "replay": (errors.detach().sum(), len(errors))}
         )
 
+    def held_out(self, name: str, source: HeldOutSource, rows: int, size: int) -> Iterable[Batch]:
+        data = only_held_out(self.data, name, source)
+        in_words = replace(data, drop_entity=0.0, drop_caption=0.0)
+        first, second = (
+            held_out_rows(self._stream(settings, held_out_stream(rows), self.clip_tokenizer), size)
+            for settings in (data, in_words)
+        )
+        for batch, words in zip(first, second, strict=True):
+            yield batch | {"words": without_images(words["token_ids"], self.model.config.ids)[0]}
+
+    def prepared(self, batch: Batch, first_row: int) -> Batch:
+        steps = self.scheduler.config.num_train_timesteps
+        return instruct_validation.prepare(batch, first_row, self.frozen["vae"], steps)
+
+    def metrics(self, images: bool) -> dict[str, str]:
+        return instruct_validation.metrics(images)
+
+    def validation_step(self, model: KosmosG, batch: Batch, images: bool) -> RowValues:
+        return instruct_validation.row_values(model, self.frozen, self.scheduler, batch, images, self.caption_states)
+
     def sample(self, model: KosmosG) -> Image:
         self.shown = self.shown or rows_to_show(self.task.preview, self.data, model)
         return sample_sheet(model, self.frozen, self.scheduler, self.shown, self.task.preview)
@@ -134,6 +175,6 @@ def assemble(config: StageConfig, diffusion: StableDiffusion, model: KosmosG, no
     """The stage from a Stable Diffusion and a model that are there; `notes` say where the model's weights are from."""
     task, width = config.task, config.model.aligner.width
     frozen, clip_tokenizer = {"unet": diffusion.unet(width), "vae": diffusion.vae()}, None
-    if task.alignment or task.replay.captions:
+    if task.alignment or task.replay.captions or config.validate.sources:
         frozen["clip"], clip_tokenizer = diffusion.text_encoder(width), diffusion.tokenizer()
     return InstructStage(model, task, config.data, diffusion.scheduler(), notes, frozen, clip_tokenizer)
