@@ -90,9 +90,10 @@ def _compared(config: DataConfig, found: dict[str, IndexedDataset], section: str
         except DataError as error:
             return roots, f"{source_key(name, section)}: on {socket.gethostname()}: {error}"
         if difference := _difference(mine, theirs):
+            where = f"{source_key(name, section)}: {printable(source.path)} on {socket.gethostname()}"
             return roots, (
-                f"{source_key(name, section)}: {printable(source.path)} on {socket.gethostname()} is not what process 0 "
-                f"reads there: {difference}. Give all machines the same files, best on a file system that they share."
+                f"{where} is not what process 0 reads there: {difference}. Give all machines the same files, best on a "
+                f"file system that they share."
             )
         roots[source.path] = mine.root
     return roots, None
