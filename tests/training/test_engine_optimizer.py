@@ -13,7 +13,15 @@ from training.base.errors import ConfigError
 from training.base.precision import LossScale
 from training.base.processes import ProcessGroup
 from training.engine.adamw_8bit import in_plain_tensors, of_plain_tensors
-from training.engine.optimizer import MovingAverage, OptimConfig, build_optimizer, learning_rate, set_learning_rate
+from training.engine.optimizer import (
+    MovingAverage,
+    OptimConfig,
+    build_optimizer,
+    freeze_parts,
+    learning_rate,
+    parameter_groups,
+    set_learning_rate,
+)
 from training.engine.run_config import parse
 from training.engine.sharding import total_norm
 from training.engine.sharding.engine import Engine, StepModule
@@ -100,6 +108,49 @@ def test_bf16_has_no_loss_scale():
 def test_impossible_settings_name_their_key(key, value):
     with pytest.raises(ValueError, match=f"optim.{key}"):
         OptimConfig(**{key: value})
+
+
+class Parts(torch.nn.Module):
+    """Three trained parts and one that the stage leaves as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("decoder", "decoder_more", "vision", "fixed"):
+            setattr(self, name, torch.nn.Linear(2, 2))
+        self.fixed.requires_grad_(False)
+
+
+def test_each_part_s_rate_is_that_of_the_longest_name_that_it_belongs_to():
+    rates = {"decoder": 0.1, "decoder.bias": 0.5, "vision": 0.0}
+    model = Parts()
+    freeze_parts(model, rates)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert list(trained) == ["decoder.weight", "decoder.bias", "decoder_more.weight", "decoder_more.bias"]
+    groups = parameter_groups(trained, rates)
+    assert [(group["rate_factor"], len(group["params"])) for group in groups] == [(0.1, 1), (0.5, 1), (1.0, 2)]
+    assert [group["rate_factor"] for group in parameter_groups(trained, {})] == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [
+        (
+            {"decodr": 0.1},
+            "optim.rates: 'decodr' is no part of what this stage trains; expected decoder, decoder_more, ",
+        ),
+        ({"fixed": 0.5}, "optim.rates: 'fixed' is no part of what this stage trains"),
+        ({"decoder": 0.0, "decoder_more": 0.0, "vision": 0.0}, "nothing would learn"),
+    ],
+)
+def test_rates_of_what_does_not_train_are_a_sentence(rates, said):
+    with pytest.raises(ConfigError, match=said):
+        freeze_parts(Parts(), rates)
+
+
+@pytest.mark.parametrize("factor", [-0.1, math.inf, math.nan])
+def test_a_rate_that_is_no_factor_names_its_part(factor):
+    with pytest.raises(ValueError, match=f"optim.rates.decoder: {factor} must be a factor"):
+        OptimConfig(rates={"decoder": factor})
 
 
 def test_the_gradient_norm_of_large_tensors_is_exact_to_float32():

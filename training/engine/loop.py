@@ -104,7 +104,7 @@ class Trainer:
                 f"and those a multiple of the {process_group.world_size} processes; take fewer processes, or change "
                 f"batch.size or, before a run's first step, batch.streams."
             )
-        with shared_indexes(self.config.data, process_group):
+        with shared_indexes(getattr(self.engine.stage, "indexed", self.config.data), process_group):
             for index in range(process_group.rank, count, process_group.world_size):
                 stream = Stream(self.config.seed, index, count, self.config.batch.micro, self.micro_batches)
                 try:

@@ -28,6 +28,7 @@ from ..engine.operations import OperationCounter
 from ..engine.optimizer import MovingAverage, build_optimizer
 from ..engine.run_config import RunConfig
 from ..engine.sharding import Engine, parallelize, sharding_mesh
+from ..engine.trainable import restrict
 from ..stages import stage_module
 from .fake_floats import fake_floats
 from .live_memory import LiveMemory
@@ -121,6 +122,7 @@ def _simulate(config: RunConfig, processes: int, batch: Batch) -> dict[str, int]
             except WeightsError as error:
                 raise ConfigError(f"{error}") from error
             stage.set_trainable()
+            restrict(stage.model, config.trainable, kind, config.seed)
             small = config.optim.name == "adamw8bit"
             optim = replace(config.optim, name="adamw") if small else config.optim
             settings = config.parallel, optim, config.precision

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from ...base.processes import ProcessGroup
 from ..adamw_8bit import in_plain_tensors, of_plain_tensors
-from ..optimizer import OptimConfig, build_optimizer
+from ..optimizer import OptimConfig, build_optimizer, parameter_groups, rate_factor
 from ..stage import Stage
 
 
@@ -49,7 +49,7 @@ class Engine:
     Attributes:
         stage: the stage as it was built; its model is changed in place where the sharding asks for it.
         module: what runs the stage's methods in its forward; wraps the model or is hooked into it.
-        parameters: what trains, by its name in the model.
+        parameters: what trains, by its name in the model, in the order of the optimiser's groups.
         full_precision: float32 values of frozen weights that the model holds in another format, by name.
     """
 
@@ -57,11 +57,14 @@ class Engine:
 
     def __init__(self, root: StepModule, optim: OptimConfig, process_group: ProcessGroup) -> None:
         self.stage, self.process_group, self.module = root.stage, process_group, root
-        self.parameters = {name: p for name, p in root.model.named_parameters() if p.requires_grad}
+        trained = {name: p for name, p in root.model.named_parameters() if p.requires_grad}
+        factors = {name: rate_factor(name, optim.rates) for name in trained}
+        order = {factor: place for place, factor in enumerate(dict.fromkeys(factors.values()))}
+        self.parameters = {name: trained[name] for name in sorted(trained, key=lambda name: order[factors[name]])}
         self.optimizer = self._optimizer(optim, fused=process_group.device.type in ("cpu", "cuda"))
 
     def _optimizer(self, optim: OptimConfig, fused: bool) -> torch.optim.Optimizer:
-        return build_optimizer(optim, list(self.parameters.values()), fused)
+        return build_optimizer(optim, parameter_groups(self.parameters, optim.rates), fused)
 
     def step(self, method: str, *arguments: Any) -> Any:
         """Run one of the stage's methods, with its gradients averaged over processes in the backward pass."""
