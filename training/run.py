@@ -28,6 +28,7 @@ from .engine.resumed_settings import changes, refuse, sentence, stored_settings
 from .engine.run_config import RunConfig, parse
 from .engine.run_folder import owned
 from .engine.sharding import choose_sharding, parallelize
+from .engine.trainable import restrict
 from .stages import stage_module
 from .weights.provenance import record_start
 
@@ -74,6 +75,7 @@ def train(config: RunConfig, process_group: ProcessGroup, stop: StopSignal) -> N
         except (ValueError, OSError) as error:
             raise ConfigError(f"{error}") from error
         stage.set_trainable()
+        restrict(stage.model, config.trainable, kind, config.seed)
         settings, folder = (config.parallel, config.optim, config.precision), Path(config.run_folder)
         engine = parallelize(stage, kind, *settings, process_group, folder=folder)
         trainer = Trainer(config, engine, checkpoints, stop)

@@ -27,6 +27,7 @@ from ..engine.operations import OperationCounter
 from ..engine.optimizer import MovingAverage, build_optimizer
 from ..engine.run_config import RunConfig
 from ..engine.sharding import Engine, parallelize, sharding_mesh
+from ..engine.trainable import restrict
 from ..stages import stage_module
 from .fake_floats import fake_floats
 from .live_memory import LiveMemory
@@ -118,6 +119,7 @@ def _simulate(config: RunConfig, processes: int, batch: Batch) -> dict[str, int]
             except WeightsError as error:
                 raise ConfigError(f"{error}") from error
             stage.set_trainable()
+            restrict(stage.model, config.trainable, kind, config.seed)
             settings = config.parallel, config.optim, config.precision
             engine = parallelize(stage, kind, *settings, process_group, mesh=mesh, fill=False)
             # This process's part of each parameter: for whole lists of sharded ones torch takes most of a plan's time.
