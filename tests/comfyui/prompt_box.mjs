@@ -1,7 +1,7 @@
 // Uses the prompt box as a person does, in ComfyUI's own front end, and prints one JSON object of what was seen.
 //
-//   node prompt_box.mjs JOB.json     JOB: {playwright, chromium, address, images: [path, path], other, shots}; `other` is a
-//                                 checkpoint of another model
+//   node prompt_box.mjs JOB.json     JOB: {playwright, chromium, address, images: [path, path], other, workflow, shots};
+//                                 `other` is a checkpoint of another model
 import fs from "node:fs";
 import { job, openPage } from "../../dev/chromium.mjs";
 
@@ -148,6 +148,31 @@ await page.evaluate(async () => {
   Object.assign(window, { prompt_: found("KosmosGTextEncode"), sampler_: found("KSampler") });
 });
 await look("reloaded");
+// From the free input to the empty canvas: what type does the search look for, which opens there?
+const socket = await page.evaluate(async () => {
+  await app.extensionManager.setting.set("Comfy.LinkRelease.Action", "no action");
+  const connector = app.canvas.linkConnector;
+  connector.events.addEventListener("dropped-on-canvas", () => { window.asked_ = connector.renderLinks[0].fromSlot.type; });
+  const [x, y] = prompt_.getConnectionPos(true, prompt_.inputs.findIndex((input) => input.name === "image_3"));
+  const { scale, offset } = app.canvas.ds;
+  const corner = app.canvas.canvas.getBoundingClientRect();
+  return [(x + offset[0]) * scale + corner.left, (y + offset[1]) * scale + corner.top];
+});
+await page.mouse.move(...socket);
+await page.mouse.down();
+await page.mouse.move(socket[0] - 60, socket[1] + 300, { steps: 4 });
+await page.mouse.move(socket[0] - 90, 940, { steps: 4 });
+await page.mouse.up();
+await page.waitForFunction(() => window.asked_);
+await page.waitForTimeout(100);
+seen.dragged = await page.evaluate(() => {
+  const colour = (type) => LGraphCanvas.link_type_colors[type];
+  return {
+    asked: window.asked_, type: prompt_.inputs.find((input) => input.name === "image_3").type,
+    colours: [colour("IMAGE,KOSMOSG_IMAGE"), colour("IMAGE")],
+    offered: LiteGraph.slot_types_default_in["IMAGE,KOSMOSG_IMAGE"] ?? [],
+  };
+});
 seen.prompt = await page.evaluate(async () => (await app.graphToPrompt()).output[prompt_.id].inputs);
 seen.colours = await page.evaluate(() => app.graph._nodes.map((node) => [node.type, node.bgcolor ?? null]));
 await page.evaluate((name) => {
@@ -165,6 +190,22 @@ await page.waitForTimeout(1500);
 await page.locator(`[data-node-id] textarea[data-kosmos-g]`).first().fill("Nodes 2.0: <i2> and <i> and <i4>");
 await look("nodes 2.0");
 seen.asked = [...new Set(asked)];
-await page.evaluate(() => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", false));
+await page.evaluate(async () => {
+  await app.extensionManager.setting.set("Comfy.VueNodes.Enabled", false);
+  await app.extensionManager.setting.set("Comfy.Locale", "zh");
+});
+await page.reload();
+await page.waitForFunction(() => window.app?.graph && window.LiteGraph?.registered_node_types?.KosmosGTextEncode
+  && window.app.extensionManager);
+seen.chinese = await page.evaluate(async (workflow) => {
+  await app.loadGraphData(workflow);
+  const find = (type) => app.graph._nodes.find((node) => node.type === type);
+  const batch = find("KosmosGTextEncode").widgets.find((widget) => widget.name === "batch");
+  await app.extensionManager.setting.set("Comfy.Locale", "en");
+  return {
+    batch: [batch._displayValue, batch.value], note: find("MarkdownNote").widgets[0].value,
+    group: app.graph._groups[0].title, title: find("MarkdownNote").title,
+  };
+}, job.workflow);
 console.log(JSON.stringify(seen));
 await browser.close();

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.error
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,26 @@ from dev.install import ROOT
 from dev.server import Server
 from kosmos_core import KosmosG, Prompt, PromptError
 
+WORKFLOW = {
+    "last_node_id": 2,
+    "last_link_id": 0,
+    "nodes": [
+        {"id": 1, "type": "KosmosGTextEncode", "pos": [0, 0]},
+        {
+            "id": 2,
+            "type": "MarkdownNote",
+            "pos": [0, 600],
+            "title": "Read me",
+            "widgets_values": ["## Two subjects in one prompt\nText.\n\n### Files\n- Not known."],
+        },
+    ],
+    "links": [],
+    "groups": [{"title": "2 Images", "bounding": [0, 0, 100, 100]}],
+    "version": 0.4,
+}
 ENVIRONMENT = Path(sys.executable).parents[1]
 FILES = {"file": "kosmos.safetensors", "checkpoint": "tiny.safetensors"}
+FRONT_END = tuple(map(int, version("comfyui-frontend-package").split(".")[:2])) if missing(ENVIRONMENT) is None else ()
 in_a_browser = pytest.mark.skipif(missing(ENVIRONMENT) is not None, reason=str(missing(ENVIRONMENT)))
 
 
@@ -114,7 +133,7 @@ def seen(server: Server, other_model: str, tmp_path_factory: pytest.TempPathFact
         ENVIRONMENT,
         server.address,
         script,
-        {"images": images, "other": other_model},
+        {"images": images, "other": other_model, "workflow": WORKFLOW},
         tmp_path_factory.mktemp("prompt_box"),
     )
 
@@ -179,6 +198,18 @@ def test_one_image_input_is_shown_beyond_those_that_are_connected_or_named(seen:
 
 
 @in_a_browser
+def test_dragging_from_an_image_input_to_the_canvas_looks_for_images(seen: dict[str, Any]) -> None:
+    dragged, both = seen["dragged"], "IMAGE,KOSMOSG_IMAGE"
+    assert dragged["type"] == both
+    if FRONT_END >= (1, 41):  # it reads each of the two types
+        assert dragged["asked"] == both
+    else:
+        assert dragged["asked"] == "IMAGE"
+        assert dragged["colours"][0] == dragged["colours"][1] != ""
+        assert "LoadImage" in dragged["offered"]
+
+
+@in_a_browser
 def test_what_is_saved_sent_and_copied_is_plain_text(seen: dict[str, Any]) -> None:
     assert seen["copied"]["values"][:2] == ["a cat <i1> and <i1> eats <i2>"] * 2
     assert seen["right"]["values"] == ["a cat <i> eats <i>", "", 1, "images are one subject"]
@@ -194,6 +225,15 @@ def test_what_does_not_fit_or_comes_from_elsewhere_is_said(seen: dict[str, Any],
     assert line == "line: text comes from another node: it is read when the graph runs"
     assert warning.startswith(f"warning: {other_model} is Stable Diffusion XL (conditionings of width 2048)")
     assert seen["what is elsewhere"]["unmarked"] == []
+
+
+@in_a_browser
+def test_choices_notes_and_titles_are_shown_in_chinese_and_choices_sent_in_english(seen: dict[str, Any]) -> None:
+    words = json.loads((ROOT / "locales/zh/main.json").read_text(encoding="utf-8"))["kosmosG"]
+    assert seen["chinese"]["batch"] == [words["options"]["batch"]["images are one subject"], "images are one subject"]
+    note = [*words["notes"]["Two subjects in one prompt"], "", words["lines"]["### Files"], "- Not known."]
+    assert seen["chinese"]["note"] == "## " + "\n".join(note)
+    assert [seen["chinese"][part] for part in ("group", "title")] == ["2 图片", "说明"]
 
 
 @in_a_browser
