@@ -2,7 +2,7 @@
 //
 //   node first_minutes.mjs JOB.json     JOB: {playwright, chromium, address, pack}
 //
-// Prints {added, found, button, told, clicks, drawn, chosen, lacking, view, titles}.
+// Prints {added, found, button, told, clicks, drawn, chosen, view}.
 import { job, openPage } from "../../dev/chromium.mjs";
 
 const { browser, page } = await openPage(1600, 900, 300000);
@@ -17,7 +17,7 @@ const seen = { found: {} };
 async function search(words) {
   await page.keyboard.press("Escape");
   await page.mouse.dblclick(800, 600);
-  await page.waitForTimeout(700);
+  await page.waitForFunction(() => document.activeElement?.tagName === "INPUT"); // before, letters are ComfyUI's keys
   await page.keyboard.type(words, { delay: 20 });
   await page.waitForTimeout(1200);
 }
@@ -29,6 +29,7 @@ for (const words of ["image prompt", "subject", "reference"]) {
   await page.keyboard.press("Escape");
   await page.keyboard.press("Escape");
 }
+await page.evaluate(() => app.refreshComboInNodes()); // as the key R does
 await search("kosmos");
 await page.keyboard.press("Enter");
 await page.waitForFunction(() => app.graph._nodes.length);
