@@ -21,6 +21,7 @@ from .base.processes import ProcessGroup, join_process_group
 from .base.settings import as_typed, plain
 from .base.shared_folder import require_shared
 from .base.signals import StopSignal
+from .engine.adamw_8bit import check_8bit
 from .engine.checkpoint import Checkpoints, latest_checkpoint
 from .engine.loop import Trainer
 from .engine.progress import Progress
@@ -62,6 +63,8 @@ def train(config: RunConfig, process_group: ProcessGroup, stop: StopSignal) -> N
     # Processes decide alike, though measured on each.
     config.precision = process_group.gather(choose_precision(config.precision, process_group.device))[0]
     kind = choose_sharding(config.parallel, process_group)
+    if config.optim.name == "adamw8bit":
+        check_8bit(kind)
     require_shared("run_folder", config.run_folder, process_group)
     with owned(Path(config.run_folder), process_group):
         checkpoints = Checkpoints(config.run_folder, config.checkpoint, process_group)

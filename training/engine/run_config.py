@@ -104,7 +104,11 @@ class RunConfig:
         if self.profile is not None:
             profiled_steps(self.profile, self.steps)
         if self.data is not None:
-            check_held_out(self.validate, self.data, self.steps)
+            trained = {f"data.sources.{name}": source.path for name, source in self.data.sources.items()}
+            replay = getattr(self.task, "replay", None)
+            if replay is not None and replay.captions:
+                trained["task.replay.captions"] = replay.captions
+            check_held_out(self.validate, trained, self.steps)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(plain(self), sort_keys=False)
