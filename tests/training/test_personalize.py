@@ -24,6 +24,7 @@ from training.personalize.__main__ import main
 from training.personalize.photographs import Sizes, held_out, read_photographs
 from training.personalize.subject_run import Models
 from training.personalize.tuning import Tuning, TuningConfig, prompts_of
+from training.personalize.unfinished import owned
 
 SIDE = 16
 SEEN = 224
@@ -158,6 +159,14 @@ def test_a_stopped_tuning_goes_on_to_the_same_file(run, tmp_path, capsys, monkey
     assert [path.name for path in tmp_path.glob("*.unfinished")] == []
     assert run(folder, halves) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_an_output_is_tuned_by_one_command_at_a_time(run, tmp_path, capsys):
+    folder, output = photographs(tmp_path / "rex", 2), tmp_path / "rex.safetensors"
+    with owned(output):
+        assert run(folder, output) == 2
+    assert f"another command is tuning {output}" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rex"]
 
 
 def test_a_broken_state_is_refused_and_left_alone(run, tmp_path, capsys):
