@@ -14,22 +14,21 @@ from __future__ import annotations
 
 import itertools
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-MAX_CHARACTERS = 200_000  # more than the model has places for, and still read in a moment
-MAX_WEIGHT = 1e6  # leaves a millionth of the rest, and float32 stays finite
+from .near_marks import MARK, near_marks
 
-_MARK = r"<(?:i|image)(?:_?[0-9]+)?>"
-_LEXEME = re.compile(rf"\\[\\<():]|{_MARK}|[():]|[^\\<():]+|[\\<]")
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-_NEEDS_ESCAPE = re.compile(rf"[\\()]|(?={_MARK})<")
-_NEARLY_A_MARK = re.compile(
-    rf"(?<!\\)(?!(?-i:{_MARK}))[<\[{{]\s{{0,9}}(?:i|img|image|pic|picture)s?[\s_#-]{{0,9}}[0-9]{{0,9}}\s{{0,9}}[>\]}}]",
-    re.IGNORECASE,
+MAX_CHARACTERS = 200_000  # more than the model has places for, and still read in a moment
+MAX_WEIGHT = 100.0  # 99 parts in 100 are the weighted part alone: beyond that nobody sees a difference
+WEIGHT_RANGE = (
+    f"must lie between 0 and {MAX_WEIGHT:g}: 0 hides a part, 1 is neutral, 1.5 stresses it, above 3 little else is left"
 )
-_CONTEXT = 36  # characters of the prompt that an error shows on either side of the caret
+
+_LEXEME = re.compile(rf"\\[\\<():]|{MARK}|[():]|[^\\<():]+|[\\<]")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_NEEDS_ESCAPE = re.compile(rf"[\\()]|(?={MARK})<")
+_BEFORE, _FROM = 28, 36  # characters of the prompt that an error quotes before the fault, and from it on
 
 
 class PromptError(ValueError):
@@ -40,10 +39,14 @@ class PromptError(ValueError):
         self.reason, self.prompt, self.position = reason, prompt, position
 
     def __str__(self) -> str:
-        first, last = max(0, self.position - _CONTEXT), self.position + _CONTEXT
-        before = ("…" if first else "") + _printable(self.prompt[first : self.position])
-        after = _printable(self.prompt[self.position : last]) + ("…" if last < len(self.prompt) else "")
-        return f"{self.reason}\n    {before}{after}\n    {' ' * _columns(before)}^ (character {self.position + 1})"
+        """One line: ComfyUI's dialog centres what it shows, so that nothing can point at another line."""
+        if self.position >= len(self.prompt):  # something is missing, and that has no place
+            return self.reason
+        first, last = max(0, self.position - _BEFORE), self.position + _FROM
+        fault = printable(self.prompt[self.position : last]) + "…" * (last < len(self.prompt))
+        before = "…" * (first > 0) + printable(self.prompt[first : self.position]).rstrip()
+        where = f"at “{fault}”" + (f" after “{before}”" if before else "")
+        return f"{self.reason} ({where}, character {self.position + 1})"
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,9 @@ class Prompt:
         `images` is the number of pictures given, in slots 1 to `images`; `slots` lists their slot numbers instead
         where some slots are empty. With neither, pictures are not counted. Pictures that the prompt `beside` it marks
         need no mark here, and `<i>` takes one that neither has marked. With `all_used` False, none need one; see
-        `check_all_used`. Raises PromptError, which quotes the prompt
-        with a caret: unbalanced parentheses, a weight that is no number from 0 to MAX_WEIGHT, an unknown slot, more
-        marks than pictures, unused pictures, or half of a surrogate pair.
+        `check_all_used`. Raises PromptError, which quotes the prompt from the fault on: unbalanced parentheses, a
+        weight that is no number from 0 to MAX_WEIGHT, an unknown slot, more marks than pictures, unused pictures, or
+        half of a surrogate pair.
         """
         check_text(text)
         _check_characters(text)
@@ -249,7 +252,7 @@ def _resolve(
         elif event.opens:
             weights.append(_product(weights[-1], event.group.weight))
             if weights[-1] > MAX_WEIGHT:
-                reason = f"The weights round this place multiply to {weights[-1]:g}: stay below {MAX_WEIGHT:,.0f}."
+                reason = f"The weights round this place multiply to {weights[-1]:g}: their product {WEIGHT_RANGE}."
                 raise PromptError(reason, text, event.group.colon)
         else:
             weights.pop()
@@ -260,7 +263,7 @@ def _merged(segments: Iterable[Segment]) -> Iterable[Segment]:
     kept = (segment for segment in segments if isinstance(segment, ImageMark) or segment.text)
     for (is_text, weight), run in itertools.groupby(kept, key=lambda item: (isinstance(item, Text), item.weight)):
         if not 0 <= weight <= MAX_WEIGHT:
-            raise ValueError(f"The weight {weight} must lie between 0 and {MAX_WEIGHT:,.0f}.")
+            raise ValueError(f"The weight {weight:g} {WEIGHT_RANGE}.")
         if is_text:
             yield Text("".join(segment.text for segment in run), weight)
         else:
@@ -274,13 +277,13 @@ def _product(outer: float, inner: float) -> float:
 
 def _read_weight(text: str, start: int, end: int) -> float:
     spelled = text[start:end].strip()
-    shown = _printable(spelled[:20]) + "…" * (len(spelled) > 20)
+    shown = printable(spelled[:20]) + "…" * (len(spelled) > 20)
     if not _NUMBER.fullmatch(spelled):
         reason = f"The weight '{shown}' is not a number such as 1.3; where the colon is text, write \\: for it."
         raise PromptError(reason, text, start)
     weight = float(spelled) + 0.0  # -0.0 becomes 0.0
     if not 0 <= weight <= MAX_WEIGHT:
-        raise PromptError(f"The weight '{shown}' must lie between 0 and {MAX_WEIGHT:,.0f}.", text, start)
+        raise PromptError(f"The weight '{shown}' {WEIGHT_RANGE}.", text, start)
     return weight
 
 
@@ -332,10 +335,11 @@ def check_all_used(segments: Iterable[Segment], available: Sequence[int], text: 
         return
     marks = _list(f"<i{slot}>" for slot in unused)
     reason = f"{_are(unused).capitalize()} not used in the prompt: write {marks}, or give no picture there."
-    nearly = _NEARLY_A_MARK.search(text)
+    nearly = next(near_marks(text), None) or next(near_marks(text, faint=True), None)
     if nearly:
-        reason += f" ({_printable(nearly[0])} is not a mark: a mark is <i> or <i{unused[0]}>.)"
-    raise PromptError(reason, text, nearly.start() if nearly else len(text))
+        spelled = printable(text[nearly.start : nearly.end])
+        reason += f" ({spelled} is not a mark{nearly.fault}: a mark is <i> or <i{nearly.slot or unused[0]}>.)"
+    raise PromptError(reason, text, nearly.start if nearly else len(text))
 
 
 def _more_marks_than(available: Sequence[int]) -> str:
@@ -361,11 +365,6 @@ def _list(items: Iterable[object]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _printable(text: str) -> str:
-    """The text with one visible character in place of each that would break the line or the caret's column."""
+def printable(text: str) -> str:
+    """The text with one visible character in place of each that would break the line or not be seen."""
     return "".join("⏎" if char == "\n" else char if char.isprintable() else "�" for char in text)
-
-
-def _columns(text: str) -> int:
-    """Columns that the text takes in a fixed-width font: 2 for wide East Asian characters, 0 for combining ones."""
-    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from .crops import Crop
 from .images import CLIP_MEAN, CLIP_STD, normalise, resize_and_crop, to_rgb
-from .prompt import ImageMark, Prompt, Segment, Text, check_text
+from .prompt import MAX_WEIGHT as MOST_TOGETHER
+from .prompt import WEIGHT_RANGE, ImageMark, Prompt, Segment, Text, check_text
 from .safetensors_file import WeightsError, read_header, write
 from .saved_clip import read_kosmos_header
 
@@ -174,7 +175,8 @@ def image_embeddings(
 def with_references(prompt: Prompt, references: Sequence[Reference | None]) -> Prompt:
     """The prompt with the references' weights and nouns; `references` is indexed like the prompt's pictures.
 
-    A noun is put before its mark unless the text since the previous mark already has it.
+    A noun is put before its mark unless the text since the previous mark already has it. Raises ValueError where the
+    weights in the prompt and of a reference multiply to more than a prompt may have.
     """
     segments: list[Segment] = []
     before: list[Text] = []  # texts since the previous mark
@@ -188,7 +190,13 @@ def with_references(prompt: Prompt, references: Sequence[Reference | None]) -> P
                     if not words and segments:
                         gap = " "
                     segments.append(Text(f"{gap}{reference.noun} ", before[-1].weight if before else 1.0))
-                segment = replace(segment, weight=segment.weight * reference.weight)
+                weight = segment.weight * reference.weight
+                if weight > MOST_TOGETHER:
+                    raise ValueError(
+                        f"<i{segment.slot}> has the weight {segment.weight:g} in the prompt and {reference.weight:g} "
+                        f"in its reference: their product, {weight:g}, {WEIGHT_RANGE}."
+                    )
+                segment = replace(segment, weight=weight)
             before = []
         else:
             before.append(segment)

@@ -11,12 +11,14 @@ from .loader import KosmosGLoader, register_model_folder
 from .prepare_reference import KosmosGAverage, KosmosGEntities, KosmosGReference
 from .prompt_box import register_prompt_route
 from .reference_files import KosmosGLoadReference, KosmosGSaveReference, register_reference_folder
+from .sample_files import register_sample_routes
 from .text_encode import KosmosGTextEncode
 
 # Before any node is declared: the loaders list the files of these folders.
 register_model_folder()
 register_reference_folder()
 register_prompt_route()
+register_sample_routes()
 
 NODES = (
     KosmosGLoader,

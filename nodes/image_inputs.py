@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ..kosmos_core import Prompt
 from ..kosmos_core.prompt import PromptError, check_all_used
+from ..kosmos_core.prompt_remarks import remarks
 from ..kosmos_core.reference import Mean, Reference, Source, View, average, with_references
 from .schema import check_choice
 
@@ -94,6 +96,27 @@ class PromptImages:
             [with_references(unwanted, references) for references in batches],
         )
 
+    def remarks(self, text: str, negative: str) -> list[str]:
+        """Sentences on what does not do what it may be meant to: in both texts, and the same picture on two inputs.
+
+        Raises PromptError as `parse_both` does.
+        """
+        (prompt, *_), (unwanted, *_) = self.parse_both(text, negative)
+        found = remarks(text, prompt)
+        found += [f"In the negative prompt: {remark}" for remark in remarks(negative, unwanted)]
+        return found + self._twins()
+
+    def _twins(self) -> list[str]:
+        pairs = itertools.combinations(zip(self.slots, self.batches[0], strict=True), 2)
+        twins = [f"image_{first} and image_{second}" for (first, one), (second, other) in pairs if _same(one, other)]
+        if not twins:
+            return []
+        return [
+            f"{'; '.join(twins[:4])}{'; …' if len(twins) > 4 else ''} hold the same picture. A list, such as the "
+            "references of Kosmos-G Entities, runs this node once for each of its items and gives that item to all "
+            "inputs: for two items in one prompt, use two Kosmos-G Entities with a number each in only."
+        ]
+
     def sources(self, size: int, index: int = 0) -> list[Tensor | Source]:
         """What CLIP.tokenize takes as images for one conditioning of a model with pictures of `size`.
 
@@ -138,6 +161,17 @@ def _prepared(source: Source, size: int) -> Tensor | Source:
 def average_of(references: Sequence[Reference]) -> Reference:
     """One reference for a batch; a single one is itself."""
     return references[0] if len(references) == 1 else average(references)
+
+
+def _same(one: Reference, other: Reference) -> bool:
+    """Whether two references are of the same pictures."""
+    views, others = one.views, other.views
+    if not views or len(views) != len(others):
+        return one.source is other.source
+    return all(
+        view.squash == seen.squash and (view.pixels is seen.pixels or torch.equal(view.pixels, seen.pixels))
+        for view, seen in zip(views, others, strict=True)
+    )
 
 
 def _references(value: Tensor | Reference, slot: int) -> list[Reference]:

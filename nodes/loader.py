@@ -14,12 +14,14 @@ from comfy_api.latest import io
 
 from ..kosmos_core.weights import WeightsError, identify, read_config
 from .adapter import encoder_of, load_clip
+from .file_lists import entries, listed_files, options, shown
 from .schema import check_choice, node_schema
 
 OWN_FOLDER = "kosmos_g"
 FOLDERS = (OWN_FOLDER, "text_encoders")
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 UNREADABLE = "unreadable:"
+NO_FILE = "no Kosmos-G file found"  # the widget's only choice then
 SAMPLED_BLOCKS, BLOCK = 64, 65536
 DTYPES = {"auto": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 DEVICES = {"auto": None, "cpu": torch.device("cpu")}
@@ -73,7 +75,7 @@ def candidates() -> dict[str, str]:
     """Every .safetensors file in the searched folders: name to path; the first folder wins."""
     found: dict[str, str] = {}
     for folder in FOLDERS:
-        for name in folder_paths.get_filename_list(folder):
+        for name in listed_files(folder):
             path = folder_paths.get_full_path(folder, name)
             if path is not None and name.endswith(".safetensors"):
                 found.setdefault(name, path)
@@ -86,31 +88,26 @@ def kosmos_files() -> dict[str, str]:
 
 
 def explain_missing(name: str) -> str:
-    """Say which folders were searched and why each file in them is not the one wanted."""
+    """Say which folders were searched and why each file in them is not the one wanted, and how to get one."""
     folders = [path for folder in FOLDERS for path in folder_paths.get_folder_paths(folder)]
     seen = candidates()
-    if name in seen:
-        reason = rejection(seen[name])
+    if name in seen and (reason := rejection(seen[name])) is not None:
         return f"{name} is not a Kosmos-G file: it {'is' if reason.startswith(UNREADABLE) else 'seems to be'} {reason}."
     usable = sorted(kosmos_files())
-    text = f"There is no Kosmos-G file {name!r}. Searched: {', '.join(folders)}. "
+    chosen = name not in ("", NO_FILE)
+    if usable and not chosen:
+        text = "No Kosmos-G file is chosen. "
+    else:
+        text = f"There is no Kosmos-G file{f' {shown(name)!r}' if chosen else ''}. "
+    text += f"Searched: {', '.join(folders)}. "
     if usable:
         return text + f"Found there: {', '.join(usable)}; choose one of these."
     others = "; ".join(f"{other}: {rejection(path)}" for other, path in sorted(seen.items())[:10])
     text += f"No file there is Kosmos-G's ({others}). " if others else "They hold no .safetensors file. "
-    own = folder_paths.get_folder_paths(OWN_FOLDER)
-    if pickles := sorted(entry for entry in _entries(own) if entry.endswith(PICKLES)):
+    if pickles := sorted(entry for entry in entries(OWN_FOLDER) if entry.endswith(PICKLES)):
         text += f"{', '.join(pickles)} cannot be read here: convert it with `python -m kosmos_core.convert` first. "
-    return text + f"Put a converted or trained Kosmos-G file into {own[0]}."
-
-
-def _entries(folders: list[str]) -> set[str]:
-    """Names of everything that lies directly in the folders; one that cannot be listed holds nothing."""
-    found: set[str] = set()
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            found.update(os.listdir(folder))
-    return found
+    own = folder_paths.get_folder_paths(OWN_FOLDER)[0]
+    return text + f"Put a converted or trained Kosmos-G file into {own}, or press Get sample files on the node."
 
 
 class KosmosGLoader(io.ComfyNode):
@@ -129,7 +126,7 @@ class KosmosGLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=sorted(kosmos_files()),
+                    options=options(kosmos_files(), NO_FILE),
                     tooltip="A Kosmos-G file in models/kosmos_g or models/text_encoders. Files are recognised by what "
                     "is in them, so any name will do; other models are not listed.",
                 ),
@@ -161,12 +158,16 @@ class KosmosGLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str | None) -> bool | str:
-        """Check the file's name with a sentence that says what was found instead; None stands for a linked one."""
-        return True if file is None or file in kosmos_files() else explain_missing(file)
+    def validate_inputs(cls, file: str | None = "") -> bool | str:
+        """Check the file's name with a sentence that says what was found instead.
+
+        None stands for a linked name; without one, as a front end sends it that has nothing to choose from, the default
+        is told.
+        """
+        return True if file is None or str(file) in kosmos_files() else explain_missing(str(file))
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None, **_: str) -> str:
+    def fingerprint_inputs(cls, file: str | None = "", **_: str) -> str:
         """Load again when the file's content has changed, or it has moved; any of them where a link names the file."""
         found = kosmos_files() if file is None else candidates()
         states = []
@@ -180,9 +181,9 @@ class KosmosGLoader(io.ComfyNode):
         """Load the file."""
         check_choice("dtype", dtype, DTYPES)
         check_choice("device", device, DEVICES)
-        path = kosmos_files().get(file)
+        path = kosmos_files().get(str(file))
         if path is None:
-            raise ValueError(explain_missing(file))
+            raise ValueError(explain_missing(str(file or "")))
         clip = load_clip(path, DTYPES[dtype], DEVICES[device])
         return io.NodeOutput(clip, describe(Path(path), clip))
 

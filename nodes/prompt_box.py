@@ -25,7 +25,6 @@ from .loader import kosmos_files
 
 LONGEST_TEXT = 20_000  # characters; far beyond what a model has places for
 LONGEST_BODY = 16 * LONGEST_TEXT  # bytes
-NO_IMAGE = View(torch.zeros(1, 1, 3, dtype=torch.uint8))  # nothing is encoded here
 
 
 class QuestionError(ValueError):
@@ -80,14 +79,15 @@ def read_question(body: Any) -> Question:
 
 def answer(question: Question) -> dict[str, Any]:
     """What is shown: `tokens` and `negative_tokens` (None where no tokenizer is at hand, `remark` says why), `error`
-    ({box, reason, position}, None where the prompt can be read), and `width`, which the checkpoint's U-Net reads (None
-    where that is unknown)."""
-    found: dict[str, Any] = {"tokens": None, "negative_tokens": None, "error": None, "remark": None}
+    ({box, reason, position}, None where the prompt can be read), `remarks` on what is read as text and means something
+    in other tools, and `width`, which the checkpoint's U-Net reads (None where that is unknown)."""
+    found: dict[str, Any] = {"tokens": None, "negative_tokens": None, "error": None, "remark": None, "remarks": []}
     found["width"] = condition_width(question.checkpoint)
     try:
-        references = tuple(Reference(NO_IMAGE, noun=noun.strip()) for noun in question.nouns.values())
+        references = tuple(Reference(_no_image(slot), noun=noun.strip()) for slot, noun in question.nouns.items())
         images = PromptImages(tuple(question.nouns), (references,))
         (prompt, *_), (negative, *_) = images.parse_both(question.text, question.negative)
+        found["remarks"] = images.remarks(question.text, question.negative)
     except PromptError as error:
         box = "negative" if error.prompt == question.negative and error.prompt != question.text else "text"
         return {**found, "error": {"box": box, "reason": error.reason, "position": error.position}}
@@ -100,6 +100,11 @@ def answer(question: Question) -> dict[str, Any]:
     if tokenizer is not None:
         found["tokens"], found["negative_tokens"] = (_length(tokenizer, part) for part in (prompt, negative))
     return found
+
+
+def _no_image(slot: int) -> View:
+    """A picture of its own for each slot: nothing is encoded here, and only the graph knows what is alike."""
+    return View(torch.full((1, 1, 3), slot, dtype=torch.uint8))
 
 
 def _length(tokenizer: Tokenizer, prompt: Prompt) -> int:

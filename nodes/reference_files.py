@@ -15,12 +15,14 @@ from comfy_api.latest import io
 
 from ..kosmos_core.reference import Encoded, Reference, load_reference, save_reference
 from .adapter import encoder_of, progress
+from .file_lists import listed_files, options, shown
 from .image_inputs import KosmosGImage
 from .prepare_reference import CATEGORY
 from .schema import node_schema
 
 FOLDER = "kosmos_g_references"
 SUFFIX = ".safetensors"
+NO_FILE = "no saved reference found"  # the widget's only choice then
 FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\ud800-\udfff]')
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)  # Windows has devices there
 LONGEST_PART = 200  # bytes: file systems take 255, and a number, the ending and a temporary name are added
@@ -149,7 +151,7 @@ class KosmosGLoadReference(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=folder_paths.get_filename_list(FOLDER),
+                    options=options(listed_files(FOLDER), NO_FILE),
                     tooltip="A file in output/kosmos_g_references or models/kosmos_g_references. Press R to see newly "
                     "saved ones.",
                 )
@@ -162,28 +164,31 @@ class KosmosGLoadReference(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str | None) -> bool | str:
-        """Say where references are looked for when one is missing; None stands for a linked one."""
-        if file is None or folder_paths.get_full_path(FOLDER, file) is not None:
+    def validate_inputs(cls, file: str | None = "") -> bool | str:
+        """Say where references are looked for when one is missing; None stands for a linked name, "" for no name."""
+        if file is None or (file and folder_paths.get_full_path(FOLDER, str(file)) is not None):
             return True
-        known = ", ".join(folder_paths.get_filename_list(FOLDER)[:10]) or "none"
-        shown = "".join(char if char.isprintable() else "�" for char in file[:130])
-        return (
-            f"There is no reference {shown!r}. Searched: {FOLDER} in the output and the model folders. Found there: "
-            f"{known}."
-        )
+        chosen = file not in ("", NO_FILE)
+        text = f"There is no reference {shown(file)!r}." if chosen else "No reference is chosen."
+        text += f" Searched: {', '.join(folder_paths.get_folder_paths(FOLDER))}. "
+        if known := listed_files(FOLDER):
+            more = f" and {len(known) - 10} more" if len(known) > 10 else ""
+            return text + f"Found there: {', '.join(known[:10])}{more}; choose one of these."
+        return text + "They hold none: save one with Save Kosmos-G Reference, then press R to list it here."
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None) -> str:
+    def fingerprint_inputs(cls, file: str | None = "") -> str:
         """Load again when the file's content has changed; any of them where a link names the file."""
         if file is None:
-            names = folder_paths.get_filename_list(FOLDER)
-            return " ".join(cls.fingerprint_inputs(name) for name in names)
+            return " ".join(cls.fingerprint_inputs(name) for name in listed_files(FOLDER))
         path = folder_paths.get_full_path(FOLDER, file)
         if not path:
             return "missing"
+        digest = hashlib.sha256()
         with open(path, "rb") as content:  # in pieces: what else lies in the folder may be large
-            return hashlib.file_digest(content, "sha256").hexdigest()
+            while piece := content.read(1 << 20):
+                digest.update(piece)
+        return digest.hexdigest()
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:

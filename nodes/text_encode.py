@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -129,8 +130,13 @@ class KosmosGTextEncode(io.ComfyNode):
                 [mix_likeness(plain, condition, likeness), options]
                 for (condition, options), (plain, _) in zip(positive, text_only, strict=True)
             ]
-        report = _report(prompts, unwanted[0], prompt_images, [_length(tokens[0], encoder) for tokens in (full, null)])
-        return io.NodeOutput(positive, nothing, text_only, report)
+        remarks = prompt_images.remarks(text, negative)
+        for remark in remarks:
+            logging.warning("Kosmos-G Prompt: %s", remark)
+        lengths = [_length(tokens[0], encoder) for tokens in (full, null)]
+        report = _report(prompts, unwanted[0], prompt_images, lengths, remarks)
+        # The prompt box shows the remarks of a run where it cannot read the texts itself.
+        return io.NodeOutput(positive, nothing, text_only, report, ui={"kosmos_g_remarks": remarks})
 
 
 def _joined(conditionings: list[Conditioning]) -> Conditioning:
@@ -151,7 +157,9 @@ def _length(section: dict[str, Any], encoder: TextEncoder) -> int:
     return sum(latents if isinstance(entry, dict) else 1 for entry, *_ in section[KEY][0])
 
 
-def _report(prompts: list[Prompt], negative: Prompt, images: PromptImages, lengths: list[int]) -> str:
+def _report(
+    prompts: list[Prompt], negative: Prompt, images: PromptImages, lengths: list[int], remarks: list[str]
+) -> str:
     """The `parsed` text, in Markdown: ComfyUI's Preview Any shows it so, and would swallow a bare <i1>."""
     prompt = prompts[0]
     length = f"{lengths[0]} of {CONTEXT} tokens"
@@ -163,7 +171,13 @@ def _report(prompts: list[Prompt], negative: Prompt, images: PromptImages, lengt
         lines.append(f"{len(prompts)} conditionings, one for each picture of the batch")
     lines.append(f"negative: `{negative.normalised() or '(empty)'}`, {lengths[1]} tokens")
     lines += [f"{line}, in the negative" for line in _describe_images(negative, images)]
+    lines += [f"warning: {_as_code(remark)}" for remark in remarks]
     return "\n".join([f"`{prompt.normalised() or '(empty prompt)'}`", "", *(f"- {line}" for line in lines)])
+
+
+def _as_code(text: str) -> str:
+    """A sentence in which Markdown reads nothing."""
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def _describe_images(prompt: Prompt, images: PromptImages) -> list[str]:

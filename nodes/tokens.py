@@ -16,9 +16,11 @@ from typing import Any
 from torch import Tensor
 
 from ..kosmos_core import KosmosG, Prompt
+from ..kosmos_core.prompt_remarks import remarks
 from ..kosmos_core.reference import Source
 from ..kosmos_core.saved_clip import DESCRIPTION, description_tensor
 from ..kosmos_core.weights import tokenizer_tensors
+from .connections import tell
 from .saving import into_checkpoint
 
 KEY = "kosmos_g"
@@ -111,8 +113,9 @@ class PromptTokenizer:
                     "Kosmos-G Prompt, and connect them to its image inputs."
                 )
         prompt = Prompt.parse(text, images=len(images)) if isinstance(text, str) else text
-        if "embedding:" in prompt.normalised().replace("\\:", ":"):
-            logging.warning("Kosmos-G reads 'embedding:...' as plain text: textual inversions belong to CLIP.")
+        if isinstance(text, str):  # of ComfyUI's own text nodes and of other packs; Kosmos-G Prompt has its own place
+            for remark in remarks(text, prompt):
+                tell(remark)
         tokenizer = self.model.required_tokenizer()
         layout = tokenizer.layout(prompt)
         longest = self.model.aligner.source_encoder.longest

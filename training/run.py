@@ -74,7 +74,8 @@ def train(config: RunConfig, process_group: ProcessGroup, stop: StopSignal) -> N
         except (ValueError, OSError) as error:
             raise ConfigError(f"{error}") from error
         stage.set_trainable()
-        engine = parallelize(stage, kind, config.parallel, config.optim, config.precision, process_group)
+        settings, folder = (config.parallel, config.optim, config.precision), Path(config.run_folder)
+        engine = parallelize(stage, kind, *settings, process_group, folder=folder)
         trainer = Trainer(config, engine, checkpoints, stop)
         try:
             _run(config, process_group, trainer, start)

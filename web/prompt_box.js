@@ -41,6 +41,11 @@ class PromptBox {
       if (files.length) await this.add(files);
       return files.length > 0;
     };
+    const executed = node.onExecuted;
+    node.onExecuted = (output, ...others) => {
+      this.ran = output?.kosmos_g_remarks;
+      return executed?.call(node, output, ...others);
+    };
     const removed = node.onRemoved;
     node.onRemoved = (...all) => {
       this.close();
@@ -61,7 +66,10 @@ class PromptBox {
     this.fields.forEach((field) => field.attach());
     this.images = connectedImages(this.node);
     this.ask();
-    const warnings = misfits(this.node, this.answer?.width);
+    const linked = this.fields.some((field) => field.unread);
+    // Of texts from elsewhere only a run knows what they hold.
+    const remarks = (linked ? this.ran : this.answer?.remarks) ?? [];
+    const warnings = [...remarks, ...misfits(this.node, this.answer?.width, this.images)];
     const carets = this.fields.map(({ area }) => document.activeElement === area && area?.selectionStart);
     const state = [this.fields.map((field) => [field.text, field.unread]), this.images, warnings, carets, this.answer, this.problem];
     const signature = JSON.stringify(state);

@@ -1,5 +1,6 @@
 // Where marks, brackets and weights stand in a prompt. The grammar is that of kosmos_core/prompt.py; this only says what
 // to draw, and the server says what is right.
+const HEAVIEST = 100;
 const LEXEME = /\\[\\<():]|<(?:i|image)(?:_?[0-9]+)?>|[():]|[^\\<():]+|[\\<]/g;
 
 /** Pieces {start, end, kind, slot, weight, why, wrong, partner} of a text; marks are added to `taken`. */
@@ -30,8 +31,8 @@ export function pieces(text, images, taken) {
       const weight = /^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$/.test(spelled) ? Number(spelled) : NaN;
       for (const each of found.slice(group.index)) each.weights.push(weight);
       for (const each of found.slice(group.colon, -1)) {
-        if (weight >= 0) Object.assign(each, { kind: "weight" });
-        else Object.assign(each, { wrong: true, why: `'${spelled}' is no weight such as 1.3; write \\: where the colon is text.` });
+        if (weight >= 0 && weight <= HEAVIEST) Object.assign(each, { kind: "weight" });
+        else Object.assign(each, { wrong: true, why: `'${spelled}' is no weight from 0 to ${HEAVIEST}, such as 1.3; write \\: where the colon is text.` });
       }
     } else if (word.length > 1 && word[0] === "<") {
       const digits = word.replace(/[^0-9]/g, "");

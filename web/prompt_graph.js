@@ -80,19 +80,27 @@ function shown(node, depth = 0) {
   return { ...made, name: `${titled(node)}: ${made.name}` };
 }
 
-/** The connected images by slot: {slot, thumb, name, noun}. */
+/** The connected images by slot: {slot, from, thumb, name, noun}; `from` is null where a subgraph hides it. */
 export function connectedImages(node) {
   const found = [];
   for (let slot = 1; slot <= SLOTS; slot++) {
     const source = origin(node, indexOf(node, `image_${slot}`));
-    if (source) found.push({ slot, noun: String(widgetOf(source.node, "noun")?.value ?? ""), ...shown(source.node) });
+    if (!source) continue;
+    const from = source.node ? `${source.node.id} ${source.output}` : null;
+    found.push({ slot, from, noun: String(widgetOf(source.node, "noun")?.value ?? ""), ...shown(source.node) });
   }
   return found;
 }
 
 /** What in the graph does not fit this node's conditionings, a sentence each; `width` is what the checkpoint reads. */
-export function misfits(node, width) {
+export function misfits(node, width, images = []) {
   const found = new Set();
+  const twin = images.flatMap((one) => images.filter((other) => one.from && one.from === other.from && one.slot < other.slot)
+    .map((other) => [one, other]))[0];
+  if (twin) {
+    found.add(`image_${twin[0].slot} and image_${twin[1].slot} are the same output (${twin[0].name}): each run gets one `
+      + "picture for both, of a list too. Connect another node for another picture.");
+  }
   for (const output of [0, 1, 2]) {
     for (const { node: target, input } of reached(node, output, "CONDITIONING")) {
       if (!["positive", "negative"].includes(input?.name)) continue;

@@ -131,6 +131,13 @@ seen.why = await page.evaluate(async () => {
   }
   return found;
 });
+await page.evaluate(() => {
+  const first = app.graph._nodes.find((node) => node.type === "LoadImage");
+  first.connect(0, prompt_, prompt_.inputs.findIndex((input) => input.name === "image_3"));
+});
+await area.fill("((a cat <i>)) eats <i2> BREAK <i3>");
+await look("habits");
+await page.evaluate(() => prompt_.disconnectInput(prompt_.inputs.findIndex((input) => input.name === "image_3")));
 await page.evaluate(() => prompt_.connect(1, sampler_, sampler_.inputs.findIndex((input) => input.name === "negative")));
 await area.fill("a cat <i> eats <i>");
 await look("right");

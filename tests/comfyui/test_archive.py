@@ -19,16 +19,25 @@ from dev.server import prepare_folder, running_server
 from dev.workflow import to_api
 
 
-def test_it_holds_the_pack_and_neither_tests_nor_training_nor_weights() -> None:
+def test_it_holds_the_pack_with_its_sample_files_and_neither_tests_nor_training() -> None:
     names = archived_files()
     tops = {name.split("/")[0] for name in names}
     assert tops >= {"__init__.py", "nodes", "kosmos_core", "web", "locales", "workflows", "LICENSE", "pyproject.toml"}
-    assert not tops & {"tests", "training", "emoji_world", "dev", "assets", ".ci", ".github", ".comfyui", "Makefile"}
+    assert not tops & {"tests", "training", "emoji_world", "dev", ".ci", ".github", ".comfyui", "Makefile"}
     assert {"kosmos_core/convert.py", "kosmos_core/pipeline.py"} <= set(names)
     assert {f"web/docs/{page.name}" for page in (ROOT / "web/docs").iterdir()} <= set(names)
     assert not [name for name in names if name.startswith("docs/")]
     assert not [name for name in names if name.startswith(("kosmos_core/original/", "kosmos_core/diffusers/"))]
-    assert sum((ROOT / name).stat().st_size for name in names) < 10e6
+    samples = {name for name in names if name.startswith("assets/")}
+    assert {name.rsplit("/", 1)[0] for name in samples} == {"assets/world", "assets/world/samples"}
+    assert {name.split("/")[-1] for name in samples if not name.endswith(".png")} == {
+        "ATTRIBUTION.md",
+        "emoji-world-kosmos-g.safetensors",
+        "emoji-world-sd.safetensors",
+    }
+    weights = sum((ROOT / name).stat().st_size for name in samples)
+    assert weights < 65e6
+    assert sum((ROOT / name).stat().st_size for name in names) - weights < 10e6
 
 
 def test_the_scanner_finds_what_it_looks_for() -> None:

@@ -20,15 +20,22 @@ from tests.tiny.kosmos_file import save_tiny_kosmos
 
 DOG, HAT = "dog.png", "hat.png"
 MISTAKES = {
-    "more marks than pictures": (("a dog <i> wearing <i>", DOG), r"More marks than pictures[\s\S]*\^ \(character 19\)"),
-    "a mark and no picture": (("a dog <i>",), r"no picture, because none is given[\s\S]*\^"),
-    "an unused picture": (("a dog <i>", DOG, HAT), r"(?i)picture 2 is not used in the prompt[\s\S]*\^"),
+    "more marks than pictures": (
+        ("a dog <i> wearing <i>", DOG),
+        r"More marks than pictures.*\(at “<i>” after “a dog <i> wearing”, character 19\)$",
+    ),
+    "a mark and no picture": (("a dog <i>",), r"no picture, because none is given.*at “<i>” after “a dog”"),
+    "an unused picture": (
+        ("a dog <i>", DOG, HAT),
+        r"(?i)picture 2 is not used in the prompt: write <i2>, or give no picture there\.$",
+    ),
     "a mark in another spelling": (("a dog [image1]", DOG), r"\[image1\] is not a mark"),
-    "an unknown slot": (("a dog <i5>", DOG), r"There is no picture 5[\s\S]*\^"),
+    "a mark from a web page": (("a dog &lt;i&gt;", DOG), r"&lt;i&gt; is not a mark, < and > are escaped in it"),
+    "an unknown slot": (("a dog <i5>", DOG), r"There is no picture 5.*at “<i5>” after “a dog”"),
     "an empty slot": (("a dog <i> and <i2>", DOG, None, HAT), r"There is no picture 2"),
-    "an open parenthesis": (("(a dog <i>:1.2", DOG), r"never closed[\s\S]*\^ \(character 1\)"),
-    "a closing parenthesis": (("a dog <i>)", DOG), r"closes nothing[\s\S]*\^"),
-    "a weight that is no number": (("(a dog <i>:big)", DOG), r"The weight 'big' is not a number[\s\S]*\^"),
+    "an open parenthesis": (("(a dog <i>:1.2", DOG), r"never closed.*at “\(a dog <i>:1\.2”, character 1\)"),
+    "a closing parenthesis": (("a dog <i>)", DOG), r"closes nothing.*at “\)” after “a dog <i>”"),
+    "a weight that is no number": (("(a dog <i>:big)", DOG), r"The weight 'big' is not a number.*at “big\)”"),
     "a negative weight": (("(a dog <i>:-1)", DOG), r"'-1' must lie between 0"),
     "a prompt that is too long": (("dog " * 2000,), r"tokens \(pieces .*reads at most \d+"),
 }
@@ -65,10 +72,10 @@ def test_a_mark_in_the_negative_without_a_picture_is_refused(client: Client) -> 
 
 
 @pytest.mark.usefixtures("good")
-def test_a_mark_in_core_text_encode_is_refused_with_the_caret(client: Client) -> None:
+def test_a_mark_in_core_text_encode_is_refused_with_its_place(client: Client) -> None:
     graph = SamplingGraph()
     graph.positive = graph.negative = link(graph.add("CLIPTextEncode", clip=graph.clip, text="a dog <i>"))
-    with pytest.raises(ExecutionFailed, match=r"no picture, because none is given[\s\S]*\^"):
+    with pytest.raises(ExecutionFailed, match=r"no picture, because none is given.*at “<i>” after “a dog”"):
         client.run(graph.sample().nodes)
 
 

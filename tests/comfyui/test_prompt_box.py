@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from dev.browser import missing, use
 from dev.client import Client, ExecutionFailed
-from dev.graph import SamplingGraph
+from dev.graph import SamplingGraph, link
 from dev.install import ROOT
 from dev.server import Server
 from kosmos_core import KosmosG, Prompt, PromptError
@@ -55,6 +55,27 @@ def test_a_mistake_is_the_sentence_of_the_run(client: Client, texts: tuple[str, 
     with pytest.raises(ExecutionFailed) as failed:
         client.run(graph.sample().nodes)
     assert str(failed.value).startswith(error["reason"])
+
+
+def test_what_other_tools_would_read_in_it_is_said_while_typing_and_by_the_run_and_changes_nothing(
+    client: Client, reference: KosmosG, probed: Callable[[str], Any], images: dict[str, Any]
+) -> None:
+    text, negative = "((a dog)) <i> BREAK <i>, (hat:4)", "embedding:bad"
+    typed = ask(client, text, negative, images={"1": "", "2": ""})["remarks"]
+    assert [remark.split(" ", 1)[0] for remark in typed] == ["“BREAK”", "“((a", "The", "In"]
+    assert typed[-1].startswith("In the negative prompt: “embedding:bad” is read as text")
+    graph = SamplingGraph().prompt(text, "dog.png")
+    inputs = graph.nodes[graph.encoder]["inputs"]
+    inputs |= {"negative": negative, "image_2": inputs["image_1"]}
+    shown = graph.add("PreviewAny", source=link(graph.encoder, 3))
+    graph.add("ProbeConditioning", conditioning=graph.positive, name="habits")
+    run = client.run(graph.nodes)
+    *ran, twins = run.outputs[graph.encoder]["kosmos_g_remarks"]
+    assert ran == typed
+    assert twins.startswith("image_1 and image_2 hold the same picture. A list, such as")
+    assert all(f"- warning: `{remark}`" in run.text(shown) for remark in (*ran, twins))
+    dog = images["dog.png"]
+    assert torch.equal(probed("habits").condition, reference.encode(Prompt.parse(text), [dog, dog]))
 
 
 @pytest.mark.parametrize(
@@ -210,3 +231,8 @@ def test_the_line_counts_and_names_what_does_not_fit(seen: dict[str, Any], clien
     assert seen["empty"]["status"][0].endswith("no image connected: drop one here")
     assert "The negative of KSampler comes from CLIP Text Encode" in seen["pasted"]["status"][-1]
     assert seen["wrong"]["status"][2].startswith("error: This ( is never closed")
+    warned = [line.removeprefix("warning: ") for line in seen["habits"]["status"][2:]]
+    assert (
+        warned[:2] == ask(client, "((a cat <i>)) eats <i2> BREAK <i3>", images={"1": "", "2": "", "3": ""})["remarks"]
+    )
+    assert warned[2].startswith("image_1 and image_3 are the same output (cat.png)")

@@ -1,4 +1,5 @@
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -8,7 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from kosmos_core.near_marks import near_marks
 from kosmos_core.prompt import MAX_CHARACTERS, MAX_WEIGHT, ImageMark, Prompt, PromptError, Text
+from kosmos_core.prompt_remarks import remarks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -17,10 +20,10 @@ def slots_of(text, **given_images):
     return [image.slot for image in Prompt.parse(text, **given_images).images]
 
 
-def caret(error):
-    """The part of the quoted line from the caret on."""
-    _, quoted, pointer = str(error).split("\n")
-    return quoted[pointer.index("^") :]
+def quoted(error):
+    """What the error quotes from the fault on; nothing where something is missing."""
+    found = re.search("at “(.*?)”", str(error))
+    return found[1] if found else ""
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,7 @@ def test_weights_hold_for_text_and_marks_and_multiply():
 
 @pytest.mark.parametrize(
     ("spelled", "weight"),
-    [("0", 0), ("-0", 0), ("+.5", 0.5), ("2.", 2), ("1e-3", 0.001), (" 1.3\n", 1.3), ("1e6", 1e6)],
+    [("0", 0), ("-0", 0), ("+.5", 0.5), ("2.", 2), ("1e-3", 0.001), (" 1.3\n", 1.3), ("1e2", 100)],
 )
 def test_weight_spellings(spelled, weight):
     prompt = Prompt.parse(f"(a:{spelled})")
@@ -137,39 +140,135 @@ def test_last_colon_begins_the_weight():
         ("a (dog:<i>) b", {"images": 1}, "The weight '<i>' is not a number", "<i>) b"),
         ("a (dog:nan) b", {}, "The weight 'nan' is not a number", "nan) b"),
         ("a (dog:inf) b", {}, "The weight 'inf' is not a number", "inf) b"),
-        ("a (dog:-1) b", {}, "The weight '-1' must lie between 0 and 1,000,000", "-1) b"),
+        ("a (dog:-1) b", {}, "The weight '-1' must lie between 0 and 100: 0 hides", "-1) b"),
         ("a (dog:1e999) b", {}, "The weight '1e999' must lie between", "1e999) b"),
-        ("((a:1e4):1e4)", {}, r"multiply to 1e\+08", ":1e4):1e4)"),
+        ("((a:50):50)", {}, "multiply to 2500: their product must lie between 0 and 100", ":50):50)"),
         ("a \udc00 b", {}, r"surrogate pair \(U\+DC00\)", "� b"),
     ],
 )
-def test_errors_point_at_the_place_and_say_what_to_do(text, images, sentence, at):
+def test_errors_quote_the_place_and_say_what_to_do(text, images, sentence, at):
     with pytest.raises(PromptError, match=sentence) as caught:
         Prompt.parse(text, **images)
     if at is not None:
-        assert caret(caught.value) == at
+        assert quoted(caught.value) == at
+        assert "\n" not in str(caught.value)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-def test_errors_show_a_window_of_a_long_prompt():
+# fmt: off
+NEARLY = [
+    "<I>", "<İ>", "<í>", "<і>", "<l>", "<ｉ１>", "<i²>", "<1>", "<#1>", "<|image_1|>", "<|image|>", "<img>", "</i>",
+    "<i/>", "<images>", "<pic2>", "<ref1>", "<图片1>", "<i-1>", "<i=1>", "<<i>>", "<i:1.3>", "<i1,i2>", "<i1-3>",
+    "＜i＞", "〈i〉", "⟨i⟩", "《i》", "«i»", "&lt;i&gt;", "&#60;i1&#x3e;", "&amp;lt;i&amp;gt;", "%3Ci%3E",
+    "\\u003ci\\u003e", "[i]", "[image1]", "[[img2]]", "{{image}}", "{i1}", "【图片1】", "i>", "<\u200bi>",
+    "<i\ufeff1>", "<i\u00ad>",
+]
+# fmt: on
+
+
+@pytest.mark.parametrize("spelled", [*NEARLY, "< i >", "<image 1>", "<i\n>", "<i1 i2>", "<i and", "<i2, a cat"])
+def test_what_is_nearly_a_mark_is_named_where_an_image_is_left_over_and_remarked_on_otherwise(spelled):
+    assert [found.slot for found in near_marks(spelled)] != []
+    (near,) = near_marks(f"a dog {spelled} here")
+    assert f"a dog {spelled} here"[near.start : near.end] == re.sub("(?<=.)( and|, a cat)$", "", spelled)
+    with pytest.raises(PromptError, match=rf"is not a mark.*: a mark is <i> or <i{near.slot or 3}>\.\) \(at") as caught:
+        Prompt.parse(f"a dog {spelled} here <i1> <i2>", images=3)
+    assert caught.value.position == len("a dog ")
+    (remark,) = remarks(f"a dog {spelled} here <i1>")
+    assert f"write <i{near.slot or ''}>" in remark
+    assert Prompt.parse(f"a dog {spelled} here").segments[0].text.startswith("a dog ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<i> <i2> <image_3>",
+        r"\<I> \<1>",
+        "I <3 dogs",
+        "a < b > c",
+        "x<y",
+        "<b>bold</b>",
+        "<imagine>",
+        "a -> i",
+        "is i> 3",
+    ][:-1],
+)
+def test_what_is_not_nearly_a_mark_is_left_alone(text):
+    assert list(near_marks(text)) == []
+
+
+@pytest.mark.parametrize("faint", [r"\<i>", "[1]", "{1}", "{}", "(image 1)", "@image1", "#img1", "image_1", "img"])
+def test_what_may_well_be_text_is_named_only_where_an_image_is_left_over(faint):
+    with pytest.raises(PromptError, match=rf"\({re.escape(faint)} is not a mark"):
+        Prompt.parse(f"a dog {faint}", images=1)
+    assert not any("is not a mark" in remark for remark in remarks(f"a dog {faint}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("((dog))", "“((dog))” weighs nothing here, its parentheses are read as text: write (dog:1.1)"),
+        ("a (red) dog", "“(red)” weighs nothing here"),
+        ("((dog:1.2)) x", "The outer parentheses of “((dog:1.2))” weigh nothing"),
+        ("[dog]", "“[dog]” weighs nothing here, its brackets are read as text: write (dog:0.9)"),
+        ("{{dog}}", "“{{dog}}” weighs nothing here, its braces are read as text: write (dog:1.1)"),
+        ("[a dog:a cat:0.5]", "“[a dog:a cat:0.5]” is read as text, the prompt stays the same for all steps"),
+        ("[dog::10] [:cat:.3]", "“[dog::10]” is read as text, the prompt stays"),
+        ("{dog|cat}", "“{dog|cat}” chooses nothing here"),
+        ("[dog|cat]", "“[dog|cat]” chooses nothing here"),
+        ("{2$$a|b|c}", "“{2$$a|b|c}” chooses nothing here"),
+        ("embedding:bad-hands", "“embedding:bad-hands” is read as text: textual inversions"),
+        ("(embedding:bad:1.2)", "textual inversions"),
+        ("<embedding:bad>", "textual inversions"),
+        ("<lora:paint:0.8>", "“<lora:paint:0.8>” loads nothing here and is read as text: put a Load LoRA node"),
+        ("<hypernet:x:1>", "loads nothing here"),
+        ("a dog BREAK a cat", "“BREAK” is read as a word"),
+        ("a dog AND a cat", "“AND” is read as a word"),
+        ("a ADDCOMM b", "“ADDCOMM” is read as a word"),
+        ("（dog：1.3）", "“（dog：1.3）” is written with another keyboard's brackets"),
+        ("(dog：1.3)", "“(dog：1.3)” is written with another keyboard's brackets"),
+        ("【dog】", "another keyboard's brackets"),
+        ("a __animal__", "“__animal__” is replaced by nothing here"),
+        ("${animal} %date%", "“${animal}” is replaced by nothing here"),
+        ("a dog:1.3", "“dog:1.3” weighs nothing here: a weight wants parentheses, as in (dog:1.3)"),
+        ("dog::2 cat", "“dog::2” weighs nothing here"),
+        ("dog++ cat", "“++” weighs nothing here"),
+        ("a dog --no cars", "“--no” sets nothing here"),
+        ("AREA(0 0.5, 1) dog", "“AREA(0 0.5, 1)” is read as text: areas"),
+        ("// a note\ndog", "“// a note” is read as text like the rest"),
+        ("(dog:4)", "The weight 4 of “dog” is above 3: little of the rest is left"),
+        ("((<i>:2):2)", "The weight 4 of <i1> is above 3"),
+    ],
+)
+def test_a_habit_of_another_tool_is_remarked_on_in_one_sentence_and_stays_text(text, said):
+    (remark,) = remarks(text, Prompt.parse(text))
+    assert said in remark
+    doubled = f"{text}\n{text}"
+    (again,) = remarks(doubled, Prompt.parse(doubled))
+    assert again.startswith(remark[:20])
+    assert re.search(r"\(\d places\)$", again)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a dog <i> wearing <i2> at the beach",
+        "a (dog <i>:1.3), (a hat:0.5) and (both:3)",
+        r"a \(red\) dog, 16:9, f/1.8, 12:30, note: this",
+        "SALT AND PEPPER, salt and pepper, C++, 50% or 30%, $100, snake_case, a -- b, https://a.b, #1",
+        "一只狗，在海滩上：黄昏",
+    ],
+)
+def test_plain_prompts_have_no_remarks(text):
+    assert remarks(text, Prompt.parse(text)) == []
+
+
+def test_errors_show_a_window_of_a_long_prompt_in_one_line():
     with pytest.raises(PromptError) as caught:
         Prompt.parse("x" * 9000 + "\n<i>" + "y" * 9000, images=0)
-    _, quoted, pointer = str(caught.value).split("\n")
-    assert len(quoted) < 100
-    assert quoted.strip().startswith("…xxx")
-    assert quoted[pointer.index("^") :].startswith("<i>yyy")
-    assert quoted.endswith("y…")
-    assert "⏎" in quoted
-    assert pointer.endswith("(character 9002)")
-
-
-def test_caret_stands_under_the_place_after_wide_and_combining_characters():
-    with pytest.raises(PromptError) as caught:
-        Prompt.parse("犬e\u0301 <i>", images=0)
-    quoted, pointer = str(caught.value).split("\n")[1:]
-    columns = 4 + 2 + 1 + 0 + 1  # indent, the wide 犬, e, its accent, the space
-    assert quoted.endswith("犬e\u0301 <i>")
-    assert pointer.index("^") == columns
+    sentence = str(caught.value)
+    assert f"(at “<i>{'y' * 33}…” after “…{'x' * 27}⏎”, character 9002)" in sentence
+    assert "\n" not in sentence
 
 
 @pytest.mark.parametrize(
@@ -205,7 +304,7 @@ def test_original_grammar_knows_only_the_exact_mark():
 def test_original_grammar_needs_one_picture_per_mark(images, at):
     with pytest.raises(PromptError, match=f"marks are 2, its pictures {images}: give one") as caught:
         Prompt.original("a <i> b <i> c", images=images)
-    assert caret(caught.value) == at
+    assert quoted(caught.value) == at
 
 
 @pytest.mark.parametrize(
@@ -259,13 +358,12 @@ def read_or_error(text, images):
 
 
 @given(ANY_PROMPT, st.one_of(st.none(), st.integers(0, 3)))
-def test_any_string_is_read_or_refused_with_a_caret(text, images):
+def test_any_string_is_read_or_refused_in_one_line(text, images):
     prompt, error = read_or_error(text, images)
     if error:
-        lines = str(error).split("\n")
-        assert len(lines) == 3
+        assert len(str(error).split("\n")) == 1
         assert 0 <= error.position <= len(text)
-        assert lines[2].endswith(f"^ (character {error.position + 1})")
+        assert (error.position == len(text)) != str(error).endswith(f"character {error.position + 1})")
     else:
         assert Prompt.parse(str(prompt), images=images) == prompt
         assert images is None or {image.slot for image in prompt.images} == set(range(1, images + 1))
@@ -305,9 +403,10 @@ def test_twenty_thousand_characters_are_read_in_a_moment(text):
     for images in (None, 3):
         prompt, error = read_or_error(text, images)
         if error:
-            assert len(str(error)) < 400
+            assert len(str(error)) < 500
         else:
             assert Prompt.parse(str(prompt), images=images) == prompt
+    remarks(text)
     assert time.process_time() - began < 3  # about 0.2 s; a quadratic reader would need minutes
 
 

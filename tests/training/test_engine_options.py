@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from training.base.precision import autocast
 from training.base.processes import ProcessGroup
 from training.base.rng import RowRng
 from training.data.batch_stream import Stream
 from training.engine.run_config import parse
 from training.engine.sharding import parallelize
+from training.plan.memory import plan
 from training.stages import stage_module
 
 CPU = torch.device("cpu")
@@ -21,16 +23,19 @@ def engine_and_batch(smoke_stages, tmp_path):
         config = parse(smoke_stages.arguments(stage, tmp_path / "run", *options))
         built = stage_module(stage).build(config, CPU, CPU)
         built.set_trainable()
-        engine = parallelize(built, "single", config.parallel, config.optim, "fp32", ProcessGroup(0, 1, CPU))
+        settings = config.parallel, config.optim, config.precision
+        engine = parallelize(built, "single", *settings, ProcessGroup(0, 1, CPU))
+        assert config.precision != "fp32" or not engine.full_precision
         return engine, next(built.stream(Stream(0, 0, 1, 1, 1)))
 
     return made
 
 
-def trained_once(engine, batch):
+def trained_once(engine, batch, precision="fp32"):
     """The loss of a micro-batch after its backward pass."""
     torch.manual_seed(0)  # dropout's
-    loss = engine.step("training_step", batch, RowRng(0, 0)).total
+    with autocast(precision, CPU):
+        loss = engine.step("training_step", batch, RowRng(0, 0)).total
     loss.backward()
     return loss.detach()
 
@@ -68,3 +73,35 @@ def test_compiled_blocks_give_the_same_loss_and_gradient(engine_and_batch, monke
     for name, parameter in expected.parameters.items():
         found = compiled.parameters[name].grad
         torch.testing.assert_close(found, parameter.grad, rtol=1e-4, atol=1e-6 * float(parameter.grad.abs().max() + 1))
+
+
+@pytest.mark.parametrize("stage", ["lm", "align", "instruct"])
+def test_frozen_layers_in_the_compute_format_give_the_same_numbers_and_lose_none(
+    engine_and_batch, smoke_stages, tmp_path, stage
+):
+    bf16 = "--precision", "bf16"
+    lowered, batch = engine_and_batch(stage, *bf16)
+    expected, _ = engine_and_batch(stage, *bf16, "--parallel.frozen", "fp32")
+    assert torch.equal(trained_once(lowered, batch, "bf16"), trained_once(expected, batch, "bf16"))
+    for name, parameter in expected.parameters.items():
+        assert torch.equal(lowered.parameters[name].grad, parameter.grad), name
+
+    def weights(engine):
+        return {name: p.dtype for name, p in engine.stage.model.named_parameters()}
+
+    assert set(weights(expected).values()) == {torch.float32}
+    halved = {name for name, dtype in weights(lowered).items() if dtype == torch.bfloat16}
+    assert halved == set(lowered.full_precision)
+    assert not halved & set(lowered.parameters)
+    # What a checkpoint holds is not rounded, and goes into another engine's model whole.
+    state = {name: tensor.clone() for name, tensor in lowered.model_state().items()}
+    assert state.keys() == expected.model_state().keys()
+    assert all(torch.equal(tensor, expected.model_state()[name]) for name, tensor in state.items())
+    first = min(halved)
+    state[first] += 1
+    lowered.load_model_state(state)
+    assert torch.equal(lowered.model_state()[first], state[first])
+    assert torch.equal(lowered.stage.model.get_parameter(first), state[first].bfloat16())
+    if stage == "align":
+        planned = plan(parse(smoke_stages.arguments(stage, tmp_path / "run", *bf16)), 1).weights
+        assert planned == sum(p.numel() * p.element_size() for p in lowered.stage.model.parameters())

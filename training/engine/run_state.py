@@ -16,7 +16,6 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
 from ..base.errors import CheckpointError
 from .checkpoint_reader import from_tensor, load, placeholder, reading, stored, to_tensor, value_of
@@ -68,7 +67,7 @@ def gather_state(
         streams: position of each data stream that this process owns.
     """
     state: dict[str, Any] = {
-        "model": get_model_state_dict(engine.stage.model),
+        "model": engine.model_state(),
         "optimizer": {"state": engine.optimizer_state()},
         "progress": to_tensor(progress),
         f"random.{engine.process_group.rank}": random_state(),
@@ -100,8 +99,7 @@ def restore_state(path: Path, engine: Engine, average: MovingAverage | None, str
         CheckpointError: it cannot be read, or belongs to another model.
     """
     found = stored(path)
-    model = engine.stage.model
-    state: dict[str, Any] = {"model": get_model_state_dict(model), "optimizer": {"state": engine.optimizer_state()}}
+    state: dict[str, Any] = {"model": engine.model_state(), "optimizer": {"state": engine.optimizer_state()}}
     _check_fits(path, found, state)
     averaged = average is not None and any(name.startswith("average.") for name in found)
     if averaged:
@@ -113,7 +111,7 @@ def restore_state(path: Path, engine: Engine, average: MovingAverage | None, str
         for name in [*(f"data.{index}" for index in streams), *generators]:
             state[name] = placeholder(name, found)
     load(state, path, engine.process_group)
-    set_model_state_dict(model, state["model"])
+    engine.load_model_state(state["model"])
     engine.load_optimizer_state(state["optimizer"]["state"])
     if average is not None and not averaged:
         average.restart()

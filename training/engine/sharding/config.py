@@ -30,6 +30,9 @@ class ParallelConfig:
     """fsdp2: reduce gradients after each micro-batch; false is faster but holds a whole gradient per process."""
     activation_checkpointing: bool = False
     """Recompute each trained block, and the U-Net, in the backward pass instead of keeping their activations."""
+    frozen: Literal["compute", "fp32"] = "compute"
+    """compute: frozen layers are kept in the format of `precision`, which they compute in anyway: the same numbers from
+    half the memory. fsdp2, where each process holds a part of them, keeps float32."""
     compile: bool = False
     """torch.compile each block on its own; needs a C++ compiler on CPUs, where it gains nothing (measured)."""
 

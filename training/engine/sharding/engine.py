@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
 from ...base.processes import ProcessGroup
 from ..optimizer import OptimConfig, build_optimizer
@@ -43,7 +49,10 @@ class Engine:
         stage: the stage as it was built; its model is changed in place where the sharding asks for it.
         module: what runs the stage's methods in its forward; wraps the model or is hooked into it.
         parameters: what trains, by its name in the model.
+        full_precision: float32 values of frozen weights that the model holds in another format, by name.
     """
+
+    full_precision: Mapping[str, Tensor] = MappingProxyType({})
 
     def __init__(self, root: StepModule, optim: OptimConfig, process_group: ProcessGroup) -> None:
         self.stage, self.process_group, self.module = root.stage, process_group, root
@@ -72,6 +81,16 @@ class Engine:
     def gradient_norm(self) -> Tensor:
         """The 2-norm of the whole averaged gradient, equal on all processes."""
         return total_norm(self.gradients())
+
+    def model_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name, float32 also where the model holds another format; under fsdp2 shards."""
+        return {**get_model_state_dict(self.stage.model), **self.full_precision}
+
+    def load_model_state(self, state: dict[str, Tensor]) -> None:
+        """Take over tensors in the form of `model_state`."""
+        for name, full in self.full_precision.items():
+            full.copy_(state[name])
+        set_model_state_dict(self.stage.model, state)
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """The optimiser's tensors by parameter name, the same for every sharding; under fsdp2 this process's shards."""

@@ -1,0 +1,36 @@
+// Finding the pack's nodes: "kosmos" and Enter adds Kosmos-G Prompt, and what people look for finds it.
+//
+// ComfyUI sends no other names for a node before 0.8, and its front end searched names alone before 1.49: there the words
+// are added to the name that the search shows, after the nodes' own titles were set. That search finds what begins within
+// the first 30 letters.
+import { app } from "../../scripts/app.js";
+
+const PROMPT = "KosmosGTextEncode";
+const ALSO_CALLED = {
+  [PROMPT]: ["image", "subject", "reference", "image prompt"],
+  KosmosGReference: ["subject"],
+};
+const KNOWS_ALIASES = 49; // minor version of the front end
+
+let known = {};
+
+app.registerExtension({
+  name: "KosmosG.NodeSearch",
+
+  addCustomNodeDefs(defs) {
+    known = defs;
+    for (const [name, words] of Object.entries(ALSO_CALLED)) {
+      if (defs[name]) defs[name].search_aliases = [...new Set([...(defs[name].search_aliases ?? []), ...words])];
+    }
+    // Among names that match equally well the shorter comes first, which is Kosmos-G Blend; use counts, and more so.
+    if (defs[PROMPT]) defs[PROMPT].postProcessSearchScores = ([match, ...rest]) => [match, -1, ...rest];
+  },
+
+  registerCustomNodes() {
+    const [, minor] = String(window.__COMFYUI_FRONTEND_VERSION__ ?? "").split(".").map(Number);
+    if (!(minor < KNOWS_ALIASES)) return;
+    for (const [name, words] of Object.entries(ALSO_CALLED)) {
+      if (known[name]) known[name].display_name += ` ${words.slice(0, 3).join("/")}`;
+    }
+  },
+});
