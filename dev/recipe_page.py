@@ -21,7 +21,7 @@ from training.plan.gpus import GPUS, Gpu
 from training.plan.memory import Plan, plan
 from training.plan.recipe import Recipe, read_recipe
 from training.plan.recipe_report import HEADINGS, RecipeReport, report, rows
-from training.plan.stored import STORE, question, read_store, store_of
+from training.plan.stored import STORE, code_digest, question, read_store, store_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "training" / "configs"
@@ -46,7 +46,9 @@ def fitted(recipe: Recipe) -> Iterator[tuple[Path, RunConfig, int, float, Gpu]]:
 
 def plans(recipe: Recipe, check: bool) -> dict[str, Plan]:
     """The plan of every fitted file, by its `question`; those that are not stored are made, and stored at once."""
-    stored = {key: Plan(**values) for key, values in read_store(RECIPE).items()}
+    code, stored = read_store(RECIPE)
+    if code != code_digest() and not check:
+        stored = {}
     found: dict[str, Plan] = {}
     for path, config, gpus, images, _ in fitted(recipe):
         key = question(config, gpus, images)
@@ -63,9 +65,10 @@ def plans(recipe: Recipe, check: bool) -> dict[str, Plan]:
 def header(found: Plan, gpu: Gpu) -> str:
     """The line of a configuration that says what it needs."""
     seconds = found.operations / default_rates(gpu, found.processes)["lm"].operations
+    work = found.operations * found.processes / 1e12
     return (
-        f"# plan: {found.peak / 1e9:.1f} GB of each GPU; {found.operations * found.processes / 1e12:,.0f} TFLOP a step, "
-        f"{seconds:.1f} s on {found.processes} x {gpu.name} at 40 % of the peak (arithmetic)."
+        f"# plan: {found.peak / 1e9:.1f} GB of each GPU; {work:,.0f} TFLOP a step, {seconds:.1f} s on "
+        f"{found.processes} x {gpu.name} at 40 % of the peak (arithmetic)."
     )
 
 
@@ -112,9 +115,9 @@ def contents(check: bool) -> dict[Path, str]:
     """What each generated file has to hold."""
     recipe = read_recipe(RECIPE)
     found = plans(recipe, check)
-    made = {RECIPE / STORE: store_of(found)}
+    made = {}
     if not check:  # the tables read the store
-        write_file(RECIPE / STORE, made[RECIPE / STORE])
+        write_file(RECIPE / STORE, store_of(found))
     for path, config, gpus, images, gpu in fitted(recipe):
         line = header(found[question(config, gpus, images)], gpu)
         made[path] = HEADER.sub(line, path.read_text(encoding="utf-8"), count=1)

@@ -3,6 +3,7 @@
     python -m training.export runs/instruct kosmos-g.safetensors
     python -m training.export runs/instruct kosmos-g.safetensors --ema --dtype bfloat16 --step 20000
     python -m training.export runs/align kosmos-g.safetensors --half M
+    python -m training.export runs/several kosmos-g.safetensors --model-card card.md
 
 The file carries the model's sizes, its tokenizer and where it came from: configuration, steps, data, git commit and
 library versions.
@@ -21,12 +22,14 @@ import torch
 import yaml
 
 from kosmos_core import KosmosG, KosmosGConfig, Tokenizer
+from kosmos_core.atomic import write_file
 from kosmos_core.weights import save_weights
 
 from .base.errors import CheckpointError
 from .base.signals import stoppable
 from .engine.checkpoint import latest_checkpoint
 from .engine.checkpoint_reader import load, read_progress, stored
+from .weights.model_card import model_card, refuse_other_file
 from .weights.provenance import TOKENIZER_FILES, TOKENIZER_FOLDER
 
 FP8 = "float8_e4m3fn"
@@ -132,14 +135,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--step", type=int, help="the step of the checkpoint; default: the latest")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="number format of the file")
     parser.add_argument("--half", choices=("M", "MN"), default="MN", help="M leaves out AlignerNet's training half")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--model-card", type=Path, metavar="CARD", help="also write a card of the weights, Markdown")
+    options = vars(parser.parse_args(arguments))
+    card, options = options.pop("model_card"), argparse.Namespace(**options)
     try:
+        if card:
+            refuse_other_file(card, options.output)
         provenance = export(**vars(options))
+        if card:
+            write_file(card, model_card(Path(options.output), Path(options.run_folder), provenance))
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     size = options.output and Path(options.output).stat().st_size / 1e6
     print(f"{options.output}: {provenance['stage']}, step {provenance['step']}, {size:.1f} MB")
+    if card:
+        print(f"{card}: the model card; complete its licence and its second paragraph before you publish it")
     return 0
 
 

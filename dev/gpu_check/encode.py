@@ -47,7 +47,12 @@ def _bandwidth(context: Context) -> float:
     return 2 * source.numel() * source.element_size() / seconds
 
 
-def prompt(config: KosmosGConfig, images: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+Inputs = tuple[Tensor, Tensor, Tensor]
+
+
+def prompt(
+    config: KosmosGConfig, images: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids (1, s), pixels (n, 3, S, S) and image mask (1, s) of a prompt of ten words and so many pictures."""
     ids, side = config.ids, config.vision.image_size
     picture, places = ids.image(config.resampler.latents)
@@ -93,7 +98,7 @@ def _compiled(context: Context, model: KosmosG, reading: float) -> Iterator[Line
 
 
 @torch.inference_mode()
-def _products(model: KosmosG, inputs: tuple[Tensor, Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
+def _products(model: KosmosG, inputs: Inputs) -> list[tuple[Tensor, Tensor]]:
     """An input of noise and the weight of every linear layer that encoding uses, of the shapes it uses."""
     found: list[tuple[Tensor, Tensor]] = []
 

@@ -28,7 +28,9 @@ def check(context: Context) -> Iterator[Line]:
     context.values["golden"] = worst
     for name, error in worst.items():
         limit = TOLERANCES[name]
-        yield Line(f"condition in {name}, {len(found)} recordings", f"{error:.1e}", f"at most {limit:g}", error <= limit)
+        yield Line(
+            f"condition in {name}, {len(found)} recordings", f"{error:.1e}", f"at most {limit:g}", error <= limit
+        )
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """Plans that were made before and lie beside their recipe: one at full size takes half a minute of a core.
 
-A stored plan is used for the very configuration, processes and code that it was made with, else it is made anew.
+A stored plan is used for the configuration and processes that it was made for; any other is made anew. The code that
+it was made with stands beside it: a test plans again where that has changed.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import json
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import kosmos_core
 
+from ..base.settings import plain
 from ..engine.run_config import RunConfig
 from .memory import Plan, plan
 
@@ -37,24 +38,28 @@ def code_digest() -> str:
 
 
 def question(config: RunConfig, processes: int, images: float | None) -> str:
-    """A hash of what is planned; folders and rates of learning change no plan."""
-    settings = json.dumps([config.to_yaml(), processes, images], sort_keys=True)
-    return hashlib.sha256(settings.encode()).hexdigest()[:16]
+    """A hash of what is planned: the settings that decide a plan, of how many processes and pictures."""
+    settings = plain(config)
+    decisive = {key: settings[key] for key in ("stage", "precision", "model", "batch", "parallel", "task")}
+    decisive["optim"] = {key: settings["optim"][key] for key in ("name", "ema")}
+    decisive["data"] = {key: value for key, value in settings["data"].items() if key != "sources"}
+    text = json.dumps([decisive, processes, images], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def read_store(folder: Path) -> dict[str, Any]:
-    """The stored plans of a folder by `question`, none where they were made by other code."""
+def read_store(folder: Path) -> tuple[str, dict[str, Plan]]:
+    """The `code_digest` that a folder's plans were made with, and these by `question`."""
     path = folder / STORE
     if not path.is_file():
-        return {}
+        return "", {}
     content = json.loads(path.read_text(encoding="utf-8"))
-    return content["plans"] if content["code"] == code_digest() else {}
+    return content["code"], {key: Plan(**values) for key, values in content["plans"].items()}
 
 
 def planned(folder: Path, config: RunConfig, processes: int, images: float | None) -> Plan:
     """The plan of a configuration, from the folder's store where it holds it; raises as `plan` does."""
-    stored = read_store(folder).get(question(config, processes, images))
-    return Plan(**stored) if stored else plan(config, processes, images=images)
+    _, stored = read_store(folder)
+    return stored.get(question(config, processes, images)) or plan(config, processes, images=images)
 
 
 def store_of(plans: dict[str, Plan]) -> str:
