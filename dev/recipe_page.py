@@ -26,6 +26,7 @@ from training.plan.stored import STORE, code_digest, question, read_store, store
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "training" / "configs"
 RECIPE, PAGE = CONFIGS / "kosmos2", ROOT / "docs" / "recipe.md"
+PROBES = ("align-1x24gb.yaml", "picture-text-1x80gb.yaml")
 SINGLE_GPU = ("lm", "align", "instruct")
 MACHINES = {"RTX 4090": ("4090", 1), "one H100": ("h100", 1), "eight H100": ("h100", 8)}
 BLOCK = re.compile(r"(<!-- plan: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -47,7 +48,7 @@ def fitted(recipe: Recipe) -> Iterator[tuple[Path, RunConfig, int, float, Gpu]]:
 def plans(recipe: Recipe, check: bool) -> dict[str, Plan]:
     """The plan of every fitted file, by its `question`; those that are not stored are made, and stored at once."""
     code, stored = read_store(RECIPE)
-    if code != code_digest() and not check:
+    if code != code_digest() and not check and not _unchanged(recipe, stored):
         stored = {}
     found: dict[str, Plan] = {}
     for path, config, gpus, images, _ in fitted(recipe):
@@ -60,6 +61,18 @@ def plans(recipe: Recipe, check: bool) -> dict[str, Plan]:
             write_file(RECIPE / STORE, store_of(stored))
         found[key] = stored[key]
     return found
+
+
+def _unchanged(recipe: Recipe, stored: dict[str, Plan]) -> bool:
+    """Whether two files are planned as before, though code has changed: then so are the others."""
+    for path, config, gpus, images, _ in fitted(recipe):
+        if path.name not in PROBES:
+            continue
+        before = stored.get(question(config, gpus, images))
+        print(f"planning {path.relative_to(ROOT)} again ...", flush=True)
+        if before is None or plan(config, gpus, images=images) != before:
+            return False
+    return True
 
 
 def header(found: Plan, gpu: Gpu) -> str:
