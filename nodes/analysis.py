@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,14 +11,18 @@ from torch import Tensor
 
 from ..kosmos_core import Prompt
 from ..kosmos_core.attention_maps import TokenGroup, slots_from_group, token_groups
+from ..kosmos_core.reference import Reference
 from .adapter import KEY, TextEncoder, encoder_of, progress
 from .charts import bars, grid, tiles
-from .image_inputs import PromptImages, image_inputs
+from .image_inputs import KosmosGPrompt, PromptImages, WrittenPrompt, image_inputs
 from .schema import node_schema
 
 CATEGORY = "Kosmos-G/analysis"
 WIDTH, SLOTS = 768, 77
 SHOWN = 5  # slots listed for a word
+WARNING = "WARNING: "
+# By the mean cosine of their slots; the image model reads directions finely, so that 0.9 is already another picture.
+ALIKE = ((0.99, "nearly the same"), (0.9, "alike"), (0.5, "different"), (-2.0, "of quite another content"))
 
 
 class KosmosGInspect(io.ComfyNode):
@@ -42,8 +47,14 @@ class KosmosGInspect(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="chart", tooltip="Norm of each slot; blue the first, orange the second."),
-                io.String.Output(display_name="report", tooltip="Shape, numbers, options, warnings, cosine per slot."),
+                io.Image.Output(
+                    display_name="chart",
+                    tooltip="Strength of each slot; blue the first, orange the second. The scale may not begin at 0.",
+                ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="First whether it can be used, then shape, numbers, options, warnings, cosine per slot.",
+                ),
             ],
         )
 
@@ -53,11 +64,29 @@ class KosmosGInspect(io.ComfyNode):
         first = conditioning[0][0].float().cpu()
         rows = [("conditioning", first[0].norm(dim=-1))]
         lines = describe("conditioning", conditioning)
+        second = None
         if compared_with is not None:
             second = compared_with[0][0].float().cpu()
             rows.append(("compared_with", second[0].norm(dim=-1)))
             lines += describe("compared_with", compared_with) + compare(first[0], second[0])
-        return io.NodeOutput(tiles([bars(rows, "Norm of each slot")]), table(lines))
+        said = verdict(lines, first[0], None if second is None else second[0])
+        return io.NodeOutput(tiles([bars(rows, "Strength (norm) of each of the slots")]), f"{said}\n\n{table(lines)}")
+
+
+def verdict(lines: list[str], first: Tensor, second: Tensor | None) -> str:
+    """What the lines of `describe` come to, in a sentence, and how near the second condition is to the first."""
+    faults = [line.split(WARNING)[1] for line in lines if WARNING in line]
+    said = f"**Look at this:** {faults[0]}" if faults else "**Fine:** Stable Diffusion 1.5 can use this."
+    if len(faults) > 1:
+        said += f" And {len(faults) - 1} more, see below."
+    if second is None or first.shape[-1] != second.shape[-1] or torch.equal(first, second):
+        return said if second is None or first.shape[-1] != second.shape[-1] else f"{said} Both are the same."
+    slots = min(len(first), len(second))
+    cosine = float(torch.nn.functional.cosine_similarity(first[:slots], second[:slots], dim=-1).mean())
+    if cosine != cosine:
+        return said
+    words = next(words for limit, words in ALIKE if cosine >= limit)
+    return f"{said} The two are {words} (mean cosine {cosine:.2f})."
 
 
 def table(lines: list[str]) -> str:
@@ -78,18 +107,18 @@ def describe(name: str, conditioning: list[list[Any]]) -> list[str]:
             lines.append(f"  options: {', '.join(sorted(options))}")
         broken = int((~torch.isfinite(condition)).any(dim=-1).sum())
         if broken:
-            lines.append(f"  WARNING: {broken} slot(s) hold NaN or infinity: the picture will be black or noise.")
+            lines.append(f"  {WARNING}{broken} slot(s) hold NaN or infinity: the picture will be black or noise.")
         if width != WIDTH:
             lines.append(
-                f"  WARNING: {width} wide, Stable Diffusion 1.5 needs {WIDTH}: this conditioning is for another model."
+                f"  {WARNING}{width} wide, Stable Diffusion 1.5 needs {WIDTH}: this conditioning is for another model."
             )
         elif slots % SLOTS:
             lines.append(
-                f"  WARNING: {slots} slots are no multiple of {SLOTS}: it works, but the sampler runs positive and "
+                f"  {WARNING}{slots} slots are no multiple of {SLOTS}: it works, but the sampler runs positive and "
                 "negative apart, which is slower."
             )
         if not condition.any():
-            lines.append("  WARNING: all numbers are 0: this is Zero Out, not Kosmos-G's empty prompt.")
+            lines.append(f"  {WARNING}all numbers are 0: this is Zero Out, not Kosmos-G's empty prompt.")
     return lines
 
 
@@ -108,14 +137,14 @@ def compare(first: Tensor, second: Tensor) -> list[str]:
 
 
 def prompt_attention(
-    clip: Any, text: str, images: PromptImages, index: int = 0
+    clip: Any, written: WrittenPrompt, images: PromptImages, index: int = 0
 ) -> tuple[Prompt, list[TokenGroup], Tensor, Tensor]:
     """Prompt, its words and pictures, its condition (77, 768) and slots x tokens, encoded by a Kosmos-G CLIP.
 
-    `index` chooses one of the conditionings that a batch of pictures makes.
+    `images` are those of `written`; `index` chooses one of the conditionings that a batch of pictures makes.
     """
     encoder: TextEncoder = encoder_of(clip)
-    prompt = images.parse(text)[index]
+    prompt = images.parse_both(written.text, written.negative)[0][index]
     tokens = clip.tokenize(prompt, images=images.sources(encoder.model.config.vision.image_size, index))
     tokenizer = encoder.model.required_tokenizer()
     groups = token_groups(tokenizer.layout(prompt), tokenizer)
@@ -126,11 +155,39 @@ def prompt_attention(
     return prompt, groups, condition, slots_from_tokens
 
 
-def text_input() -> io.Input:
-    """The `text` input of nodes that look at a prompt."""
-    return io.String.Input(
-        "text", multiline=True, dynamic_prompts=False, default="", tooltip="The same prompt as in Kosmos-G Prompt."
-    )
+def prompt_inputs() -> list[io.Input]:
+    """The inputs of nodes that look at a prompt: it is written again, or comes whole from a Kosmos-G Prompt."""
+    return [
+        io.String.Input(
+            "text",
+            multiline=True,
+            dynamic_prompts=False,
+            default="",
+            tooltip="The same prompt as in Kosmos-G Prompt. Not read where prompt is connected.",
+        ),
+        *image_inputs(),
+        # The last, so that the inputs of saved graphs keep their places.
+        KosmosGPrompt.Input(
+            "prompt",
+            optional=True,
+            tooltip="The prompt of Kosmos-G Prompt, with its pictures: text and the image inputs stay empty then.",
+        ),
+    ]
+
+
+def written_prompt(
+    text: str, prompt: WrittenPrompt | None, images: Mapping[str, Any]
+) -> tuple[WrittenPrompt, list[str]]:
+    """The prompt that `prompt_inputs` give, and remarks on those that are not read."""
+    if prompt is None:
+        return WrittenPrompt(text, images=images), []
+    unread = [
+        name
+        for name, value in {"text": text.strip(), **images}.items()
+        if isinstance(value, Tensor | Reference) or value
+    ]
+    verb = "is" if len(unread) == 1 else "are"
+    return prompt, [f"{', '.join(unread)} {verb} not read: prompt is connected."] if unread else []
 
 
 class KosmosGTokenMap(io.ComfyNode):
@@ -146,7 +203,7 @@ class KosmosGTokenMap(io.ComfyNode):
             description="Shows which words and pictures fill which of the 77 slots that the image model reads: one row "
             "for each word and picture, one column for each slot.",
             search_aliases=["kosmos", "attention", "slots", "tokens", "explain"],
-            inputs=[io.Clip.Input("clip", tooltip="The CLIP of Load Kosmos-G."), text_input(), *image_inputs()],
+            inputs=[io.Clip.Input("clip", tooltip="The CLIP of Load Kosmos-G."), *prompt_inputs()],
             outputs=[
                 io.Image.Output(display_name="map", tooltip="Rows: words and pictures. Columns: slots 0 to 76."),
                 io.String.Output(display_name="report", tooltip="Each word's and picture's share, and its main slots."),
@@ -154,14 +211,19 @@ class KosmosGTokenMap(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip: Any, text: str, **images: Any) -> io.NodeOutput:
+    def execute(cls, clip: Any, text: str = "", prompt: WrittenPrompt | None = None, **images: Any) -> io.NodeOutput:
         """Encode and draw."""
-        _, groups, _, slots_from_tokens = prompt_attention(clip, text, PromptImages.gather(images))
+        written, remarks = written_prompt(text, prompt, images)
+        gathered = written.gather()
+        _, groups, _, slots_from_tokens = prompt_attention(clip, written, gathered)
         shares = slots_from_group(slots_from_tokens, groups)
         lines = [f"{'':24} share   main slots"]
         for index, group in enumerate(groups):
             strongest = shares[:, index].argsort(descending=True)[:SHOWN].tolist()
             slots = ", ".join(f"{slot} ({shares[slot, index]:.0%})" for slot in strongest)
             lines.append(f"{group.label[:24]:24} {float(shares[:, index].mean()):5.1%}   {slots}")
+        if len(gathered.batches) > 1:
+            remarks.append(f"The map is of the first of {len(gathered.batches)} conditionings.")
+        lines += remarks
         drawn = grid(shares, [group.label for group in groups], "What fills each of the 77 slots")
         return io.NodeOutput(tiles([drawn]), table(lines))

@@ -13,11 +13,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..kosmos_core.attention_maps import Place, TokenGroup, Trace, group_maps
-from .analysis import CATEGORY, prompt_attention, table, text_input
+from .analysis import CATEGORY, prompt_attention, prompt_inputs, table, written_prompt
 from .charts import overlay, tiles
-from .image_inputs import ONE_EACH, PromptImages, as_bytes, image_inputs
+from .image_inputs import ONE_EACH, ONE_SUBJECT, WrittenPrompt, as_bytes
 from .recording import Recording
-from .schema import check_choice, node_schema
+from .schema import advanced, check_choice, node_schema
 
 KosmosGTrace = io.Custom("KOSMOSG_TRACE")
 BLOCKS = {"all": ("input", "middle", "output"), "down": ("input",), "middle": ("middle",), "up": ("output",)}
@@ -169,6 +169,7 @@ class KosmosGAttentionRecorder(io.ComfyNode):
                     min=0,
                     max=LAST_STEP,
                     tooltip="First step to record, from 0. The layout is settled in the first steps, details later.",
+                    **advanced(io.Int),
                 ),
                 io.Int.Input(
                     "end_step",
@@ -176,12 +177,14 @@ class KosmosGAttentionRecorder(io.ComfyNode):
                     min=1,
                     max=LAST_STEP,
                     tooltip="Recording stops before this step. Fewer steps cost less time.",
+                    **advanced(io.Int),
                 ),
                 io.Combo.Input(
                     "blocks",
                     options=list(BLOCKS),
                     default="up",
                     tooltip="Blocks of the U-Net to record: up is the sharpest, middle the coarsest.",
+                    **advanced(io.Combo),
                 ),
             ],
             outputs=[
@@ -244,8 +247,7 @@ class KosmosGAttentionMap(io.ComfyNode):
                     "image", tooltip="The picture that was sampled with the recorder's model, one or a batch."
                 ),
                 io.Clip.Input("clip", tooltip="The CLIP of Load Kosmos-G."),
-                text_input(),
-                *image_inputs(),
+                *prompt_inputs(),
             ],
             outputs=[
                 io.Image.Output(
@@ -259,7 +261,15 @@ class KosmosGAttentionMap(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, trace: Recording, image: Tensor, clip: Any, text: str, **images: Any) -> io.NodeOutput:
+    def execute(
+        cls,
+        trace: Recording,
+        image: Tensor,
+        clip: Any,
+        text: str = "",
+        prompt: WrittenPrompt | None = None,
+        **images: Any,
+    ) -> io.NodeOutput:
         """Encode the prompt again for its own attention and multiply."""
         sampling, remarks = trace.of_image("KosmosGAttentionMap")
         if sampling is None or not sampling.trace.conditions:
@@ -273,7 +283,8 @@ class KosmosGAttentionMap(io.ComfyNode):
                 f"image holds {len(image)} pictures, but the trace is of a sampling of {trace.images}: connect the "
                 "pictures of the sampler that uses the recorder's MODEL."
             )
-        prompts = prompts_of_images(trace, clip, text, images)
+        written, unread = written_prompt(text, prompt, images)
+        prompts = prompts_of_images(trace, clip, written)
         shown: dict[bool, list[Tensor]] = {True: [], False: []}
         lines = []
         farthest = 0.0
@@ -300,7 +311,7 @@ class KosmosGAttentionMap(io.ComfyNode):
                 f"The sampler's nearest conditioning differs from this prompt by {farthest:.0%}: it was "
                 "blended, or made from another prompt, or the prompt's own was not used in the recorded steps."
             )
-        lines += remarks
+        lines += [*remarks, *unread]
         if trace.full:
             lines.append("The trace reached its memory limit: the last pictures of the batch are not in it.")
         nothing = torch.zeros(1, 64, 64, 3)
@@ -312,17 +323,17 @@ class KosmosGAttentionMap(io.ComfyNode):
 EncodedPrompt = tuple[list[TokenGroup], Tensor, Tensor]  # words and pictures, condition, slots from tokens
 
 
-def prompts_of_images(trace: Trace, clip: Any, text: str, images: dict[str, Any]) -> list[EncodedPrompt]:
+def prompts_of_images(trace: Trace, clip: Any, written: WrittenPrompt) -> list[EncodedPrompt]:
     """The prompt's conditionings: one for all sampled images, or one for each as the sampler was given them.
 
     Which of the two Kosmos-G Prompt made of a batch on an input is seen from what was recorded.
     """
-    together = [prompt_attention(clip, text, PromptImages.gather(images))[1:]]
-    batched = any(isinstance(value, Tensor) and len(value) > 1 for value in images.values())
+    together = [prompt_attention(clip, written, written.gather(ONE_SUBJECT))[1:]]
+    batched = any(isinstance(value, Tensor) and len(value) > 1 for value in written.images.values())
     if not batched or trace.images == 1 or not farthest_of(trace, together):
         return together
-    each = PromptImages.gather(images, ONE_EACH)
-    apart = [prompt_attention(clip, text, each, index)[1:] for index in range(min(len(each.batches), trace.images))]
+    each = written.gather(ONE_EACH)
+    apart = [prompt_attention(clip, written, each, index)[1:] for index in range(min(len(each.batches), trace.images))]
     return min(together, apart, key=lambda prompts: farthest_of(trace, prompts))
 
 

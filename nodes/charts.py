@@ -13,6 +13,7 @@ BACKGROUND = (24, 26, 30)
 INK = (220, 222, 226)
 GRID = (70, 74, 82)
 FIRST, SECOND = (98, 170, 255), (255, 170, 80)
+LEAST_WIDTH = 256  # pixels of a picture with a caption
 WARM = ((0.0, (13, 8, 50)), (0.25, (90, 20, 110)), (0.5, (190, 50, 85)), (0.75, (245, 130, 35)), (1.0, (252, 250, 170)))
 
 
@@ -44,41 +45,73 @@ def overlay(image: Tensor, amounts: Tensor, label: str, opacity: Tensor | None =
 
 
 def with_caption(image: Tensor, label: str) -> Tensor:
-    """The picture (h, w, 3) uint8 with a line of text under it."""
+    """The picture (h, w, 3) uint8 with a line of text under it; a narrow one is enlarged, so that the text has room."""
+    factor = -(-LEAST_WIDTH // image.shape[1])
+    image = image.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
     height, width, _ = image.shape
-    band = max(14, min(height, width) // 20)
+    band = max(18, min(height, width) // 20)
     canvas = _canvas(width, height + band + 6)
     canvas.paste(_to_pillow(image), (0, 0))
-    ImageDraw.Draw(canvas).text((4, height + 2), label, fill=INK, font=_font(band - 2))
+    draw = ImageDraw.Draw(canvas)
+    size = next((size for size in range(band - 4, 9, -1) if draw.textlength(label, font=_font(size)) <= width - 8), 9)
+    draw.text((4, height + 2), fitting(label, width - 8, size), fill=INK, font=_font(size))
     return _from_pillow(canvas)
 
 
+def fitting(label: str, width: int, size: int) -> str:
+    """The label, or as much of its beginning and of its last word, the number, as `width` pixels take."""
+    draw, font = ImageDraw.Draw(_canvas(1, 1)), _font(size)
+    start, _, number = label.rpartition(" ")
+    shown = label
+    while start and draw.textlength(shown, font=font) > width:
+        start = start[:-1]
+        shown = f"{start}… {number}"
+    return shown
+
+
 def bars(rows: Sequence[tuple[str, Tensor]], title: str) -> Tensor:
-    """One or two series of numbers as bars side by side, with the scale at the left."""
-    left, top, step, height = 64, 40, 12, 240
+    """One or two series of numbers as bars side by side, with the scale at the left.
+
+    The scale begins below the lowest number, not at 0, where all are far from it: their differences are what is told.
+    """
+    left, top, step, height, foot = 64, 52, 12, 240, 48
     count = max(len(values) for _, values in rows)
-    canvas = _canvas(left + step * count + 20, top + height + 40)
+    canvas = _canvas(left + step * count + 20, top + height + foot)
     draw, font = ImageDraw.Draw(canvas), _font(13)
-    finite = [values[torch.isfinite(values)] for _, values in rows]
-    highest = max([float(values.max()) for values in finite if len(values)] + [1e-12])
+    lowest, highest = scale_of([values for _, values in rows])
     for fraction in (0, 0.25, 0.5, 0.75, 1):
         y = top + height * (1 - fraction)
         draw.line((left, y, canvas.width - 20, y), fill=GRID)
-        draw.text((6, y - 8), f"{highest * fraction:.4g}", fill=INK, font=font)
+        draw.text((6, y - 8), f"{lowest + (highest - lowest) * fraction:.4g}", fill=INK, font=font)
     for place, ((_, values), colour) in enumerate(zip(rows, (FIRST, SECOND), strict=False)):
         wide = (step - 3) / len(rows)
         for index, value in enumerate(values.tolist()):
             if value == value and abs(value) != float("inf"):
                 x = left + step * index + wide * place
-                draw.rectangle((x, top + height * (1 - value / highest), x + wide, top + height), fill=colour)
+                y = top + height * (1 - (value - lowest) / (highest - lowest))
+                draw.rectangle((x, y, x + wide, top + height), fill=colour)
     for index in range(0, count, 7):
         draw.text((left + step * index, top + height + 6), str(index), fill=INK, font=font)
     draw.text((6, 8), title, fill=INK, font=_font(15))
+    base = "the scale begins at 0" if not lowest else f"the scale begins at {lowest:.4g}, not at 0"
+    draw.text((6, 29), base, fill=INK, font=font)
     x = canvas.width - 20
     for (name, _), colour in reversed(list(zip(rows, (FIRST, SECOND), strict=False))):
         x -= int(draw.textlength(name, font=font)) + 12
-        draw.text((x, top + height + 22), name, fill=colour, font=font)
+        draw.text((x, top + height + 28), name, fill=colour, font=font)
     return _from_pillow(canvas)
+
+
+def scale_of(rows: Sequence[Tensor]) -> tuple[float, float]:
+    """Lowest and highest number of a scale for all finite values; 0 is the lowest unless they lie far above it."""
+    finite = torch.cat([values[torch.isfinite(values)].flatten() for values in rows])
+    if not len(finite) or finite.max() <= 0:
+        return 0.0, 1e-12
+    least, most = float(finite.min()), float(finite.max())
+    room = 0.15 * (most - least)
+    # Equal numbers stand at half of the height; below a third of the highest, 0 is near enough to be shown.
+    lowest = least - room if least > most / 3 else 0.0
+    return (lowest, most + room) if most > least else (0.0, 2 * most)
 
 
 def grid(values: Tensor, labels: Sequence[str], title: str) -> Tensor:

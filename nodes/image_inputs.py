@@ -1,10 +1,13 @@
-"""The pictures of a prompt as nodes take them: the type KOSMOSG_IMAGE, the eight inputs, and what is connected."""
+"""The pictures of a prompt as nodes take them: the type KOSMOSG_IMAGE, the eight inputs, and what is connected.
+
+KOSMOSG_PROMPT is a prompt as a Kosmos-G Prompt was given it, so that other nodes need not be given the same again.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +26,7 @@ ONE_SUBJECT, ONE_EACH = "images are one subject", "one conditioning per picture"
 BATCH_MODES = (ONE_SUBJECT, ONE_EACH)
 
 KosmosGImage = io.Custom("KOSMOSG_IMAGE")
+KosmosGPrompt = io.Custom("KOSMOSG_PROMPT")
 
 
 def image_inputs() -> list[io.Input]:
@@ -37,6 +41,20 @@ def image_inputs() -> list[io.Input]:
         )
         for slot in range(1, SLOTS + 1)
     ]
+
+
+@dataclass(frozen=True)
+class WrittenPrompt:
+    """What a Kosmos-G Prompt was given: both texts, the pictures by the names of their inputs, what a batch means."""
+
+    text: str
+    negative: str = ""
+    images: Mapping[str, Any] = field(default_factory=dict)
+    batch: str = ONE_SUBJECT
+
+    def gather(self, mode: str | None = None) -> PromptImages:
+        """The connected pictures, in another batch mode where one is named. Raises as `PromptImages.gather` does."""
+        return PromptImages.gather(self.images, mode or self.batch)
 
 
 @dataclass(frozen=True)
@@ -75,11 +93,6 @@ class PromptImages:
 
     def __bool__(self) -> bool:
         return bool(self.slots)
-
-    def parse(self, text: str) -> list[Prompt]:
-        """The prompt for each conditioning, with the references' nouns and weights; PromptError where it is wrong."""
-        prompt = Prompt.parse(text, slots=self.slots)
-        return [with_references(prompt, references) for references in self.batches]
 
     def parse_both(self, text: str, negative: str) -> tuple[list[Prompt], list[Prompt]]:
         """The prompts and the negative prompts for each conditioning; every picture has a mark in either.

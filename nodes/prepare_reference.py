@@ -7,19 +7,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..kosmos_core.crops import BACKGROUNDS, CROP_RULES, EmptyMaskError, crop_subject
 from ..kosmos_core.images import to_rgb
 from ..kosmos_core.reference import MAX_WEIGHT, Reference, View, average
 from .image_inputs import SLOTS, KosmosGImage, as_bytes
-from .schema import check_choice, node_schema
+from .schema import advanced, check_choice, node_schema
 
 CATEGORY = "Kosmos-G/reference"
 VIEW_SIZE = 224  # pixels of a side that the official model sees
 MOST_ENTITIES = 64
 MEANS = ("mean", "norm-preserving mean")
+NOTHING_TO_INVERT = "invert_mask is on, but no mask is connected: nothing is inverted."
+EMPTY_MASK = (
+    "The mask is empty: it marks no pixel of the picture. Load Image's mask is, for a picture without transparency: "
+    "leave mask unconnected then. Else give a mask that is white where the subject is; invert_mask turns one that is "
+    "black there."
+)
+TOUCHES_ALL_BORDERS = (
+    "What the mask marks touches all four borders of the picture: it may mark the surroundings in place of the "
+    "subject, as Load Image's mask of a transparent picture does. If so, switch invert_mask the other way."
+)
 
 
 def crop_inputs(default_background: str = "white") -> list[io.Input]:
@@ -41,6 +51,7 @@ def crop_inputs(default_background: str = "white") -> list[io.Input]:
             step=0.01,
             tooltip="Room left on each side of the subject, as a share of its longer side. 0 is what the model was "
             "trained with.",
+            **advanced(io.Float),
         ),
         io.Combo.Input(
             "background",
@@ -63,12 +74,14 @@ def crop_inputs(default_background: str = "white") -> list[io.Input]:
 
 def cut_out(
     image: Tensor, mask: Tensor | None, crop: str, margin: float, background: str, weight: float, noun: str
-) -> tuple[Reference, Tensor, Tensor, str | None]:
-    """Reference of one picture (h, w, c), its view (S, S, 3) and view mask (S, S) in floats, and a warning.
+) -> tuple[Reference, Tensor, Tensor, str]:
+    """Reference of one picture (h, w, c), its view (S, S, 3) and view mask (S, S) in floats, and warnings, or "".
 
     The picture's alpha is the mask where none is given. Raises ValueError for an empty mask, or one of NaN or infinity.
     """
     pixels = as_bytes(image)
+    height, width = pixels.shape[:2]
+    given = mask is not None
     if mask is None and pixels.ndim == 3 and pixels.shape[2] == 4:
         mask = image[..., 3]
         if background == "keep":
@@ -79,7 +92,10 @@ def cut_out(
     found = crop_subject(np.array(to_rgb(pixels)), inside, crop, margin, background)
     reference = Reference.of_crop(found, squash=crop == "squash", weight=weight, noun=noun)
     shown = View(torch.from_numpy(found.mask), crop == "squash").seen(VIEW_SIZE)
-    return reference, reference.views[0].seen(VIEW_SIZE).float() / 255, (shown[..., 0] > 127).float(), found.warning
+    touches = given and found.box == (0, 0, width, height)
+    warnings = [warning for warning in (TOUCHES_ALL_BORDERS if touches else None, found.warning) if warning]
+    view = reference.views[0].seen(VIEW_SIZE).float() / 255
+    return reference, view, (shown[..., 0] > 127).float(), " ".join(warnings)
 
 
 class KosmosGReference(io.ComfyNode):
@@ -95,6 +111,8 @@ class KosmosGReference(io.ComfyNode):
             description="Prepares a picture of a subject as the model was trained: the largest part of the mask, the "
             "square around it, white outside. Connect the result to an image input of Kosmos-G Prompt.",
             search_aliases=["kosmos", "subject", "crop", "reference image", "weight"],
+            essentials_category="Image Tools",
+            has_intermediate_output=True,
             inputs=[
                 io.Image.Input(
                     "image", tooltip="One picture. An alpha channel is its mask where no other mask is given."
@@ -110,8 +128,17 @@ class KosmosGReference(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="White where the subject is, any size. Load Image's mask is white where the picture is "
-                    "transparent: invert that one.",
+                    tooltip="White where the subject is, any size: so are masks of segmentation nodes, and those "
+                    "painted over the subject in the mask editor. Load Image's mask of a transparent picture is white "
+                    "around the subject: switch invert_mask on for that one.",
+                ),
+                # The last, so that the widgets of saved graphs keep their places.
+                io.Boolean.Input(
+                    "invert_mask",
+                    default=False,
+                    optional=True,
+                    tooltip="Takes what is black in the mask for the subject. A picture's own alpha is never inverted.",
+                    **advanced(io.Boolean),
                 ),
             ],
             outputs=[
@@ -121,7 +148,8 @@ class KosmosGReference(io.ComfyNode):
                 io.Image.Output(display_name="view", tooltip="What the model sees of it, 224 x 224 pixels."),
                 io.Mask.Output(display_name="view_mask", tooltip="The subject's mask in the view."),
                 io.String.Output(
-                    display_name="report", tooltip="A warning where much of the subject is cut away, else empty."
+                    display_name="report",
+                    tooltip="A warning where much of the subject is cut away, or the mask seems inverted; else empty.",
                 ),
             ],
         )
@@ -136,15 +164,25 @@ class KosmosGReference(io.ComfyNode):
         weight: float,
         noun: str,
         mask: Tensor | None = None,
+        invert_mask: bool = False,
     ) -> io.NodeOutput:
         """Cut out and show."""
         _one("image", image, "pictures")
         if mask is not None:
             mask = _one("mask", mask if mask.ndim == 3 else mask[None], "masks")
-        reference, view, view_mask, warning = cut_out(image[0], mask, crop, margin, background, weight, noun)
+            mask = 1 - mask if invert_mask else mask
+        try:
+            reference, view, view_mask, warning = cut_out(image[0], mask, crop, margin, background, weight, noun)
+        except EmptyMaskError as error:
+            if mask is None:
+                raise ValueError("The picture's alpha is 0 everywhere: it shows nothing to cut out.") from error
+            raise ValueError(EMPTY_MASK) from error
+        if invert_mask and mask is None:
+            warning = f"{warning} {NOTHING_TO_INVERT}".strip()
         if warning:
             logging.warning("Kosmos-G Reference: %s", warning)
-        return io.NodeOutput(reference, view[None], view_mask[None], warning or "")
+        shown = ui.PreviewImage(view[None], cls=cls)
+        return io.NodeOutput(reference, view[None], view_mask[None], warning, ui=shown)
 
 
 class KosmosGAverage(io.ComfyNode):
@@ -167,6 +205,7 @@ class KosmosGAverage(io.ComfyNode):
                     default=MEANS[0],
                     tooltip="mean: the plain mean. norm-preserving mean: the mean's direction with the photos' mean "
                     "strength, which keeps very different photos from fading.",
+                    **advanced(io.Combo),
                 ),
                 *(
                     KosmosGImage.Input(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Collection
 from typing import Any
 
@@ -14,6 +15,11 @@ SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 def node_schema(**fields: Any) -> io.Schema:
     """Build a node's Schema; fields that this ComfyUI does not know yet (search_aliases at 0.3.75) are left out."""
     return io.Schema(**{name: value for name, value in fields.items() if name in SCHEMA_FIELDS})
+
+
+def advanced(kind: Any) -> dict[str, bool]:
+    """Options of an input of a `kind` (io.Boolean and the like) that may fold away, where ComfyUI knows that (0.12)."""
+    return {"advanced": True} if "advanced" in inspect.signature(kind.Input.__init__).parameters else {}
 
 
 def check_choice(name: str, value: Any, options: Collection[str]) -> None:

@@ -12,8 +12,16 @@ from ..kosmos_core import Prompt
 from ..kosmos_core.blend import likeness as mix_likeness
 from .adapter import KEY, TextEncoder, encoder_of, progress
 from .connections import is_read
-from .image_inputs import BATCH_MODES, ONE_SUBJECT, PromptImages, describe_source, image_inputs
-from .schema import node_schema
+from .image_inputs import (
+    BATCH_MODES,
+    ONE_SUBJECT,
+    KosmosGPrompt,
+    PromptImages,
+    WrittenPrompt,
+    describe_source,
+    image_inputs,
+)
+from .schema import advanced, node_schema
 
 CONTEXT = 2048  # tokens of a training sequence
 TEXT_ONLY = 2  # number of the output
@@ -33,6 +41,7 @@ class KosmosGTextEncode(io.ComfyNode):
             description="Encodes text with pictures in it: write <i> where a picture belongs, as in 'a dog <i> wearing "
             "<i> at the beach'. The marks take the pictures in order; <i2> names image_2, and (<i>:1.3) sets a weight.",
             search_aliases=["kosmos", "kosmos-g", "multimodal prompt", "subject driven", "image prompt", "text encode"],
+            essentials_category="Basics",
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of Load Kosmos-G. Other CLIPs cannot see pictures."),
                 io.String.Input(
@@ -73,6 +82,7 @@ class KosmosGTextEncode(io.ComfyNode):
                     optional=True,
                     tooltip="What a batch of pictures on one input means: several photos of one subject, which are "
                     "averaged; or one conditioning for each, to be sampled with a latent batch of that size.",
+                    **advanced(io.Combo),
                 ),
             ],
             outputs=[
@@ -88,7 +98,12 @@ class KosmosGTextEncode(io.ComfyNode):
                 ),
                 io.String.Output(
                     display_name="parsed",
-                    tooltip="The prompt as it was understood: marks, weights, number of tokens, the pictures.",
+                    tooltip="The prompt as it was understood: marks, weights, number of tokens, pictures, warnings.",
+                ),
+                # The last, so that the outputs of saved graphs keep their places.
+                KosmosGPrompt.Output(
+                    display_name="prompt",
+                    tooltip="Text, pictures and weights in one, for Kosmos-G Token Map and Kosmos-G Attention Map.",
                 ),
             ],
         )
@@ -136,7 +151,8 @@ class KosmosGTextEncode(io.ComfyNode):
         lengths = [_length(tokens[0], encoder) for tokens in (full, null)]
         report = _report(prompts, unwanted[0], prompt_images, lengths, remarks)
         # The prompt box shows the remarks of a run where it cannot read the texts itself.
-        return io.NodeOutput(positive, nothing, text_only, report, ui={"kosmos_g_remarks": remarks})
+        written = WrittenPrompt(text, negative, images, batch)
+        return io.NodeOutput(positive, nothing, text_only, report, written, ui={"kosmos_g_remarks": remarks})
 
 
 def _joined(conditionings: list[Conditioning]) -> Conditioning:

@@ -6,6 +6,7 @@
 // lexer here only says where to draw. Both renderers of nodes are served: the canvas and Nodes 2.0.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { fitInputs } from "./growing_inputs.js";
 import { TextField, hasFiles, imagesIn } from "./prompt_field.js";
 import { SLOTS, checkpointOf, connectedImages, fileOf, misfits, widgetOf } from "./prompt_graph.js";
 import { pieces } from "./prompt_grammar.js";
@@ -64,6 +65,7 @@ class PromptBox {
   refresh() {
     if (!this.node.graph) return;
     this.fields.forEach((field) => field.attach());
+    fitInputs(this.node); // a mark that was just typed may name an input that is not shown
     this.images = connectedImages(this.node);
     this.ask();
     const linked = this.fields.some((field) => field.unread);

@@ -64,6 +64,7 @@ async function look(name) {
       status: [...document.querySelectorAll(".kosmos-g-status > div")].map((line) => `${line.className}: ${line.textContent}`),
       unmarked: [...document.querySelectorAll(".kosmos-g-status button.wrong")].map((button) => button.title),
       menu: document.querySelector(".kosmos-g-menu")?.textContent ?? "",
+      shown: prompt_.inputs.map((input) => input.name).filter((name) => name.startsWith("image_")),
       linked: prompt_.inputs.flatMap((input, index) => prompt_.isInputConnected(index) ? [input.name] : []),
       files: app.graph._nodes.filter((node) => node.type === "LoadImage").map((node) => node.widgets[0].value),
     };
@@ -141,6 +142,12 @@ await page.evaluate(() => prompt_.disconnectInput(prompt_.inputs.findIndex((inpu
 await page.evaluate(() => prompt_.connect(1, sampler_, sampler_.inputs.findIndex((input) => input.name === "negative")));
 await area.fill("a cat <i> eats <i>");
 await look("right");
+await page.evaluate(async () => {
+  await app.loadGraphData(app.graph.serialize());
+  const found = (type) => app.graph._nodes.find((node) => node.type === type);
+  Object.assign(window, { prompt_: found("KosmosGTextEncode"), sampler_: found("KSampler") });
+});
+await look("reloaded");
 seen.prompt = await page.evaluate(async () => (await app.graphToPrompt()).output[prompt_.id].inputs);
 seen.colours = await page.evaluate(() => app.graph._nodes.map((node) => [node.type, node.bgcolor ?? null]));
 await page.evaluate((name) => {

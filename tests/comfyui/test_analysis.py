@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -96,6 +97,12 @@ def inspect(client: Client, graph: SamplingGraph, conditioning: Link, **inputs: 
 
 def test_inspect_describes_and_compares(client: Client, probed: Probed, graph: SamplingGraph) -> None:
     report = inspect(client, graph, graph.positive, compared_with=link(graph.encoder, 2))
+    first, blank, *table = report.splitlines()
+    assert re.fullmatch(
+        r"\*\*Fine:\*\* Stable Diffusion 1.5 can use this. The two are .* \(mean cosine [01]\.\d\d\)\.", first
+    )
+    assert blank == ""
+    assert all(line.startswith("    ") for line in table)
     assert "conditioning: 1 x 77 x 768, float32" in report
     assert "cosine per slot: mean" in report
     assert "WARNING" not in report
@@ -103,7 +110,9 @@ def test_inspect_describes_and_compares(client: Client, probed: Probed, graph: S
 
 
 def test_inspect_says_that_equal_conditionings_are_equal(client: Client, graph: SamplingGraph) -> None:
-    assert "equal, bit for bit" in inspect(client, graph, graph.positive, compared_with=graph.positive)
+    report = inspect(client, graph, graph.positive, compared_with=graph.positive)
+    assert "equal, bit for bit" in report
+    assert report.splitlines()[0].endswith("can use this. Both are the same.")
 
 
 def test_inspect_warns_of_zeros_odd_lengths_nan_and_other_widths(client: Client, graph: SamplingGraph) -> None:
@@ -115,6 +124,7 @@ def test_inspect_warns_of_zeros_odd_lengths_nan_and_other_widths(client: Client,
     report = inspect(client, graph, link(broken))
     assert "77 slot(s) hold NaN or infinity" in report
     assert "2048 wide, Stable Diffusion 1.5 needs 768" in report
+    assert re.match(r"\*\*Look at this:\*\* 77 slot\(s\) hold NaN .* And 1 more, see below\.", report)
 
 
 def test_the_token_map_has_a_row_for_each_word_and_picture(
@@ -129,6 +139,32 @@ def test_the_token_map_has_a_row_for_each_word_and_picture(
     shares = [float(line.split("%")[0].split()[-1]) for line in lines]
     assert sum(shares) == pytest.approx(100, abs=0.5)
     assert probed("map").tensors["image"].std() > 0.05
+
+
+def test_a_prompt_that_is_connected_is_mapped_as_if_it_were_written_again(
+    client: Client, probed: Probed, graph: SamplingGraph
+) -> None:
+    prompt = graph.nodes[graph.encoder]["inputs"]
+    prompt |= {"text": "a (dog <i>:1.3) at the beach", "negative": "a hat <i2>"}  # one picture is in the negative alone
+    both = link(graph.encoder, 4)
+    token_map = graph.add("KosmosGTokenMap", clip=graph.clip, text="", prompt=both)
+    unread = graph.add("KosmosGTokenMap", clip=graph.clip, text="a", prompt=both, image_3=prompt["image_1"])
+    written = graph.add("KosmosGTokenMap", clip=graph.clip, text=prompt["text"], image_1=prompt["image_1"])
+    for name, node in (("prompt", token_map), ("written", written)):
+        graph.add("ProbeImage", image=link(node), name=f"map of {name}")
+    _, shown = recorded(graph)
+    mapping = next(node for node in graph.nodes.values() if node["class_type"] == "KosmosGAttentionMap")["inputs"]
+    mapping |= {"text": "", "prompt": both}
+    del mapping["image_1"], mapping["image_2"]
+    reports = [graph.add("PreviewAny", source=link(node, 1)) for node in (token_map, unread, written)]
+    run = client.run(graph.nodes)
+    assert torch.equal(probed("map of prompt").tensors["image"], probed("map of written").tensors["image"])
+    assert run.text(reports[0]) == run.text(reports[2])
+    assert run.text(reports[1]).endswith("text, image_3 are not read: prompt is connected.")
+    assert [line.split()[0] for line in run.text(shown).splitlines()] == ["a", "dog", "<i1>", "at", "the", "beach"]
+    assert "differs" not in run.text(shown)
+    image = probed("words").tensors["image"]
+    assert image.shape[2] == 256  # 64 pixels have no room for a caption
 
 
 def recorded(graph: SamplingGraph, **settings: Any) -> tuple[str, str]:
@@ -236,8 +272,8 @@ def test_the_steps_that_are_recorded_make_a_difference_and_steps_beyond_the_samp
 
 
 def heat_of(overlays: torch.Tensor) -> torch.Tensor:
-    """Where overlays have colour, (n, 64, width): what carries no heat is grey."""
-    images = overlays[:, :64]  # without the caption
+    """Where overlays have colour, (n, height, width): what carries no heat is grey."""
+    images = overlays[:, :-24]  # without the caption
     return images.amax(-1) - images.amin(-1)
 
 

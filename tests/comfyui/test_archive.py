@@ -15,6 +15,7 @@ import pytest
 from dev.archive import archived_files, build_archive, scan, scan_file
 from dev.client import Client
 from dev.install import COMFYUI_TREE, COMFYUI_VERSION, ROOT, project_requirements
+from dev.registry import faults
 from dev.server import prepare_folder, running_server
 from dev.workflow import to_api
 
@@ -63,7 +64,20 @@ def test_the_metadata_is_what_the_registry_asks_for() -> None:
     assert comfy["DisplayName"] == "Kosmos-G"
     assert comfy["requires-comfyui"] == f">={COMFYUI_VERSION}"
     assert re.fullmatch(r"[a-z0-9-]+", comfy["PublisherId"])
-    assert re.fullmatch(r"https://\S+\.(svg|png|jpg|gif)", comfy.get("Icon", "https://none.svg"))
+    lacking = faults(content)  # the account is not known yet: nothing is published until it is
+    assert [fault.split(" ")[0] for fault in lacking] == [
+        "project.urls.Repository",
+        "tool.comfy.Icon",
+        "tool.comfy.Banner",
+    ]
+    named = (ROOT / "pyproject.toml").read_text(encoding="utf-8").replace("/OWNER/", "/somebody/")
+    assert faults(tomllib.loads(named)) == []
+    wrong = named.replace("icon.png", "banner.png").replace('Repository = "https', 'Repository = "file')
+    said = [
+        "project.urls.Repository in pyproject.toml is 'file:",
+        "Icon is assets/banner.png, (1260, 540): expected 400 x 400",
+    ]
+    assert all(part in fault for part, fault in zip(said, faults(tomllib.loads(wrong)), strict=True))
     assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert project_requirements(())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import urllib.request
 from typing import Any
@@ -89,13 +90,53 @@ def test_the_page_is_served_and_names_every_input_and_output(
     assert "\n|" not in page, "a table of sentences is cut off in the narrow panel that shows the page"
 
 
+def entries(page: str, *headings: str) -> list[list[str]]:
+    """Names of the inputs and of the outputs on a page, in order, under these headings."""
+    parts = [page.split(f"\n## {heading}\n") for heading in headings]
+    return [re.findall(r"^- `(\w+)`", part[1].split("\n## ")[0], re.MULTILINE) for part in parts]
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_the_chinese_page_tells_the_same_in_the_words_of_the_nodes(name: str) -> None:
+    english = (ROOT / f"web/docs/{name}.md").read_text(encoding="utf-8")
+    chinese = (ROOT / f"web/docs/{name}/zh.md").read_text(encoding="utf-8")  # where ComfyUI looks for it
+    assert entries(chinese, "输入", "输出") == entries(english, "Inputs", "Outputs")
+    assert chinese.count("\n- ") == english.count("\n- ")
+    words = json.loads((ROOT / "locales/zh/nodeDefs.json").read_text(encoding="utf-8"))[name]
+    assert chinese.startswith(f"# {words['display_name']}\n\n{in_markdown(words['description'])}\n")
+    for entry, part in words["inputs"].items():
+        stem = entry[:-2]
+        if not NUMBERED.fullmatch(entry):
+            assert f"\n- `{entry}` {part['name']}（" in chinese
+            assert f"）：{in_markdown(part['tooltip'])}" in chinese
+        elif entry.endswith("_1"):
+            assert f"\n- `{stem}_1` … `{stem}_8` {part['name']} … 8（" in chinese
+    for part in words["outputs"].values():
+        assert re.search(rf"\n- `\w+` {re.escape(part['name'])}（\w+）：{re.escape(part['tooltip'])}\n", chinese)
+
+
+def test_every_choice_has_its_chinese_word(client: Client, declared: dict[str, Any]) -> None:
+    known = client.get("/i18n")["zh"]["kosmosG"]["options"]
+    choices = {
+        (entry, value)
+        for node in declared.values()
+        for group in ("required", "optional")
+        for entry, (kind, *options) in node["input"].get(group, {}).items()
+        for value in (kind if isinstance(kind, list) else options[0].get("options", ()) if options else ())
+        if entry != "file"
+    }
+    same = {("dtype", "fp16"), ("dtype", "bf16"), ("dtype", "fp32"), ("device", "cpu")}
+    assert choices - same == {(entry, value) for entry, words in known.items() for value in words}
+    assert all(CHINESE.search(word) for words in known.values() for word in words.values())
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_language_has_every_key(client: Client, declared: dict[str, Any], language: str) -> None:
     words = client.get("/i18n")[language]
     assert sorted(words["nodeDefs"]) == sorted(declared)
     parts = {part for category in CATEGORIES for part in category.split("/")}
     assert set(words["nodeCategories"]) == parts
-    assert set(words["dataTypes"]) == {"KOSMOSG_IMAGE", "KOSMOSG_TRACE"}
+    assert set(words["dataTypes"]) == {"KOSMOSG_IMAGE", "KOSMOSG_TRACE", "KOSMOSG_PROMPT"}
     for name, node in declared.items():
         entry = words["nodeDefs"][name]
         assert list(entry["inputs"]) == list(inputs(node))

@@ -167,6 +167,18 @@ def test_a_dropped_and_a_pasted_image_are_loaded_connected_and_marked(seen: dict
 
 
 @in_a_browser
+def test_one_image_input_is_shown_beyond_those_that_are_connected_or_named(seen: dict[str, Any]) -> None:
+    assert seen["empty"]["shown"] == ["image_1"]
+    assert seen["dropped"]["shown"] == ["image_1", "image_2"]
+    assert seen["pasted"]["shown"] == ["image_1", "image_2", "image_3"]
+    assert seen["habits"]["shown"] == ["image_1", "image_2", "image_3", "image_4"]
+    assert seen["right"]["shown"] == ["image_1", "image_2", "image_3"]
+    assert seen["nodes 2.0"]["shown"][-1] == "image_4"  # a mark names it
+    assert seen["reloaded"]["linked"] == seen["right"]["linked"]
+    assert seen["reloaded"]["shown"] == ["image_1", "image_2", "image_3"]
+
+
+@in_a_browser
 def test_what_is_saved_sent_and_copied_is_plain_text(seen: dict[str, Any]) -> None:
     assert seen["copied"]["values"][:2] == ["a cat <i1> and <i1> eats <i2>"] * 2
     assert seen["right"]["values"] == ["a cat <i> eats <i>", "", 1, "images are one subject"]

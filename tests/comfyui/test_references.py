@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,33 @@ def test_alpha_is_the_mask_where_none_is_given(client: Client, graph: SamplingGr
     assert not rim[:, 20:-20, 20:-20].any()
 
 
+def test_an_inverted_mask_is_noticed_and_a_switch_inverts_it(
+    client: Client, graph: SamplingGraph, probed: Probed
+) -> None:
+    image = load(graph, "dog.png")
+    mask = mask_link(graph, 40, 60, 50, 50, (200, 280))
+    inverted = link(graph.add("InvertMask", mask=mask))
+    made = {
+        "right": cut(graph, image, mask=mask),
+        "wrong": cut(graph, image, mask=inverted),
+        "switched": cut(graph, image, mask=inverted, invert_mask=True),
+        "no mask": cut(graph, image, invert_mask=True),
+    }
+    for name, node in made.items():
+        graph.add("ProbeImage", image=link(node, 1), name=f"inverted {name}")
+    said = {name: graph.add("PreviewAny", source=link(node, 3)) for name, node in made.items()}
+    run = client.run(graph.nodes)
+    views = {name: probed(f"inverted {name}").tensors["image"] for name in made}
+    assert torch.equal(views["switched"], views["right"])
+    assert not torch.equal(views["wrong"], views["right"])
+    assert run.text(said["wrong"]).startswith("What the mask marks touches all four borders of the picture")
+    assert [run.text(said[name]) for name in ("right", "switched")] == ["", ""]
+    assert run.text(said["no mask"]).endswith("invert_mask is on, but no mask is connected: nothing is inverted.")
+    (shown,) = run.outputs[made["right"]]["images"]  # the node shows what the model sees
+    view = np.asarray(Image.open(io.BytesIO(client.file(shown))))
+    assert np.array_equal(view, (views["right"][0] * 255).round().to(torch.uint8).numpy())
+
+
 def test_a_crop_that_cuts_much_away_warns_in_report_and_log(
     client: Client, server: Server, graph: SamplingGraph
 ) -> None:
@@ -131,7 +159,9 @@ def test_an_empty_mask_and_a_batch_are_refused(client: Client, graph: SamplingGr
     empty = graph.add("SolidMask", value=0.0, width=64, height=64)
     made = cut(graph, load(graph, "dog.png"), mask=link(empty))
     graph.add("PreviewImage", images=link(made, 1))
-    with pytest.raises(ExecutionFailed, match="The mask is empty"):
+    with pytest.raises(
+        ExecutionFailed, match=r"The mask is empty.* Load Image's mask is, for a picture without transparency"
+    ):
         client.run(graph.nodes)
     graph = SamplingGraph()
     two = graph.add("RepeatImageBatch", image=load(graph, "dog.png"), amount=2)

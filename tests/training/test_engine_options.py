@@ -1,8 +1,12 @@
 """Options of the engine that change no number: each does what it is there for."""
 
+import gzip
+import json
+
 import pytest
 import torch
 
+from training import run
 from training.base.precision import autocast
 from training.base.processes import ProcessGroup
 from training.base.rng import RowRng
@@ -105,3 +109,29 @@ def test_frozen_layers_in_the_compute_format_give_the_same_numbers_and_lose_none
     if stage == "align":
         planned = plan(parse(smoke_stages.arguments(stage, tmp_path / "run", *bf16)), 1).weights
         assert planned == sum(p.numel() * p.element_size() for p in lowered.stage.model.parameters())
+
+
+def test_profiled_steps_give_a_trace_and_the_dearest_operations(smoke_stages, tmp_path, capsys):
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", "--steps", "3", "--checkpoint.every", "3")
+    assert run.main([*arguments, "--profile", "2:3"]) == 0
+    told = capsys.readouterr().out
+    assert "profile of steps 2 to 3: trace.json.gz in" in told
+    table = (tmp_path / "run/profile/operations.txt").read_text().splitlines()
+    assert all(line in told for line in table)
+    assert len(table) == 11
+    shares = [float(line.split("%")[0].split()[-1]) for line in table[1:]]
+    assert shares == sorted(shares, reverse=True)
+    assert 0 < shares[0] <= sum(shares) <= 100.1
+    trace = json.loads(gzip.decompress((tmp_path / "run/profile/trace.json.gz").read_bytes()))
+    steps = [event for event in trace["traceEvents"] if str(event.get("name", "")).startswith("Optimizer.step")]
+    assert len(steps) == 2
+    assert run.main([*arguments, "--steps", "4", "--resume", "auto", "--profile", "1:2"]) == 0
+    assert "profile: step 2 has been done before this start; nothing is profiled." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wanted", ["10", "3:2", "0:1", "a:b", "1:2:3", "2:4"])
+def test_steps_that_cannot_be_profiled_are_a_sentence(smoke_stages, tmp_path, capsys, wanted):
+    assert run.main(smoke_stages.arguments("lm", tmp_path / "run", "--steps", "3", "--profile", wanted)) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: --profile: ")
+    assert ("goes beyond the run's 3 steps" if wanted == "2:4" else "expected FIRST:LAST, such as 10:13") in told

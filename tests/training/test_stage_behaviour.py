@@ -6,7 +6,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from kosmos_core import KosmosG, KosmosGConfig
 from tests.tiny.stable_diffusion import tiny_unet
-from training.stages import align, instruct, lm
+from training.stages import align, instruct, lm, lm_loss
 from training.stages.image_embeddings import train_vision_end
 
 IDS = KosmosGConfig.tiny().ids
@@ -176,7 +176,7 @@ def test_scores_in_pieces_give_the_same_loss_and_gradient(model, monkeypatch):
     model.eval().decoder.requires_grad_(True)
     found = []
     for rows in (1024, 3):
-        monkeypatch.setattr(lm, "ROWS_OF_LOGITS", rows)
+        monkeypatch.setattr(lm_loss, "ROWS_OF_LOGITS", rows)
         model.zero_grad()
         result = lm.loss(model, batch)["loss"]
         result.backward()

@@ -5,9 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+from torch import Tensor
+
 # One micro-batch: tensors, and for every row its sample's key and its source. `batches.py` lists the entries. The
 # engine moves the tensors to the device and saves the keys where a run has to stop.
 Batch = dict[str, Any]
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on `device`."""
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 @dataclass(frozen=True)

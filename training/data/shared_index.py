@@ -29,23 +29,25 @@ def source_index(path: str, index_folder: str | None) -> IndexedDataset:
 
 
 @contextmanager
-def shared_indexes(config: DataConfig, process_group: ProcessGroup) -> Iterator[None]:
+def shared_indexes(config: DataConfig, process_group: ProcessGroup, section: str = "data.sources") -> Iterator[None]:
     """Inside, all streams of all processes get the same index of each source; all processes enter together.
+
+    section: where the configuration names the sources, for errors.
 
     Raises:
         DataError: on every process, where a source cannot be read, or a machine holds other files under its path.
     """
-    token = _indexed.set(_share(config, process_group))
+    token = _indexed.set(_share(config, process_group, section))
     try:
         yield
     finally:
         _indexed.reset(token)
 
 
-def _share(config: DataConfig, process_group: ProcessGroup) -> dict[str, IndexedDataset]:
+def _share(config: DataConfig, process_group: ProcessGroup, section: str) -> dict[str, IndexedDataset]:
     found, problem = {}, None
     if process_group.rank == 0:
-        found, problem = _read(config)
+        found, problem = _read(config, section)
     process_group.meet("data indexed by process 0")  # which may take longer than a collective may wait
     found, problem = process_group.broadcast((found, problem))
     if problem:
@@ -55,7 +57,7 @@ def _share(config: DataConfig, process_group: ProcessGroup) -> dict[str, Indexed
     first = machines.index(machines[process_group.rank])
     roots: dict[str, Path] = {}
     if process_group.rank == first != 0:
-        roots, problem = _compared(config, found)
+        roots, problem = _compared(config, found, section)
     process_group.meet("data compared on every machine")
     answers = process_group.gather((roots, problem))
     if problem := next((problem for _, problem in answers if problem), None):
@@ -63,7 +65,7 @@ def _share(config: DataConfig, process_group: ProcessGroup) -> dict[str, Indexed
     return {path: replace(dataset, root=answers[first][0].get(path, dataset.root)) for path, dataset in found.items()}
 
 
-def _read(config: DataConfig) -> tuple[dict[str, IndexedDataset], str | None]:
+def _read(config: DataConfig, section: str) -> tuple[dict[str, IndexedDataset], str | None]:
     """The index of every source by its path, and what is wrong with one."""
     found: dict[str, IndexedDataset] = {}
     for name, source in config.sources.items():
@@ -71,11 +73,11 @@ def _read(config: DataConfig) -> tuple[dict[str, IndexedDataset], str | None]:
             if source.path not in found:
                 found[source.path] = index_dataset(source.path, config.index_folder)
         except DataError as error:
-            return found, f"data.sources.{name}: {error}"
+            return found, f"{section}.{name}: {error}"
     return found, None
 
 
-def _compared(config: DataConfig, found: dict[str, IndexedDataset]) -> tuple[dict[str, Path], str | None]:
+def _compared(config: DataConfig, found: dict[str, IndexedDataset], section: str) -> tuple[dict[str, Path], str | None]:
     """Where this machine has the index of every source, by path, and in what its files differ from process 0's."""
     roots: dict[str, Path] = {}
     for name, source in config.sources.items():
@@ -86,10 +88,10 @@ def _compared(config: DataConfig, found: dict[str, IndexedDataset]) -> tuple[dic
         try:
             mine = index_dataset(source.path, config.index_folder)
         except DataError as error:
-            return roots, f"data.sources.{name}: on {socket.gethostname()}: {error}"
+            return roots, f"{section}.{name}: on {socket.gethostname()}: {error}"
         if difference := _difference(mine, theirs):
             return roots, (
-                f"data.sources.{name}: {printable(source.path)} on {socket.gethostname()} is not what process 0 reads "
+                f"{section}.{name}: {printable(source.path)} on {socket.gethostname()} is not what process 0 reads "
                 f"there: {difference}. Give all machines the same files, best on a file system that they share."
             )
         roots[source.path] = mine.root

@@ -24,7 +24,7 @@ from ..base.errors import ConfigError, TrainingStopped
 from ..base.precision import DTYPES, LossScale, autocast, slow_format
 from ..base.rng import RowRng, seed_of
 from ..base.signals import StopSignal
-from ..data.batch_stream import Batch, BatchStream, Stream
+from ..data.batch_stream import Batch, BatchStream, Stream, to_device
 from ..data.shared_index import shared_indexes
 from .checkpoint import Checkpoints
 from .checkpoint_reader import read_progress, reading
@@ -36,6 +36,8 @@ from .progress import Progress
 from .run_config import RunConfig
 from .run_state import gather_state, restore_state
 from .sharding import Engine
+from .step_profile import StepProfile, profiled_steps
+from .validation import Validation
 
 STOPPED_EARLY = "Stopped by a signal before the first step: nothing has changed; start it again."
 
@@ -50,11 +52,6 @@ class Counters:
     streams: int = 1
     loss_scale: LossScale = field(default_factory=LossScale)
     counted: list[list[float]] = field(default_factory=list)  # of `OperationCount`
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on `device`."""
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 class Trainer:
@@ -74,6 +71,7 @@ class Trainer:
         self.bad_batches: list[dict[str, Any]] = []
         self.data = DataReports()
         self.operations = OperationCount(self.counters.counted)
+        self.validation = Validation(config, engine)
         self.stop = stop or StopSignal()
         self.stopping = self.failing = 0.0
 
@@ -113,6 +111,7 @@ class Trainer:
                     self.streams[index] = self.engine.stage.stream(stream)
                 except ValueError as error:
                     raise ConfigError(f"data: {error}") from error
+        self.validation.open()
 
     def _save(self) -> None:
         for counted in self.process_group.gather(self.counters.counted):
@@ -232,7 +231,7 @@ class Trainer:
         """Train to the last step, or until a signal asks to stop; either way the state is saved.
 
         Raises:
-            TrainingStopped: too many steps in a row were not finite.
+            TrainingStopped: too many steps in a row were not finite, or an expectation that ends the run was missed.
             CheckpointError: the state could not be saved.
         """
         self.progress = progress
@@ -245,28 +244,55 @@ class Trainer:
         if advice := slow_format(config.precision, self.process_group.device):
             self.progress.say(advice)
         sampled = hasattr(self.engine.stage, "sample") and config.log.sample_every
+        for note in self.validation.notes:
+            self.progress.say(note)
         meter, rates = Meter(), {}
+        steps = None if config.profile is None else profiled_steps(config.profile, config.steps)
+        profile = StepProfile(steps, Path(config.run_folder) / "profile", self.process_group)
         while counters.step < config.steps and not self.stopping:
+            if told := profile.before(counters.step + 1):
+                self.progress.say(told)
             state = self._step(meter)
+            if told := profile.after(counters.step, bool(self.stopping)):
+                self.progress.say(told)
             if self.failing:
                 self.checkpoints.wait()
             last = counters.step == config.steps or self.stopping
-            if last or counters.step % config.log.every == 0:
+            validated, failure = self.validation.due(counters.step), ""
+            if last or validated or counters.step % config.log.every == 0:
                 rates = meter.summary(self.process_group, peak)
                 rates["eta_seconds"] = rates["seconds_per_step"] * (config.steps - counters.step)
-                self.progress.record({**state, **rates, "skipped": counters.skipped, **self._report_data()})
+                state |= {**rates, "skipped": counters.skipped, **self._report_data()}
+                if validated:
+                    figures, failure = self._validate()
+                    state |= figures
+                self.progress.record(state)
                 meter = Meter()
             else:
                 self.progress.line({**rates, **state})
             if sampled and (last or counters.step % config.log.sample_every == 0):
                 self._sample()
-            if last or counters.step % config.checkpoint.every == 0:
+            if last or failure or counters.step % config.checkpoint.every == 0:
                 self._save()
+            if failure:
+                self.checkpoints.wait()
+                raise TrainingStopped(
+                    f"{failure} Stopped after step {counters.step}, saved: change what is wrong, or expect less, and "
+                    f"go on with --resume auto."
+                )
         self.checkpoints.wait()
         for source in self.data.sources():
             self.progress.say(f"data: {self.data.summary(source)}")
         if self.stopping:
             self.progress.say(f"Stopped by a signal after step {counters.step}, saved; go on with --resume auto.")
+
+    def _validate(self) -> tuple[dict[str, float], str]:
+        """Entries for the step's record, and the sentence of a missed expectation that ends the run, if one does."""
+        step, found = self.counters.step, self.validation.run()
+        missed = self.validation.missed(step, found)
+        for sentence in [*self.validation.sentences(step, found), *(told for told, stop in missed if not stop)]:
+            self.progress.say(sentence)
+        return self.validation.record(found), next((told for told, stop in missed if stop), "")
 
     def nothing_to_do(self) -> str:
         """Why no step will be done, "" where some will: a signal on any process, or no step is left; call on all."""

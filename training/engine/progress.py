@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from kosmos_core.atomic import write_file
+from kosmos_core.atomic import atomic_write, write_file
 
-from ..base.display import duration, short
+from ..base.curves import curves
+from ..base.display import duration, printable, short
 from ..base.errors import ConfigError
 from ..base.processes import ProcessGroup
 
@@ -114,12 +115,24 @@ class Progress:
             self.images.add_image(name, numpy.asarray(image), step, dataformats="HWC")
 
     def close(self) -> None:
-        """Bring the records onto the disk and end the progress line."""
+        """Bring the records onto the disk, draw them as curves.png, and end the progress line."""
         if self.shown:
             self.live.stop()
             self.jsonl.flush()
             os.fsync(self.jsonl.fileno())
             self.jsonl.close()
+            self._draw_curves()
+
+    def _draw_curves(self) -> None:
+        with self.path.open() as file:
+            page = curves([json.loads(line) for line in file], printable(self.path.parent))
+        if page is None:
+            return
+        try:
+            with atomic_write(self.path.with_name("curves.png")) as file:
+                page.save(file, "PNG")
+        except OSError as error:
+            self.say(f"curves.png could not be written ({error.strerror}); log.jsonl holds what it shows.")
 
 
 def progress_line(record: Mapping[str, Any], steps: int) -> str:

@@ -26,6 +26,8 @@ from .checkpoint import CheckpointConfig
 from .optimizer import OptimConfig
 from .progress import LogConfig
 from .sharding import ParallelConfig
+from .step_profile import profiled_steps
+from .validate_config import ValidateConfig, check_held_out
 
 OWN_KEYS = """
 Every stage has keys of its own below task and data; --stage NAME --help, or --config FILE --help, shows them.
@@ -77,12 +79,16 @@ class RunConfig:
     resume: str = "never"
     """auto: go on from the latest checkpoint of the run folder if there is one; never: refuse to touch an existing run;
     a path: start from that checkpoint."""
+    profile: str | None = None
+    """Steps to profile, FIRST:LAST; a trace, the dearest operations and, on a GPU, a memory snapshot go into `profile`
+    in the run folder."""
     model: KosmosGConfig = field(default_factory=KosmosGConfig.official)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    validate: ValidateConfig = field(default_factory=ValidateConfig)
     task: Any = None
     """Options of the stage itself."""
     data: Any = None
@@ -93,6 +99,10 @@ class RunConfig:
             raise ValueError(f"steps: {self.steps} must be at least 1.")
         if self.seed < 0:
             raise ValueError(f"seed: {self.seed} must be 0 or more.")
+        if self.profile is not None:
+            profiled_steps(self.profile, self.steps)
+        if self.data is not None:
+            check_held_out(self.validate, self.data, self.steps)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(plain(self), sort_keys=False)

@@ -58,3 +58,9 @@ class Stage(Protocol):
     # Optional: notes, a list of sentences for the user: where the weights come from.
     # Optional: sample(model) -> PIL.Image, the fixed prompts as one grid; leaves train or eval mode as it was. Called
     # every log.sample_every steps, on all ranks because the forward of a sharded model is collective; saved by rank 0.
+    # Optional, for validation, which asks for all four or, without held-out sources, for none:
+    # held_out(name, source, rows, size) -> micro-batches of at most `rows` rows, `size` in all, of a HeldOutSource.
+    # prepared(batch, first_row) -> what is kept of a micro-batch whose first row is that one of its source (may lack).
+    # metrics(images) -> dict[str, str], names of the metrics of a source with or without images, and what usually keeps
+    # each from its goal.
+    # validation_step(model, batch, images) -> RowValues, in evaluation mode; as collective as training_step.

@@ -7,7 +7,8 @@ mixed in (`kind: compositional`): a prompt with pictures is aligned to CLIP's st
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,9 +20,12 @@ from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 from ..base.rng import RowRng
 from ..data import AlignData, align_stream
 from ..data.batch_stream import Batch, BatchStream, Stream
+from ..data.held_out import HeldOutSource, held_out_rows, held_out_stream, only_held_out
 from ..weights.warm_start import start_model
+from . import align_validation
 from .alignment_loss import Reconstruction, loss, sample_losses, token_weights
 from .frozen_diffusion import configured_stable_diffusion
+from .held_out_images import RowValues
 from .image_embeddings import embed_blank
 from .losses import Losses
 from .stage_config import StageConfig
@@ -66,13 +70,16 @@ class AlignStage:
     frozen: dict[str, nn.Module] = field(default_factory=dict)
     images: bool = False  # whether some prompts may have pictures
 
+    def __post_init__(self) -> None:
+        self.caption_states = align_validation.CaptionStates(self.frozen.get("clip"))
+
     def set_trainable(self) -> None:
         self.model.train().requires_grad_(False)
         self.model.aligner.requires_grad_(True)
 
-    def stream(self, stream: Stream) -> BatchStream:
+    def stream(self, stream: Stream, data: AlignData | None = None) -> BatchStream:
         side = self.model.config.vision.image_size
-        return align_stream(self.data, stream, self.model.tokenizer, self.clip_tokenizer, side)
+        return align_stream(data or self.data, stream, self.model.tokenizer, self.clip_tokenizer, side)
 
     def training_step(self, model: KosmosG, batch: Batch, rng: RowRng) -> Losses:
         with torch.no_grad():
@@ -84,6 +91,21 @@ class AlignStage:
         weights = token_weights(batch["clip_ids"], self.task.padding_weight)
         mse, rec = sample_losses(model, batch["token_ids"], target, rec=self.task.rec, weights=weights, **images)
         return Losses.of_rows(mse + rec, batch["sources"], mse=mse, rec=rec)
+
+    def held_out(self, name: str, source: HeldOutSource, rows: int, size: int) -> Iterable[Batch]:
+        data = replace(only_held_out(self.data, name, source), empty_captions=0.0)
+        return held_out_rows(self.stream(held_out_stream(rows), data), size)
+
+    def metrics(self, images: bool) -> dict[str, str]:
+        return align_validation.METRICS
+
+    def validation_step(self, model: KosmosG, batch: Batch, images: bool) -> RowValues:
+        if images and "pixels" not in batch:
+            embed_blank(model)
+        conditions = model(batch["token_ids"], batch.get("pixels"), batch.get("image_mask"))
+        every = batch["every_caption"]
+        states = self.caption_states.of(batch["sources"][0], every)
+        return align_validation.caption_values(conditions, batch["clip_ids"], every, states)
 
 
 def build(config: StageConfig, device: torch.device, model_device: torch.device) -> AlignStage:

@@ -23,11 +23,18 @@ def sample_losses(
     embeddings, anchor = image_embeddings(model, batch.get("pixels"))
     conditions, null = encode_with_null(model, batch["token_ids"], batch.get("image_mask"), embeddings)
     condition = torch.where(drop.to(null.device)[:, None, None], null, conditions) + anchor
+    return noise_errors(unet, scheduler, batch, noise, timesteps, condition), conditions
+
+
+def noise_errors(
+    unet: nn.Module, scheduler: Any, batch: Batch, noise: Tensor, timesteps: Tensor, condition: Tensor
+) -> Tensor:
+    """Mean squared error of the noise that the U-Net predicts under each condition (b, 77, 768); (b,) float32."""
     noisy = scheduler.add_noise(batch["latents"], noise, timesteps)
     predicted = unet(noisy.to(unet.dtype), timesteps, encoder_hidden_states=condition.to(unet.dtype)).sample
     velocity = scheduler.config.prediction_type == "v_prediction"
     expected = scheduler.get_velocity(batch["latents"], noise, timesteps) if velocity else noise
-    return (predicted.float() - expected.float()).square().mean((1, 2, 3)), conditions
+    return (predicted.float() - expected.float()).square().mean((1, 2, 3))
 
 
 def loss(

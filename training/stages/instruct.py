@@ -6,7 +6,8 @@ null condition, which takes the place of 10 % of the conditions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -19,10 +20,14 @@ from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 from ..base.rng import RowRng
 from ..data import InstructData, instruct_stream
 from ..data.batch_stream import Batch, BatchStream, Stream
+from ..data.held_out import HeldOutSource, held_out_rows, held_out_stream, only_held_out
 from ..weights.warm_start import start_model
+from . import instruct_validation
+from .align_validation import CaptionStates
 from .alignment_loss import caption_errors
 from .diffusion_loss import encode_images, loss, sample_losses, snr_weights
 from .frozen_diffusion import configured_stable_diffusion
+from .held_out_images import RowValues, without_images
 from .image_embeddings import train_vision_end
 from .losses import Losses
 from .preview import Preview, rows_to_show, sample_sheet
@@ -73,8 +78,11 @@ class InstructStage:
     scheduler: Any
     notes: list[str]
     frozen: dict[str, nn.Module] = field(default_factory=dict)
-    clip_tokenizer: Any = None  # with `alignment` only
+    clip_tokenizer: Any = None  # with `alignment` or held-out sources only
     shown: Batch | None = None  # the prompts of `sample`, read once
+
+    def __post_init__(self) -> None:
+        self.caption_states = CaptionStates(self.frozen.get("clip"))
 
     def set_trainable(self) -> None:
         model = self.model.train().requires_grad_(False)
@@ -83,8 +91,10 @@ class InstructStage:
         train_vision_end(self.model, self.task.vision_last_block)
 
     def stream(self, stream: Stream) -> BatchStream:
-        side = self.model.config.vision.image_size
-        return instruct_stream(self.data, stream, self.model.tokenizer, side, self.clip_tokenizer)
+        return self._stream(self.data, stream, self.clip_tokenizer if self.task.alignment else None)
+
+    def _stream(self, data: InstructData, stream: Stream, clip_tokenizer: Any) -> BatchStream:
+        return instruct_stream(data, stream, self.model.tokenizer, self.model.config.vision.image_size, clip_tokenizer)
 
     def training_step(self, model: KosmosG, batch: Batch, rng: RowRng) -> Losses:
         latents = encode_images(self.frozen["vae"], batch["target"], rng)
@@ -94,10 +104,30 @@ class InstructStage:
         batch, unet = batch | {"latents": latents}, self.frozen["unet"]
         losses, conditions = sample_losses(model, unet, self.scheduler, batch, noise, timesteps, drop)
         losses = losses * snr_weights(self.scheduler, self.task.snr_bounds).to(latents.device)[timesteps]
-        if "clip" not in self.frozen:
+        if not self.task.alignment:
             return Losses.of_rows(losses, batch["sources"])
         mse = caption_errors(conditions, self.frozen["clip"], batch, self.task.padding_weight)
         return Losses.of_rows(losses + self.task.alignment * mse, batch["sources"], diffusion=losses, mse=mse)
+
+    def held_out(self, name: str, source: HeldOutSource, rows: int, size: int) -> Iterable[Batch]:
+        data = only_held_out(self.data, name, source)
+        in_words = replace(data, drop_entity=0.0, drop_caption=0.0)
+        first, second = (
+            held_out_rows(self._stream(settings, held_out_stream(rows), self.clip_tokenizer), size)
+            for settings in (data, in_words)
+        )
+        for batch, words in zip(first, second, strict=True):
+            yield batch | {"words": without_images(words["token_ids"], self.model.config.ids)[0]}
+
+    def prepared(self, batch: Batch, first_row: int) -> Batch:
+        steps = self.scheduler.config.num_train_timesteps
+        return instruct_validation.prepare(batch, first_row, self.frozen["vae"], steps)
+
+    def metrics(self, images: bool) -> dict[str, str]:
+        return instruct_validation.metrics(images)
+
+    def validation_step(self, model: KosmosG, batch: Batch, images: bool) -> RowValues:
+        return instruct_validation.row_values(model, self.frozen, self.scheduler, batch, images, self.caption_states)
 
     def sample(self, model: KosmosG) -> Image:
         self.shown = self.shown or rows_to_show(self.task.preview, self.data, model)
@@ -114,6 +144,6 @@ def assemble(config: StageConfig, diffusion: StableDiffusion, model: KosmosG, no
     """The stage from a Stable Diffusion and a model that are there; `notes` say where the model's weights are from."""
     task, width = config.task, config.model.aligner.width
     frozen, clip_tokenizer = {"unet": diffusion.unet(width), "vae": diffusion.vae()}, None
-    if task.alignment:
+    if task.alignment or config.validate.sources:
         frozen["clip"], clip_tokenizer = diffusion.text_encoder(width), diffusion.tokenizer()
     return InstructStage(model, task, config.data, diffusion.scheduler(), notes, frozen, clip_tokenizer)

@@ -6,26 +6,29 @@ data says so: text and the end of a document, never a picture.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import nn
 
 from kosmos_core import KosmosG
 
 from ..base.rng import RowRng
 from ..data import LmData, lm_stream
 from ..data.batch_stream import Batch, BatchStream, Stream
+from ..data.held_out import HeldOutSource, held_out_rows, held_out_stream, only_held_out
 from ..weights.warm_start import start_model
-from .image_embeddings import image_embeddings, train_vision_end
+from . import lm_validation
+from .held_out_images import RowValues
+from .image_embeddings import train_vision_end
+from .lm_loss import loss, token_losses
 from .losses import Losses
 from .stage_config import StageConfig
 
+__all__ = ["Config", "DataConfig", "LmStage", "build", "loss"]
 DataConfig = LmData
-ROWS_OF_LOGITS = 1024  # scores for 64,007 pieces take 262 MB per 1,024 tokens: never all of a batch at once
 
 
 @dataclass
@@ -36,48 +39,6 @@ class Config:
     """CLIP vision weights for a start from scratch: a transformers folder or an open_clip file (.safetensors, .pt)."""
     vision_last_block: Literal["trained", "frozen"] = "trained"
     """Whether the vision tower's last block trains; its post-norm always does."""
-
-
-def token_losses(model: KosmosG, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each target (t,) in nats and the row of the batch that it stands in (t,)."""
-    token_ids, documents = batch["token_ids"], batch.get("document_ids")
-    rows, length = token_ids.shape
-    embeddings, anchor = image_embeddings(model, batch.get("pixels"))
-    mask = batch.get("image_mask")
-    if documents is None:
-        hidden = model.hidden_states(token_ids, mask, embeddings)
-    else:
-        row = torch.arange(rows, device=token_ids.device)[:, None]
-        _, lengths = torch.unique_consecutive(documents + row * (length + 1), return_counts=True)
-        packed = None if mask is None else mask.reshape(1, -1)
-        hidden = model.hidden_states(token_ids.reshape(1, -1), packed, embeddings, lengths.tolist())
-        hidden = hidden.reshape(rows, length, -1)
-    valid = batch["loss_mask"][:, 1:]
-    states, targets = hidden[:, :-1][valid] + anchor, token_ids[:, 1:][valid]
-
-    def cross_entropy(states: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(model.logits(states[None])[0].float(), targets, reduction="none")
-
-    parts = zip(states.split(ROWS_OF_LOGITS), targets.split(ROWS_OF_LOGITS), strict=True)
-    if len(targets) <= ROWS_OF_LOGITS:
-        losses = cross_entropy(states, targets)
-    else:
-        losses = torch.cat([checkpoint(cross_entropy, *part, use_reentrant=False) for part in parts])
-    return losses, valid.nonzero()[:, 0]
-
-
-def loss(model: KosmosG, batch: Batch) -> dict[str, Tensor]:
-    """Mean next-token loss in nats over the batch's targets.
-
-    Args:
-        batch: token_ids (b, s); loss_mask (b, s), True where token_ids[:, t] is a target, predicted from what is before
-            t; image_mask (b, s) and pixels (n, 3, S, S) where there are pictures; document_ids (b, s) for attention
-            and positions that stay inside each document.
-    Returns:
-        loss, and tokens: the number of targets.
-    """
-    losses, _ = token_losses(model, batch)
-    return {"loss": losses.sum() / max(1, len(losses)), "tokens": torch.tensor(len(losses))}
 
 
 @dataclass
@@ -96,13 +57,22 @@ class LmStage:
         self.model.resampler.requires_grad_(True)
         train_vision_end(self.model, self.task.vision_last_block)
 
-    def stream(self, stream: Stream) -> BatchStream:
-        return lm_stream(self.data, stream, self.model.tokenizer, self.model.config.vision.image_size)
+    def stream(self, stream: Stream, data: LmData | None = None) -> BatchStream:
+        return lm_stream(data or self.data, stream, self.model.tokenizer, self.model.config.vision.image_size)
 
     def training_step(self, model: KosmosG, batch: Batch, rng: RowRng) -> Losses:
         losses, rows = token_losses(model, batch)
         total = losses.new_zeros(len(batch["keys"])).index_add(0, rows, losses)
         return Losses.of_rows(total, batch["sources"], rows.bincount(minlength=len(total)))
+
+    def held_out(self, name: str, source: HeldOutSource, rows: int, size: int) -> Iterable[Batch]:
+        return held_out_rows(self.stream(held_out_stream(rows), only_held_out(self.data, name, source)), size)
+
+    def metrics(self, images: bool) -> dict[str, str]:
+        return lm_validation.metrics(images)
+
+    def validation_step(self, model: KosmosG, batch: Batch, images: bool) -> RowValues:
+        return lm_validation.row_values(model, batch, images)
 
 
 def build(config: StageConfig, device: torch.device, model_device: torch.device) -> LmStage:

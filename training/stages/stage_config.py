@@ -14,3 +14,4 @@ class StageConfig(StartConfig, Protocol):
     precision: Precision
     task: Any  # the stage's Config
     data: Any  # the stage's DataConfig
+    validate: Any  # the engine's ValidateConfig: `sources` are held out
