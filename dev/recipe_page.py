@@ -65,14 +65,12 @@ def plans(recipe: Recipe, check: bool) -> dict[str, Plan]:
 
 def _unchanged(recipe: Recipe, stored: dict[str, Plan]) -> bool:
     """Whether two files are planned as before, though code has changed: then so are the others."""
-    for path, config, gpus, images, _ in fitted(recipe):
-        if path.name not in PROBES:
-            continue
-        before = stored.get(question(config, gpus, images))
+    probes = [one for one in fitted(recipe) if one[0].name in PROBES and question(*one[1:4]) in stored]
+    for path, config, gpus, images, _ in probes:
         print(f"planning {path.relative_to(ROOT)} again ...", flush=True)
-        if before is None or plan(config, gpus, images=images) != before:
+        if plan(config, gpus, images=images) != stored[question(config, gpus, images)]:
             return False
-    return True
+    return bool(probes)
 
 
 def header(found: Plan, gpu: Gpu) -> str:

@@ -133,6 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
         "values": context.values,
         "lines": {name: [vars(line) for line in lines] for name, lines in context.lines.items()},
         "skipped": context.skipped,
+        "seconds": context.spent,
         "failed": failed,
     }
     write_file(options.out, json.dumps(content, indent=1) + "\n")

@@ -44,6 +44,8 @@ class Context:
     skipped: dict[str, str] = field(default_factory=dict)
     values: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Numbers for the JSON file, by part."""
+    spent: dict[str, float] = field(default_factory=dict)
+    """Seconds of each part."""
 
     @property
     def official(self) -> bool:
@@ -84,7 +86,7 @@ class Context:
 
     def attempt(self, name: str, lines: Iterable[Line]) -> None:
         """Keep the lines that a part yields, and why it ended early where it did."""
-        kept = self.lines.setdefault(name, [])
+        kept, started = self.lines.setdefault(name, []), time.perf_counter()
         try:
             self.in_time()
             for line in lines:
@@ -93,6 +95,7 @@ class Context:
             self.skipped[name] = str(reason)
         except Exception as error:  # one part must not take the others along
             kept.append(Line("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", good=False))
+        self.spent[name] = time.perf_counter() - started
 
 
 def milliseconds(seconds: float) -> str:

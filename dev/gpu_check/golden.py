@@ -18,7 +18,7 @@ TOLERANCES = {"fp32": 2e-5, "fp16": 5e-3, "bf16": 4e-2}
 
 def check(context: Context) -> Iterator[Line]:
     """The largest error of conditions over the recordings that are at hand."""
-    found = roles() if context.official else roles()[:2]
+    found = roles() if context.official else roles()[1:2]  # one with a picture
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     with tempfile.TemporaryDirectory() as folder:
         worst = dict.fromkeys(DTYPES, 0.0)

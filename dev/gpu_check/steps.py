@@ -53,7 +53,7 @@ def check(context: Context, folder: Path) -> Iterator[Line]:
 
 def tiny_words(stage: str, folder: Path) -> list[str]:
     """The smoke configuration of a stage, with a tiny Stable Diffusion that is described below `folder`."""
-    words = ["--config", str(CONFIGS / stage / "smoke.yaml"), "--batch.size", "4", "--batch.micro", "4"]
+    words = ["--config", str(CONFIGS / stage / "smoke.yaml"), "--batch.size", "2", "--batch.micro", "2"]
     if stage == "lm":
         return words
     return [*words, "--task.stable_diffusion", str(folder / "stable-diffusion"), "--data.pad_to", "40"]
@@ -141,8 +141,9 @@ def measure(context: Context, words: list[str]) -> Step:
 
     whole()  # the optimiser's state exists from the first update on
     memory = context.peak_memory(whole)
-    micro = context.seconds(micro_batch, rounds=3, warm=2 if config.parallel.compile else 1)
-    updating = context.seconds(update, rounds=2, warm=0)
+    rounds = 3 if context.official else 1
+    micro = context.seconds(micro_batch, rounds, warm=(1 + config.parallel.compile) if context.official else 0)
+    updating = context.seconds(update, rounds, warm=0)
     seconds = expected.micro_batches * micro + updating
     return Step(config.batch.micro, seconds, micro, updating, expected.operations, memory, expected.peak)
 
