@@ -21,6 +21,7 @@ CATEGORY = "Kosmos-G/analysis"
 WIDTH, SLOTS = 768, 77
 SHOWN = 5  # slots listed for a word
 WARNING = "WARNING: "
+COLUMNS = 7  # numbers of a line, which a node of usual width shows whole
 # By the mean cosine of their slots; the image model reads directions finely, so that 0.9 is already another picture.
 ALIKE = ((0.99, "nearly the same"), (0.9, "alike"), (0.5, "different"), (-2.0, "of quite another content"))
 
@@ -76,7 +77,7 @@ class KosmosGInspect(io.ComfyNode):
 def verdict(lines: list[str], first: Tensor, second: Tensor | None) -> str:
     """What the lines of `describe` come to, in a sentence, and how near the second condition is to the first."""
     faults = [line.split(WARNING)[1] for line in lines if WARNING in line]
-    said = f"**Look at this:** {faults[0]}" if faults else "**Fine:** Stable Diffusion 1.5 can use this."
+    said = f"Look at this: {faults[0]}" if faults else "Fine: Stable Diffusion 1.5 can use this."
     if len(faults) > 1:
         said += f" And {len(faults) - 1} more, see below."
     if second is None or first.shape[-1] != second.shape[-1] or torch.equal(first, second):
@@ -131,8 +132,10 @@ def compare(first: Tensor, second: Tensor) -> list[str]:
         return ["the two are equal, bit for bit"]
     cosine = torch.nn.functional.cosine_similarity(first[:slots], second[:slots], dim=-1)
     lines = [f"cosine per slot: mean {cosine.mean():.4f}, lowest {cosine.min():.4f} in slot {int(cosine.argmin())}"]
-    for start in range(0, slots, 11):
-        lines.append(f"  {start:3d}: " + " ".join(f"{value:6.3f}" for value in cosine[start : start + 11].tolist()))
+    for start in range(0, slots, COLUMNS):
+        lines.append(
+            f"  {start:3d}: " + " ".join(f"{value:6.3f}" for value in cosine[start : start + COLUMNS].tolist())
+        )
     return lines
 
 

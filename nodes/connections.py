@@ -56,9 +56,9 @@ def running_node() -> RunningNode | None:
         return None
 
 
-def tell(remark: str) -> None:
+def tell(remark: str, level: int = logging.WARNING) -> None:
     """Show a remark on the running node, whoever's it is, and write it to the log."""
-    logging.warning(remark)
+    logging.log(level, remark)
     with contextlib.suppress(ImportError, AttributeError, KeyError):
         from comfy_execution.utils import get_executing_context
 

@@ -28,6 +28,10 @@ WAY_OUT = (
     "Use Kosmos-G Prompt or CLIP Text Encode with this CLIP (weights such as (word:1.3) work there), or give this node "
     "the CLIP of a checkpoint."
 )
+SAVED = (
+    "This CLIP is saved as a Kosmos-G file, with its tokenizer: press R, and choose the file in Load Kosmos-G. Load "
+    "CLIP does not read it."
+)
 Section = list[tuple[Any, ...]]
 
 
@@ -149,6 +153,8 @@ class PromptTokenizer:
         """What makes a file of the weights that ComfyUI saves readable: the tokenizer and the file's description."""
         if into_checkpoint():
             return {}
+        # The node that saves knows nothing of Kosmos-G, and its file is none for the node that loads CLIPs.
+        tell(SAVED, logging.INFO)
         return {**tokenizer_tensors(self.model.tokenizer), DESCRIPTION: description_tensor(self.description)}
 
     def __getattr__(self, name: str) -> Any:

@@ -112,6 +112,8 @@ def _run(config: RunConfig, process_group: ProcessGroup, trainer: Trainer, start
             progress.say(f"Going on from {start}.")
             if changed:
                 progress.say(f"Changed since then: {sentence(changed)}.")
+            if "weights" in changed:
+                progress.say(f"weights: {config.weights} is not read, the run goes on with its own.")
         else:
             for note in getattr(stage, "notes", ()):
                 progress.say(note)

@@ -19,13 +19,16 @@ function label(node) {
 /** A workflow of this pack is known by the heading of its note: show note, titles and groups in the language. */
 function translate(graph) {
   const nodes = graph?._nodes ?? [];
-  const note = nodes.find((node) => node.type === "MarkdownNote" && words.notes[heading(node)]);
-  if (!note) return;
-  note.widgets[0].value = `## ${words.notes[heading(note)].join("\n")}`;
-  for (const each of [...nodes, ...(graph._groups ?? [])]) each.title = titled(each.title);
+  for (const note of nodes.filter((node) => node.type === "MarkdownNote")) {
+    const english = String(note.widgets?.[0]?.value ?? "");
+    const known = words.notes[/^## (.*)/.exec(english)?.[1].trim()];
+    if (!known) continue;
+    const [, files = ""] = english.split(/(?=^### Files$)/m); // what all notes have in common, line by line
+    const common = files.split("\n").map((line) => words.lines[line] ?? line).join("\n");
+    note.widgets[0].value = `## ${known.join("\n")}\n\n${common}`.trimEnd();
+    for (const each of [...nodes, ...(graph._groups ?? [])]) each.title = titled(each.title);
+  }
 }
-
-const heading = (node) => /^## (.*)/.exec(String(node.widgets?.[0]?.value ?? ""))?.[1].trim();
 
 /** A title in the language, "2 Images" as "2 图像"; one that is not known stays. */
 function titled(title) {

@@ -1,7 +1,7 @@
 // Uses the prompt box as a person does, in ComfyUI's own front end, and prints one JSON object of what was seen.
 //
-//   node prompt_box.mjs JOB.json     JOB: {playwright, chromium, address, images: [path, path], other, shots}; `other` is a
-//                                 checkpoint of another model
+//   node prompt_box.mjs JOB.json     JOB: {playwright, chromium, address, images: [path, path], other, workflow, shots};
+//                                 `other` is a checkpoint of another model
 import fs from "node:fs";
 import { job, openPage } from "../../dev/chromium.mjs";
 
@@ -165,6 +165,22 @@ await page.waitForTimeout(1500);
 await page.locator(`[data-node-id] textarea[data-kosmos-g]`).first().fill("Nodes 2.0: <i2> and <i> and <i4>");
 await look("nodes 2.0");
 seen.asked = [...new Set(asked)];
-await page.evaluate(() => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", false));
+await page.evaluate(async () => {
+  await app.extensionManager.setting.set("Comfy.VueNodes.Enabled", false);
+  await app.extensionManager.setting.set("Comfy.Locale", "zh");
+});
+await page.reload();
+await page.waitForFunction(() => window.app?.graph && window.LiteGraph?.registered_node_types?.KosmosGTextEncode
+  && window.app.extensionManager);
+seen.chinese = await page.evaluate(async (workflow) => {
+  await app.loadGraphData(workflow);
+  const find = (type) => app.graph._nodes.find((node) => node.type === type);
+  const batch = find("KosmosGTextEncode").widgets.find((widget) => widget.name === "batch");
+  await app.extensionManager.setting.set("Comfy.Locale", "en");
+  return {
+    batch: [batch._displayValue, batch.value], note: find("MarkdownNote").widgets[0].value,
+    group: app.graph._groups[0].title, title: find("MarkdownNote").title,
+  };
+}, job.workflow);
 console.log(JSON.stringify(seen));
 await browser.close();

@@ -98,9 +98,7 @@ def inspect(client: Client, graph: SamplingGraph, conditioning: Link, **inputs: 
 def test_inspect_describes_and_compares(client: Client, probed: Probed, graph: SamplingGraph) -> None:
     report = inspect(client, graph, graph.positive, compared_with=link(graph.encoder, 2))
     first, blank, *table = report.splitlines()
-    assert re.fullmatch(
-        r"\*\*Fine:\*\* Stable Diffusion 1.5 can use this. The two are .* \(mean cosine [01]\.\d\d\)\.", first
-    )
+    assert re.fullmatch(r"Fine: Stable Diffusion 1.5 can use this. The two are .* \(mean cosine [01]\.\d\d\)\.", first)
     assert blank == ""
     assert all(line.startswith("    ") for line in table)
     assert "conditioning: 1 x 77 x 768, float32" in report
@@ -124,7 +122,7 @@ def test_inspect_warns_of_zeros_odd_lengths_nan_and_other_widths(client: Client,
     report = inspect(client, graph, link(broken))
     assert "77 slot(s) hold NaN or infinity" in report
     assert "2048 wide, Stable Diffusion 1.5 needs 768" in report
-    assert re.match(r"\*\*Look at this:\*\* 77 slot\(s\) hold NaN .* And 1 more, see below\.", report)
+    assert re.match(r"Look at this: 77 slot\(s\) hold NaN .* And 1 more, see below\.", report)
 
 
 def test_the_token_map_has_a_row_for_each_word_and_picture(

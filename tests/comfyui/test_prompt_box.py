@@ -23,6 +23,23 @@ from dev.install import ROOT
 from dev.server import Server
 from kosmos_core import KosmosG, Prompt, PromptError
 
+WORKFLOW = {
+    "last_node_id": 2,
+    "last_link_id": 0,
+    "nodes": [
+        {"id": 1, "type": "KosmosGTextEncode", "pos": [0, 0]},
+        {
+            "id": 2,
+            "type": "MarkdownNote",
+            "pos": [0, 600],
+            "title": "Read me",
+            "widgets_values": ["## Two subjects in one prompt\nText.\n\n### Files\n- Not known."],
+        },
+    ],
+    "links": [],
+    "groups": [{"title": "2 Images", "bounding": [0, 0, 100, 100]}],
+    "version": 0.4,
+}
 ENVIRONMENT = Path(sys.executable).parents[1]
 FILES = {"file": "kosmos.safetensors", "checkpoint": "tiny.safetensors"}
 in_a_browser = pytest.mark.skipif(missing(ENVIRONMENT) is not None, reason=str(missing(ENVIRONMENT)))
@@ -114,7 +131,7 @@ def seen(server: Server, other_model: str, tmp_path_factory: pytest.TempPathFact
         ENVIRONMENT,
         server.address,
         script,
-        {"images": images, "other": other_model},
+        {"images": images, "other": other_model, "workflow": WORKFLOW},
         tmp_path_factory.mktemp("prompt_box"),
     )
 
@@ -194,6 +211,15 @@ def test_what_does_not_fit_or_comes_from_elsewhere_is_said(seen: dict[str, Any],
     assert line == "line: text comes from another node: it is read when the graph runs"
     assert warning.startswith(f"warning: {other_model} is Stable Diffusion XL (conditionings of width 2048)")
     assert seen["what is elsewhere"]["unmarked"] == []
+
+
+@in_a_browser
+def test_choices_notes_and_titles_are_shown_in_chinese_and_choices_sent_in_english(seen: dict[str, Any]) -> None:
+    words = json.loads((ROOT / "locales/zh/main.json").read_text(encoding="utf-8"))["kosmosG"]
+    assert seen["chinese"]["batch"] == [words["options"]["batch"]["images are one subject"], "images are one subject"]
+    note = [*words["notes"]["Two subjects in one prompt"], "", words["lines"]["### Files"], "- Not known."]
+    assert seen["chinese"]["note"] == "## " + "\n".join(note)
+    assert [seen["chinese"][part] for part in ("group", "title")] == ["2 图片", "说明"]
 
 
 @in_a_browser

@@ -70,6 +70,7 @@ def test_an_unchanged_clip_is_saved_as_it_is_and_references_of_the_one_fit_the_o
     client: Client, server: Server, reference: KosmosG, images: dict[str, Image.Image]
 ) -> None:
     path = saved_by(client, server, SamplingGraph())
+    assert "saved as a Kosmos-G file, with its tokenizer: press R, and choose the file in Load Kosmos-G" in server.log
     assert torch.equal(load_model(path).encode(TEXT, [images["dog.png"]]), reference.encode(TEXT, [images["dog.png"]]))
     assert model_fingerprint(path) == model_fingerprint(server.folder / "models/kosmos_g/kosmos.safetensors")
 

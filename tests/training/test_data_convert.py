@@ -19,6 +19,7 @@ from kosmos_core.tokenizer import Tokenizer
 from training.data.convert import conversion, image_store
 from training.data.convert.__main__ import main
 from training.data.convert.omnigen2_uno import mentions
+from training.data.convert.row_files import PIECE, Rows
 from training.data.cookers import COOKERS
 from training.data.index import index_dataset
 from training.data.lint import main as lint
@@ -88,6 +89,14 @@ def test_instructpix2pix_folders_become_edits_with_all_their_seeds(tmp_path, out
     assert stats(out)["skipped"] == {"bad prompt.json": 1, "missing picture": 1, "empty edit": 1, "corrupt picture": 1}
     assert stats(out)["examples"]["corrupt picture"] == [6]
     assert lint([str(out), "--sheet", str(tmp_path / "s.png")]) == 0
+
+
+def test_rows_of_a_large_row_group_are_read_a_few_at_a_time_and_in_any_order(tmp_path):
+    parquet.write_table(pa.table({"n": range(500), "other": range(500)}), tmp_path / "a.parquet", row_group_size=300)
+    rows = Rows(tmp_path / "a.parquet", ("n",))
+    order = [0, 1, 299, 300, 499, 298, 5, 64, 63, 128]
+    assert [rows[number] for number in order] == [{"n": number} for number in order]
+    assert len(rows._open[1].rows) == PIECE < 300
 
 
 def test_instructpix2pix_parquet_becomes_edits(tmp_path, out):

@@ -110,8 +110,10 @@ def test_what_changed_since_the_checkpoint_is_listed_and_recorded(smoke_stages, 
     config = tmp_path / "run/config.yaml"  # a start with another seed came to no checkpoint
     config.write_text(config.read_text().replace("seed: 0", "seed: 3"))
     changed = ["--resume", "auto", "--steps", "2", "--optim.ema", "0", "--seed", "3", "--data.sources.text.weight", "7"]
-    result = train([*arguments, *changed], tmp_path / "log")
+    given = str(smoke_stages.folder / "lm.safetensors")
+    result = train([*arguments, *changed, "--weights", given], tmp_path / "log")
     assert result.ok, result.output
+    assert f"weights: {given} is not read, the run goes on with its own." in result.output
     for words in ("steps 1 -> 2", "optim.ema 0.9 -> 0", "seed 0 -> 3", "data.sources.text.weight "):
         assert words in result.output
     start = json.loads((tmp_path / "run/starts.jsonl").read_text().splitlines()[-1])

@@ -19,6 +19,11 @@ Choice = Literal["auto", "bf16", "fp16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
+def name_of(dtype: torch.dtype) -> Precision:
+    """The name of a number format of training."""
+    return next(name for name, own in DTYPES.items() if own == dtype)
+
+
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:
     """The context in which losses are computed."""
     if precision == "fp32":

@@ -37,7 +37,7 @@ def require_shared(name: str, folder: str | Path, process_group: ProcessGroup) -
             problem = f"{name}: {folder} cannot be written ({error.strerror or error}); choose another folder."
     try:
         written, problem = process_group.gather((mark.name, problem))[0]
-        seen = problem is not None or _appears(folder / written)
+        seen = problem is not None or appears(folder / written)
         answers = process_group.gather((seen, socket.gethostname()))
     finally:
         if process_group.rank == 0:
@@ -59,7 +59,8 @@ def require_shared(name: str, folder: str | Path, process_group: ProcessGroup) -
         )
 
 
-def _appears(path: Path) -> bool:
+def appears(path: Path) -> bool:
+    """Whether `path` is there, or becomes so within `PATIENCE`."""
     end = time.monotonic() + PATIENCE
     while True:
         with contextlib.suppress(OSError):

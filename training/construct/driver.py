@@ -29,12 +29,14 @@ from .hash_files import HashFiles
 from .input_shards import InputShard, find_input
 from .open_images_table import build_table
 from .output_shards import ConstructionOutput, PendingShard, ShardPart, remembered, total
+from .places import FINISH_CPUS, PREPARE_CPUS, READ_CPUS, place, preferring, rooms
 from .ray_cluster import ConstructionStopped, placed_pools, plain_errors, ray, ray_connection
 from .segmenters import build_segmenter
+from .shared_disks import require_seen_by_all
 from .stage_models import check_models, contents_of
 from .stage_progress import StageBars, StageTally, summary
+from .stall import Watch
 
-READ_CPUS = 0.25  # reading waits for the disk
 LOADING_DEATHS = 3  # processes of a stage that may die in a row while they load their model
 
 
@@ -91,8 +93,8 @@ def _make_missing(
     connection = contextlib.ExitStack()
     with connection:
         if hashes.missing():
-            connection.enter_context(ray_connection(config))
-            _hash(config, found, hashes, console)
+            watch = _connect(connection, config, found, console)
+            _hash(config, found, hashes, watch, console)
         duplicates = hashes.duplicates()
         shards = [shard.without(duplicates.get(number, frozenset())) for number, shard in enumerate(found)]
         missing = [number for number, shard in enumerate(shards) if not output.finished(shard)]
@@ -102,19 +104,31 @@ def _make_missing(
         if not missing:
             return shards, {}
         if not hashes.missing_at_first:
-            connection.enter_context(ray_connection(config))
+            watch = _connect(connection, config, found, console)
         pools = placed_pools(config)
+        places = place(pools, rooms())
         tally = ray.remote(StageTally).options(num_cpus=0, max_restarts=-1).remote()
-        rows = _pipeline(config, shards, missing, duplicates, output, pools, tally)
+        rows = _pipeline(config, shards, missing, duplicates, output, pools, places, tally)
         bars = StageBars(lambda: ray.get(tally.read.remote(), timeout=5), console)
         bars.shards = len(missing)
+        watch.progress = lambda: bars.counts
         with bars, plain_errors():
             return shards, _collect(rows, shards, output, bars, tally, config)
 
 
-def _hash(config: ConstructConfig, shards: list[InputShard], hashes: HashFiles, console: Console) -> None:
+def _connect(
+    connection: contextlib.ExitStack, config: ConstructConfig, shards: list[InputShard], console: Console
+) -> Watch:
+    connection.enter_context(ray_connection(config))
+    watch = connection.enter_context(Watch(console))
+    if config.ray_address:
+        require_seen_by_all(config, shards)
+    return watch
+
+
+def _hash(config: ConstructConfig, shards: list[InputShard], hashes: HashFiles, watch: Watch, console: Console) -> None:
     """Write the hash files that are missing."""
-    placed_pools(config)  # a cluster that is too small is said before hours of hashing
+    place(placed_pools(config), rooms())  # a cluster that is too small is said before hours of hashing
     wanted = hashes.missing()
     console.print(f"looking for near-duplicates in {len(wanted):,} shards ...")
 
@@ -124,8 +138,8 @@ def _hash(config: ConstructConfig, shards: list[InputShard], hashes: HashFiles, 
         return {"shard": number}
 
     with plain_errors():
-        for _ in _rows(wanted).map(hash_row, num_cpus=1).iter_rows():
-            pass
+        for done, _ in enumerate(_rows(wanted).map(hash_row, num_cpus=1).iter_rows(), 1):
+            watch.progress = lambda done=done: done
 
 
 def _rows(numbers: list[int]) -> ray.data.Dataset:
@@ -164,6 +178,7 @@ def _pipeline(
     duplicates: dict[int, frozenset[int]],
     output: ConstructionOutput,
     pools: dict[str, WorkerPool],
+    places: dict[str, list[str]],
     tally: Any,
 ) -> ray.data.Dataset:
     """The data set whose rows are finished parts."""
@@ -196,7 +211,11 @@ def _pipeline(
 
     cores = ray.cluster_resources().get("CPU", 1.0) - sum(pool.cpus * pool.workers for pool in pools.values())
     readers = ray.data.TaskPoolStrategy(size=max(1, int(cores) // 4))
-    rows = _rows(missing).map_batches(read, batch_size=1, num_cpus=READ_CPUS, compute=readers).map(prepare, num_cpus=1)
+    rows = (
+        _rows(missing)
+        .map_batches(read, batch_size=1, num_cpus=READ_CPUS, compute=readers)
+        .map(prepare, num_cpus=PREPARE_CPUS)
+    )
     for stage, pool in pools.items():
         size = ray.data.ActorPoolStrategy(min_size=pool.workers, max_size=max(pool.workers, pool.most_workers))
         placement = {"accelerator_type": pool.accelerator} if pool.accelerator else {}
@@ -206,9 +225,10 @@ def _pipeline(
             compute=size,
             num_cpus=pool.cpus,
             num_gpus=pool.gpus or None,
+            **preferring(places[stage]),
             **placement,
         )
-    return rows.map(finish, num_cpus=1)
+    return rows.map(finish, num_cpus=FINISH_CPUS)
 
 
 def _collect(

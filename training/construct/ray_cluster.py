@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import socket
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -39,6 +40,7 @@ def ray_connection(config: ConstructConfig) -> Iterator[None]:
     """A connection to the cluster, or Ray on this machine for as long as the run lasts."""
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is said once, in `plain_errors`
+    warnings.filterwarnings("ignore", message=".*ray_remote_args", module="training.construct")  # see `preferring`
     if ray.is_initialized():
         yield
         return

@@ -48,6 +48,7 @@ class StageBars:
     def __init__(self, poll: Callable[[], dict[str, int]], console: Console):
         self.poll, self.console = poll, console
         self.shards_done = self.shards = 0
+        self.counts: dict[str, int] = {}
         self.started = time.monotonic()
         self.bars = Progress(
             TextColumn("{task.description:<9}"),
@@ -88,6 +89,7 @@ class StageBars:
             counts = self.poll()
         except Exception:  # the counting process may be gone at the end or start again: nothing depends on it
             return
+        self.counts = counts
         elapsed = time.monotonic() - self.started
         before = counts["read"]
         for stage in STAGES:

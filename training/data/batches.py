@@ -15,6 +15,11 @@ with a caption.
 |                | (m, 77) int64        | instruct, opt.| the target's caption, of those rows that have one            |
 | `captioned`    | (b,) bool            | instruct, opt.| the rows that `clip_ids` belong to                           |
 | `target`       | (b, 3, H, W) f32     | instruct      | the picture to generate, in -1 ... 1                         |
+| `moments`      | (k, 2, 4, ...) | instruct, opt.| mean and deviation of the latents of those k rows that have  |
+|                |                |               | them beside their shards, in the place of `target`           |
+| `cached`       | (b,) bool            | instruct, opt.| the rows that `moments` belong to                            |
+| `states`       | (k, 77, 768)         | align, opt.   | CLIP's states of those captions that have them               |
+| `stated`       | (b,) bool            | align, opt.   | the rows that `states` belong to                             |
 | `keys`         | b str                | all           | names of the samples in each row                             |
 | `sources`      | b str                | all           | the source of each row                                       |
 """
@@ -43,6 +48,8 @@ class PromptRow:
     pixels: list[Tensor] = field(default_factory=list)
     clip_ids: list[int] = field(default_factory=list)
     target: Tensor | None = None
+    moments: Tensor | None = None  # (2, 4, r / 8, r / 8), in the place of a target: mean and deviation of its latents
+    states: Tensor | None = None  # (77, 768), of `clip_ids`
 
 
 def padded(rows: list[list], value: int | bool, dtype: torch.dtype, length: int = 0) -> Tensor:
@@ -75,6 +82,7 @@ def align_batch(rows: list[PromptRow], pad_to: int) -> Batch:
         "token_ids": padded([row.token_ids for row in rows], SpecialTokens.pad, torch.int64, pad_to),
         "clip_ids": torch.tensor([row.clip_ids for row in rows], dtype=torch.int64),
     }
+    batch |= _known("states", "stated", [row.states for row in rows])
     pixels = _images([row.pixels for row in rows])
     if pixels is not None:
         mask = padded([row.image_mask for row in rows], False, torch.bool, batch["token_ids"].shape[1])
@@ -88,8 +96,10 @@ def instruct_batch(rows: list[PromptRow], pad_to: int) -> Batch:
         "token_ids": padded([row.token_ids for row in rows], SpecialTokens.pad, torch.int64, pad_to),
         "image_mask": padded([row.image_mask for row in rows], False, torch.bool, pad_to),
         "pixels": _images([row.pixels for row in rows]),
-        "target": centred(torch.stack([row.target for row in rows])),
     }
+    if targets := [row.target for row in rows if row.target is not None]:
+        batch["target"] = centred(torch.stack(targets))
+    batch |= _known("moments", "cached", [row.moments for row in rows])
     captions = [row.clip_ids for row in rows if row.clip_ids]
     if captions:
         batch |= {
@@ -102,3 +112,10 @@ def instruct_batch(rows: list[PromptRow], pad_to: int) -> Batch:
 def _images(rows: list[list[Tensor]]) -> Tensor | None:
     pixels = [image for row in rows for image in row]
     return torch.stack(pixels) if pixels else None
+
+
+def _known(name: str, where: str, rows: list[Tensor | None]) -> Batch:
+    """What was read beside the shards, and the rows that it belongs to; nothing where no row has it."""
+    known = [row for row in rows if row is not None]
+    marks = torch.tensor([row is not None for row in rows])
+    return {name: torch.stack(known), where: marks} if known else {}

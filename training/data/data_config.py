@@ -41,6 +41,9 @@ class DataConfig:
     """Samples that lie side by side on disk are shuffled in blocks of this many; 1 shuffles them one by one."""
     shuffle_window: int = 64
     """Blocks whose samples are mixed with each other: reading touches this many places of the disk at a time."""
+    use_cache: bool = True
+    """Use the latents (stage 3) and CLIP states (stage 2) that `training.data.cache` has put beside the shards; false
+    computes them anew."""
     max_bad: float = 5.0
     """Per cent of a source's samples that may be unusable before the run stops with their list."""
     max_megapixels: float = 50.0

@@ -50,6 +50,7 @@ from kosmos_core.images import is_image_name
 from ..base.display import printable
 from ..base.signals import helper_process
 from .batch_stream import Batch, BatchStream, Stream
+from .cached_rows import CachedRows
 from .data_config import DataConfig, SourceConfig
 from .index import DataError
 from .lanes import Lane, Skip, Source
@@ -332,4 +333,7 @@ def _open(name: str, source: SourceConfig, task: Task, config: DataConfig, strea
         raise DataError(f"Source {name} ({source.path}) is of kind {kind}; stage {task.stage} reads {known}.")
     parts = task.needed(kind)
     order = stream.seed, config.shuffle_block, config.shuffle_window
-    return Source(name, dataset, kind, *order, parts, int(config.max_megapixels * 1e6), config.max_megabytes)
+    limits = int(config.max_megapixels * 1e6), config.max_megabytes
+    maker = task.maker if config.use_cache else None
+    cached = None if maker is None else CachedRows.of(name, dataset, maker)
+    return Source(name, dataset, kind, *order, parts, *limits, cached)

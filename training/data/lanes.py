@@ -19,6 +19,7 @@ from kosmos_core.images import MAX_PIXELS
 from kosmos_core.special_tokens import SpecialTokens
 
 from ..base.rng import seed_of
+from .cached_rows import CachedRows
 from .cookers import cook
 from .index import DataError, IndexedDataset
 from .order import Order
@@ -58,6 +59,7 @@ class Source:
     parts: Callable[[str], bool] | None = None
     max_pixels: int = MAX_PIXELS
     max_megabytes: float = MAX_MEGABYTES
+    cached: CachedRows | None = None  # latents or CLIP states beside the shards, where the task uses them
 
     @cached_property
     def reader(self) -> Reader:

@@ -16,8 +16,9 @@ them.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -39,12 +40,15 @@ def encode(text: str, tokenizer: Tokenizer) -> list[int]:
 
 @dataclass
 class TokenSequence:
-    """Token ids from <s> to </s>, which of them image embeddings replace, the pictures in order, and the target."""
+    """Token ids from <s> to </s>, which of them image embeddings replace, the pictures in order, and the target.
+
+    The target is what the functions below were told to make of its encoded bytes: by default the decoded image.
+    """
 
     token_ids: list[int] = field(default_factory=lambda: [SpecialTokens.bos])
     image_mask: list[bool] = field(default_factory=lambda: [False])
     images: list[Image.Image] = field(default_factory=list)
-    target: Image.Image | None = None
+    target: Any = None
 
     def add_ids(self, ids: list[int]) -> None:
         self.token_ids += ids
@@ -57,15 +61,23 @@ class TokenSequence:
         self.images.append(image)
 
 
-def caption_sequence(sample: CaptionSample, tokenizer: Tokenizer) -> TokenSequence:
+def caption_sequence(
+    sample: CaptionSample, tokenizer: Tokenizer, target: Callable[[bytes], Any] = decode
+) -> TokenSequence:
     """<s> caption </s>; the picture, if it was read, is the target."""
-    sequence = TokenSequence(target=decode(sample.image) if sample.image is not None else None)
+    sequence = TokenSequence(target=target(sample.image) if sample.image is not None else None)
     sequence.add_ids(encode(sample.caption, tokenizer))
     sequence.add_ids([SpecialTokens.eos])
     return sequence
 
 
-def edit_sequence(sample: EditSample, tokenizer: Tokenizer, rng: random.Random, drop_caption: float) -> TokenSequence:
+def edit_sequence(
+    sample: EditSample,
+    tokenizer: Tokenizer,
+    rng: random.Random,
+    drop_caption: float,
+    target: Callable[[bytes], Any] = decode,
+) -> TokenSequence:
     """<s> [caption] <image> before </image> instruction </s>, with one of the pairs.
 
     drop_caption: probability of leaving the caption out. Drawn first that, then the pair.
@@ -78,7 +90,7 @@ def edit_sequence(sample: EditSample, tokenizer: Tokenizer, rng: random.Random, 
     sequence.add_image(decode(before), tokenizer)
     sequence.add_ids(encode(sample.instruction, tokenizer))
     sequence.add_ids([SpecialTokens.eos])
-    sequence.target = decode(after)
+    sequence.target = target(after)
     return sequence
 
 
@@ -90,6 +102,7 @@ def compositional_sequence(
     keep_background: float,
     drop_scope: Literal["sample", "entity"] = "sample",
     empty_start: Literal["keep", "skip"] = "keep",
+    target: Callable[[bytes], Any] = decode,
 ) -> TokenSequence:
     """The caption with every entity's picture behind its words, or in their place where they are dropped.
 
@@ -112,7 +125,7 @@ def compositional_sequence(
         position = entity.end
     sequence.add_ids(encode(sample.caption[position:], tokenizer))
     sequence.add_ids([SpecialTokens.eos])
-    sequence.target = decode(sample.target)
+    sequence.target = target(sample.target)
     return sequence
 
 

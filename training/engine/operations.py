@@ -85,7 +85,8 @@ def batch_sizes(batch: Mapping[str, Any], pad: int) -> Tensor:
     """What the operations of a micro-batch grow with, float64; for a batch on the CPU, so that nothing waits.
 
     Rows, their tokens and the squares of their lengths, each with and without padding (`pad` is its token id); squares
-    of the packed documents' lengths; images, and whether there are none; targets; captions.
+    of the packed documents' lengths; images, and whether there are none; target tokens; captions;
+    captions and target images that frozen models have still to encode.
     """
     token_ids = batch["token_ids"]
     rows, length = token_ids.shape
@@ -98,7 +99,10 @@ def batch_sizes(batch: Mapping[str, Any], pad: int) -> Tensor:
         squares = float(torch.cat(runs).double().square().sum())
     sizes = [rows, rows * length, rows * length**2, lengths.sum(), lengths.square().sum(), squares]
     sizes += [images, images == 0, 0 if targets is None else targets[:, 1:].sum()]
-    return torch.tensor([*map(float, sizes), 0.0 if captions is None else float(len(captions))], dtype=torch.float64)
+    known = batch["stated"].sum() if "stated" in batch else 0  # their states were read
+    captions = 0 if captions is None else len(captions)
+    sizes += [captions, captions - known, len(batch["target"]) if "target" in batch else 0]
+    return torch.tensor([float(size) for size in sizes], dtype=torch.float64)
 
 
 class OperationCount:
@@ -113,6 +117,7 @@ class OperationCount:
 
     def of(self, sizes: Tensor) -> float | None:
         """Operations of a micro-batch of these sizes; None where it has to be counted."""
+        self.counted[:] = [row for row in self.counted if len(row) == len(sizes) + 1]  # an older release's have fewer
         if not self.counted:
             return None
         known, counts = torch.tensor(self.counted, dtype=torch.float64).split((len(sizes), 1), dim=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,9 +18,12 @@ from torch import nn
 from kosmos_core import KosmosG
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 
+from ..base.precision import name_of
 from ..base.rng import RowRng
 from ..data import AlignData, align_stream
 from ..data.batch_stream import Batch, BatchStream, Stream
+from ..data.cached_rows import Maker, weights_digest
+from ..data.frozen_outputs import caption_states
 from ..data.held_out import HeldOutSource, held_out_rows, held_out_stream, only_held_out
 from ..weights.warm_start import start_model
 from . import align_validation
@@ -77,13 +81,21 @@ class AlignStage:
         self.model.train().requires_grad_(False)
         self.model.aligner.requires_grad_(True)
 
-    def stream(self, stream: Stream, data: AlignData | None = None) -> BatchStream:
+    def stream(self, stream: Stream) -> BatchStream:
+        return self._stream(self.data, stream, self.maker)
+
+    def _stream(self, data: AlignData, stream: Stream, maker: Maker | None = None) -> BatchStream:
         side = self.model.config.vision.image_size
-        return align_stream(data or self.data, stream, self.model.tokenizer, self.clip_tokenizer, side)
+        return align_stream(data, stream, self.model.tokenizer, self.clip_tokenizer, side, maker)
+
+    @cached_property
+    def maker(self) -> Maker:
+        """Of the CLIP states that may lie beside the shards."""
+        clip = self.frozen["clip"]
+        return Maker("states", weights_digest(clip), name_of(clip.dtype))
 
     def training_step(self, model: KosmosG, batch: Batch, rng: RowRng) -> Losses:
-        with torch.no_grad():
-            target = self.frozen["clip"](batch["clip_ids"]).last_hidden_state
+        target = caption_states(self.frozen["clip"], batch)
         if self.images and "pixels" not in batch:
             with torch.no_grad():
                 embed_blank(model)
@@ -94,7 +106,7 @@ class AlignStage:
 
     def held_out(self, name: str, source: HeldOutSource, rows: int, size: int) -> Iterable[Batch]:
         data = replace(only_held_out(self.data, name, source), empty_captions=0.0)
-        return held_out_rows(self.stream(held_out_stream(rows), data), size)
+        return held_out_rows(self._stream(data, held_out_stream(rows)), size)
 
     def metrics(self, images: bool) -> dict[str, str]:
         return align_validation.METRICS

@@ -12,6 +12,7 @@ from kosmos_core import KosmosG
 
 from ..base.rng import RowRng
 from ..data.batch_stream import Batch
+from ..data.frozen_outputs import joined, latent_moments
 from .image_embeddings import image_embeddings
 from .null_condition import encode_with_null
 
@@ -65,8 +66,18 @@ def encode_images(vae: AutoencoderKL | AutoencoderTiny, images: Tensor, rng: Row
 
     The tiny autoencoder has no posterior: its latents are exact.
     """
-    if isinstance(vae, AutoencoderTiny):
-        return vae.encode(images.to(vae.dtype)).latents.float() * vae.config.scaling_factor
-    posterior = vae.encode(images.to(vae.dtype)).latent_dist
-    mean, deviation = posterior.mean.float(), posterior.std.float()
-    return (mean + deviation * rng.normal("latents", tuple(mean.shape), mean.device)) * vae.config.scaling_factor
+    return drawn_latents(vae, latent_moments(vae, images), rng)
+
+
+def drawn_latents(vae: AutoencoderKL | AutoencoderTiny, moments: Tensor, rng: RowRng) -> Tensor:
+    """`latent_moments` of a batch -> scaled latents (b, 4, H/8, W/8) float32, one draw each."""
+    mean, deviation = moments.float().unbind(1)
+    if not isinstance(vae, AutoencoderTiny):
+        mean = mean + deviation * rng.normal("latents", tuple(mean.shape), mean.device)
+    return mean * vae.config.scaling_factor
+
+
+def batch_latents(vae: AutoencoderKL | AutoencoderTiny, batch: Batch, rng: RowRng) -> Tensor:
+    """Scaled latents of a batch's targets, of those that were read as `moments` and of the others."""
+    computed = latent_moments(vae, batch["target"]) if "target" in batch else None
+    return drawn_latents(vae, joined(batch.get("moments"), batch.get("cached"), computed), rng)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -17,15 +18,17 @@ from torch import nn
 from kosmos_core import KosmosG
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 
+from ..base.precision import name_of
 from ..base.rng import RowRng
 from ..data import InstructData, instruct_stream
 from ..data.batch_stream import Batch, BatchStream, Stream
+from ..data.cached_rows import Maker, weights_digest
 from ..data.held_out import HeldOutSource, held_out_rows, held_out_stream, only_held_out
 from ..weights.warm_start import start_model
 from . import instruct_validation
 from .align_validation import CaptionStates
 from .alignment_loss import caption_errors
-from .diffusion_loss import encode_images, loss, sample_losses, snr_weights
+from .diffusion_loss import batch_latents, loss, sample_losses, snr_weights
 from .frozen_diffusion import configured_stable_diffusion
 from .held_out_images import RowValues, without_images
 from .image_embeddings import train_vision_end
@@ -91,13 +94,22 @@ class InstructStage:
         train_vision_end(self.model, self.task.vision_last_block)
 
     def stream(self, stream: Stream) -> BatchStream:
-        return self._stream(self.data, stream, self.clip_tokenizer if self.task.alignment else None)
+        return self._stream(self.data, stream, self.clip_tokenizer if self.task.alignment else None, self.maker)
 
-    def _stream(self, data: InstructData, stream: Stream, clip_tokenizer: Any) -> BatchStream:
-        return instruct_stream(data, stream, self.model.tokenizer, self.model.config.vision.image_size, clip_tokenizer)
+    def _stream(
+        self, data: InstructData, stream: Stream, clip_tokenizer: Any, maker: Maker | None = None
+    ) -> BatchStream:
+        side = self.model.config.vision.image_size
+        return instruct_stream(data, stream, self.model.tokenizer, side, clip_tokenizer, maker)
+
+    @cached_property
+    def maker(self) -> Maker:
+        """Of the latents that may lie beside the shards."""
+        vae = self.frozen["vae"]
+        return Maker("latents", weights_digest(vae), name_of(vae.dtype), self.data.resolution)
 
     def training_step(self, model: KosmosG, batch: Batch, rng: RowRng) -> Losses:
-        latents = encode_images(self.frozen["vae"], batch["target"], rng)
+        latents = batch_latents(self.frozen["vae"], batch, rng)
         noise = rng.normal("noise", tuple(latents.shape), latents.device)
         timesteps = rng.integers("timestep", self.scheduler.config.num_train_timesteps, len(latents), latents.device)
         drop = rng.uniform("null", len(latents), latents.device) < self.task.null_probability

@@ -57,8 +57,11 @@ class LmStage:
         self.model.resampler.requires_grad_(True)
         train_vision_end(self.model, self.task.vision_last_block)
 
-    def stream(self, stream: Stream, data: LmData | None = None) -> BatchStream:
-        return lm_stream(data or self.data, stream, self.model.tokenizer, self.model.config.vision.image_size)
+    def stream(self, stream: Stream) -> BatchStream:
+        return self._stream(self.data, stream)
+
+    def _stream(self, data: LmData, stream: Stream) -> BatchStream:
+        return lm_stream(data, stream, self.model.tokenizer, self.model.config.vision.image_size)
 
     def training_step(self, model: KosmosG, batch: Batch, rng: RowRng) -> Losses:
         losses, rows = token_losses(model, batch)
@@ -66,7 +69,7 @@ class LmStage:
         return Losses.of_rows(total, batch["sources"], rows.bincount(minlength=len(total)))
 
     def held_out(self, name: str, source: HeldOutSource, rows: int, size: int) -> Iterable[Batch]:
-        return held_out_rows(self.stream(held_out_stream(rows), only_held_out(self.data, name, source)), size)
+        return held_out_rows(self._stream(only_held_out(self.data, name, source), held_out_stream(rows)), size)
 
     def metrics(self, images: bool) -> dict[str, str]:
         return lm_validation.metrics(images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
+from collections.abc import Iterator
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..sample_types import BadSample
 from .conversion import file_state, source_files
 
 ENDINGS = (".parquet", ".jsonl", ".json")
+PIECE = 64  # rows of a row group that are in memory at a time: a group may hold all pictures of its file
 
 
 class Rows:
@@ -38,7 +40,7 @@ class Rows:
         except (OSError, ValueError, pa.ArrowException) as error:
             raise DataError(f"{source} cannot be read: {error}.") from error
         self._starts = [0, *accumulate(counts)]
-        self._block: tuple[int, list] | None = None  # the last one that was read
+        self._open: tuple[int, _Forwards] | None = None  # the block that was read last
 
     @cached_property
     def _lines(self) -> Reader:
@@ -55,9 +57,10 @@ class Rows:
         if self.ending == ".jsonl":
             return read_json(self._lines[number]["json"])
         block = bisect_right(self._starts, number) - 1
-        if self._block is None or self._block[0] != block:
-            self._block = (block, self._read(block))
-        row = self._block[1][number - self._starts[block]]
+        offset = number - self._starts[block]
+        if self._open is None or self._open[0] != block or offset < self._open[1].first:
+            self._open = (block, _Forwards(self._read(block)))
+        row = self._open[1].row(offset)
         if not isinstance(row, dict):
             raise BadSample("bad row")
         return row
@@ -67,7 +70,7 @@ class Rows:
         if self.ending == ".jsonl":
             return [len(index_dataset(self.source))]
         if self.ending == ".json":
-            return [len(self._read(number)) for number in range(len(self.files))]
+            return [len(next(self._read(number))) for number in range(len(self.files))]
         counts = []
         for number, path in enumerate(self.files):
             metadata = parquet.read_metadata(path)
@@ -82,16 +85,34 @@ class Rows:
         if missing:
             raise ValueError(f"{path.name} has no column {missing[0]}, only {', '.join(names)}")
 
-    def _read(self, block: int) -> list:
+    def _read(self, block: int) -> Iterator[list]:
+        """The rows of a block in pieces."""
         if self.ending == ".json":
             rows = json.loads(self.files[block].read_bytes())
             if not isinstance(rows, list):
                 raise ValueError(f"{self.files[block].name} is not a list")
-            return rows
+            yield rows
+            return
         number, group = self._groups[block]
         with parquet.ParquetFile(self.files[number]) as file:
-            wanted = [column.rstrip("?") for column in self.columns]
-            return file.read_row_group(group, [name for name in wanted if name in file.schema_arrow.names]).to_pylist()
+            columns = [
+                name for name in (column.rstrip("?") for column in self.columns) if name in file.schema_arrow.names
+            ]
+            for batch in file.iter_batches(PIECE, row_groups=[group], columns=columns):
+                yield batch.to_pylist()
+
+
+class _Forwards:
+    """Rows that come in pieces, asked for in rising order; `first` is the first one that can still be had."""
+
+    def __init__(self, pieces: Iterator[list]):
+        self.pieces, self.first, self.rows = pieces, 0, []
+
+    def row(self, number: int) -> Any:
+        while number >= self.first + len(self.rows):
+            self.first += len(self.rows)
+            self.rows = next(self.pieces)
+        return self.rows[number - self.first]
 
 
 def _find(source: Path) -> list[Path]:
