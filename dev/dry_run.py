@@ -31,7 +31,7 @@ from kosmos_core import KosmosGConfig, Tokenizer, load_model
 from tests.construct.in_process import construct
 from tests.tiny.construct_models import clipseg
 from training.construct.construct_config import parse as construct_config
-from training.data import lint
+from training.data import cache, lint
 from training.data.convert import __main__ as convert_command
 from training.data.synthetic import encoded, train_vocabulary, write_tars
 from training.plan.recipe import read_recipe
@@ -164,6 +164,9 @@ def make_data() -> None:
         _command("training.data.convert", convert_command.main, [layout, source, output, "--workers", "1"])
     for name in ("captions", "pictures", "constructed", "subjects/compositional", "edits"):
         _command("training.data.lint", lint.main, [f"data/{name}", "--workers", "1"])
+    words = ["data/constructed", "data/edits", "--stable_diffusion", "stable-diffusion-v1-5", "--device", "cpu"]
+    words += ["--resolution", str(SIDE), "--precision", "fp32", "--workers", "0"]
+    _command("training.data.cache", cache.main, words)
 
 
 def _command(name: str, main: Callable[[list[str]], int], words: list[str]) -> None:

@@ -12,6 +12,7 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from kosmos_core.atomic import write_file
@@ -41,8 +42,13 @@ def fitted(recipe: Recipe) -> Iterator[tuple[Path, RunConfig, int, float, Gpu]]:
             yield path, recipe.step(name, gpus, gpu.memory).config, gpus, recipe.images[name], gpu
     for stage in SINGLE_GPU:
         path = CONFIGS / stage / "single-gpu.yaml"
-        config = parse(["--config", str(path)])
+        config = _parsed(path)
         yield path, config, 1, 0.0 if stage == "align" else 1.0, GPUS["4090" if stage == "align" else "h100"]
+
+
+@cache
+def _parsed(path: Path) -> RunConfig:
+    return parse(["--config", str(path)])
 
 
 def plans(recipe: Recipe, check: bool) -> dict[str, Plan]:
@@ -109,7 +115,9 @@ def _hours(reports: dict[str, RecipeReport]) -> str:
     lines = [("step", *reports)]
     by_step = [{row[0]: row for row in rows(one)} for one in reports.values()]
     for name in by_step[-1]:
-        cells = [f"{row[name][4]}, {row[name][5]}" if row[name][4] else row[name][6] for row in by_step]
+        # Hours and dollars, and the reason where there are none or they are not the whole sum's.
+        said = (row[name][4:6] + ((row[name][6],) if name == "sum" or not row[name][4] else ()) for row in by_step)
+        cells = [", ".join(word for word in words if word) for words in said]
         lines.append((name, *cells))
     return _markdown(lines)
 

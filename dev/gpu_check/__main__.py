@@ -22,11 +22,14 @@ code 1 where a number is wrong or a part failed; a missed goal of speed is marke
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import random
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -54,13 +57,9 @@ def prepare(folder: Path) -> None:
     """Write what the small trainings read: data, a tiny Stable Diffusion, starting weights; only what can be made."""
     if any(find_spec(name) is None for name in ("diffusers", "megatron", "jsonargparse")):
         return
-    from dataclasses import replace
-
     from kosmos_core import KosmosG, KosmosGConfig, Tokenizer, save_model
     from training.data.synthetic import pair_samples, write_tars, write_vocabulary
     from training.smoke import make_stable_diffusion
-
-    import random  # isort: skip
 
     write_tars(folder / "data" / "pairs", pair_samples(random.Random(0), 24, 64), 24)
     tokenizer = Tokenizer.from_files(*write_vocabulary(folder / "data"), latents=4)
@@ -115,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
         if {"steps", "sharding"} & set(parts):
             prepare(folder)
         for part in parts:
-            context.attempt(part, PARTS[part](context, folder))
+            context.attempt(part, functools.partial(PARTS[part], context, folder))
     show(context, parts)
     failed = [
         f"{name}: {line.what}"

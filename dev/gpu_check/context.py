@@ -84,12 +84,12 @@ class Context:
         self.synchronize()
         return float(torch.cuda.max_memory_allocated(self.device))
 
-    def attempt(self, name: str, lines: Iterable[Line]) -> None:
-        """Keep the lines that a part yields, and why it ended early where it did."""
+    def attempt(self, name: str, part: Callable[[], Iterable[Line]]) -> None:
+        """Keep the lines of a part, and why it ended early where it did."""
         kept, started = self.lines.setdefault(name, []), time.perf_counter()
         try:
             self.in_time()
-            for line in lines:
+            for line in part():
                 kept.append(line)
         except Skipped as reason:
             self.skipped[name] = str(reason)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,13 @@ class Recipe:
         # Memory decides what fits into a card, so it comes before the number of cards.
         _, _, path = max(fit, key=lambda one: (one[1], one[0]))
         files = (self.folder / f"{name}.yaml", path)
-        words = [word for file in files for word in ("--config", str(file))]
-        return Step(name, files, parse(words), self.images[name])
+        return Step(name, files, _parsed(files), self.images[name])
+
+
+@cache
+def _parsed(files: tuple[Path, ...]) -> RunConfig:
+    """The configuration of files; each pair takes a fifth of a second, and is asked for once for every machine."""
+    return parse([word for file in files for word in ("--config", str(file))])
 
 
 def read_recipe(folder: str | Path) -> Recipe:

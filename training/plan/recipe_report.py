@@ -111,7 +111,8 @@ def rows(found: RecipeReport) -> Iterator[tuple[str, ...]]:
         )
     for name in found.left_out:
         yield name, "", "", "", "", "", "needs a larger GPU"
-    yield "sum", "", "", "", _hours(found.hours), _dollars(found.dollars), ""
+    what = "of what fits" if found.left_out else ""
+    yield "sum", "", "", "", _hours(found.hours), _dollars(found.dollars), what
 
 
 HEADINGS = ("step", "memory of a GPU", "a step", "steps", "hours", "cost", "bound")

@@ -23,6 +23,8 @@ STORE = "planned.json"
 SOURCES = ("plan/*.py", "stages/*.py", "engine/operations.py", "engine/optimizer.py", "engine/sharding/*.py")
 NO_NUMBERS = ("command.py", "estimate.py", "gpus.py", "measured.py", "recipe.py", "recipe_report.py", "stored.py")
 
+LENGTHS = ("sequence_length", "document_mask", "pad_to", "max_tokens", "resolution")  # what decides a plan of the data
+
 
 @cache
 def code_digest() -> str:
@@ -42,7 +44,7 @@ def question(config: RunConfig, processes: int, images: float | None) -> str:
     settings = plain(config)
     decisive = {key: settings[key] for key in ("stage", "precision", "model", "batch", "parallel", "task")}
     decisive["optim"] = {key: settings["optim"][key] for key in ("name", "ema")}
-    decisive["data"] = {key: value for key, value in settings["data"].items() if key != "sources"}
+    decisive["data"] = {key: value for key, value in settings["data"].items() if key in LENGTHS}
     text = json.dumps([decisive, processes, images], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
