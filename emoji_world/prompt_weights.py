@@ -57,7 +57,7 @@ def article(word: str) -> str:
 
 def cases_of(world: EmojiWorld, count: int) -> dict[str, list[Case]]:
     """Prompts of every kind, over identities that stage 3 has seen."""
-    seen = [identity for identity in world.identities if not world.held_out_of_instruct(identity)]
+    seen = world.groups["seen"]
     kinds: dict[str, list[Case]] = {}
     for drawn in draw_prompts(world, seen, count, 2, 77):
         for kind, case in _cases(world, drawn).items():
@@ -241,14 +241,18 @@ class Painter:
         return sample(self.unet, self.vae, torch.stack(conditions), self.null, self.world.size, **settings)
 
     def probability(self, images: np.ndarray, cases: list[Case]) -> float:
-        """Mean over the pictures; where a prompt has two objects, of the likeliest among left, middle and right."""
+        """Mean of `probabilities`."""
+        return float(self.probabilities(images, cases).mean())
+
+    def probabilities(self, images: np.ndarray, cases: list[Case]) -> np.ndarray:
+        """Of each picture; where a prompt has two objects, of the likeliest among left, middle and right."""
         side = self.world.object_size
         pair = any(" and " in case.text for case in cases)
         views = [images[:, :, at : at + side] for at in (0, side // 2, side)] if pair else [images]
         chances = [
             (self.judge.features(list(view)) @ self.judge.gallery.T / SHARPNESS).softmax(1).numpy() for view in views
         ]
-        return float(np.mean([max(self._asked(x[row], case) for x in chances) for row, case in enumerate(cases)]))
+        return np.array([max(self._asked(x[row], case) for x in chances) for row, case in enumerate(cases)])
 
     def _asked(self, chances: np.ndarray, case: Case) -> float:
         if case.identity is not None:

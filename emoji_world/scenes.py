@@ -25,11 +25,17 @@ class WorldSettings:
     size: int  # side of the pictures in pixels
     nouns: tuple[str, ...]
     instruct_held_out: tuple[str, ...]  # more nouns, which the U-Net and stages 1 and 2 see but stage 3 does not
+    probed: tuple[str, ...] = ()  # and more of these, by which settings are chosen: no result is of them
     pairs: float = 0.4  # share of the pictures with two objects
 
     @property
+    def unseen(self) -> tuple[str, ...]:
+        """The nouns that stage 3 never shows."""
+        return self.instruct_held_out + self.probed
+
+    @property
     def known(self) -> tuple[str, ...]:
-        return self.nouns + self.instruct_held_out
+        return self.nouns + self.unseen
 
 
 FIRST = (
@@ -40,8 +46,13 @@ MORE = (
     "hamburger", "watermelon", "dog", "fox", "pig", "lion", "butterfly", "bee", "bus", "sailboat", "cactus",
     "balloon", "guitar", "crown", "gift", "lemon",
 )  # fmt: skip
+# Six nouns held out and two to choose by: donut, turtle, and those whose SHA-256 comes first.
+ZERO_SHOT, PROBED = ("donut", "turtle", "balloon", "bus", "crown", "car"), ("watermelon", "apple")
 WORLDS = {
     "full": WorldSettings(64, FIRST + MORE, ("donut", "turtle")),
+    "zero-shot": WorldSettings(
+        64, tuple(noun for noun in FIRST + MORE if noun not in ZERO_SHOT + PROBED), ZERO_SHOT, PROBED
+    ),
     "half": WorldSettings(64, FIRST, ("donut", "turtle")),
     "test": WorldSettings(32, ("apple", "banana", "car", "heart"), ("star",)),
 }
@@ -139,7 +150,20 @@ class EmojiWorld:
         return cls(Atlas.load(), WORLDS[name])
 
     def held_out_of_instruct(self, identity: Identity) -> bool:
-        return identity.noun in self.settings.instruct_held_out or in_held_out_share(identity)
+        return identity.noun in self.settings.unseen or in_held_out_share(identity)
+
+    @property
+    def groups(self) -> dict[str, list[Identity]]:
+        """The identities by what stage 3 shows of them; the last group, where there is one, is for choosing alone."""
+        of = self.settings
+        members = {
+            "seen": lambda x: not self.held_out_of_instruct(x),
+            "held-out identities": lambda x: x.noun in of.nouns and in_held_out_share(x),
+            "held-out nouns": lambda x: x.noun in of.instruct_held_out,
+            "probed nouns": lambda x: x.noun in of.probed,
+        }
+        found = {name: [x for x in self.identities if inside(x)] for name, inside in members.items()}
+        return {name: group for name, group in found.items() if group}
 
     @property
     def identities(self) -> list[Identity]:

@@ -27,7 +27,7 @@ BACKGROUNDS = ("blue", "yellow")
 def singles(world: EmojiWorld, generator: EmojiGenerator) -> Image.Image:
     """References above what they give; the left half was seen in stage 3, the right half was held out from it."""
     half = COLUMNS // 2
-    seen = [x for x in world.identities if not world.held_out_of_instruct(x)]
+    seen = world.groups["seen"]
     held = [x for x in world.identities if world.held_out_of_instruct(x)]
     prompts = draw_prompts(world, seen, half, 1, 51) + draw_prompts(world, held, half, 1, 52)
     references = [list(prompt.references) for prompt in prompts]

@@ -2,8 +2,8 @@
 
     python -m emoji_world.training_data --world half --output RUNS/data --samples 6000
 
-writes text, words, captions, interleaved (stage 1), align_captions (stage 2), compositional, edit and instruct_captions
-(stage 3, without the identities held out from it), spm.model and dict.txt.
+writes text, words, captions, interleaved (stage 1), align_captions (stage 2), compositional, edit, instruct_captions
+and replay_captions (stage 3, without what is held out from it), spm.model and dict.txt.
 """
 
 import argparse
@@ -132,6 +132,14 @@ class SampleMaker:
             scene = self.world.draw(self.rng, pairs=PAIRS)
             yield {"txt": self.world.caption(scene, self.rng, float(self.rng.choice(SHARES))).encode()}
 
+    def replay_captions(self, count: int) -> Iterator[Parts]:
+        """Captions like those of stage 2, of the nouns that stage 3 shows: `task.replay` without the held-out words."""
+        for _ in range(count):
+            nouns = self.rng.choice(self.world.settings.nouns, 2 if self.rng.random() < PAIRS else 1, replace=False)
+            identities = [self.world.draw_identity(str(noun), self.rng) for noun in nouns]
+            scene = self.world.draw(self.rng, identities)
+            yield {"txt": self.world.caption(scene, self.rng, float(self.rng.choice(SHARES))).encode()}
+
     def interleaved(self, count: int) -> Iterator[Parts]:
         """Documents in which words and pictures of the same scenes follow each other, three of four as in prompts."""
         for number in range(count):
@@ -239,6 +247,7 @@ def write_data(world: EmojiWorld, folder: Path, samples: int, pieces: int = 1000
     write_tars(folder / "edit", make.edit(samples), shard)
     write_tars(folder / "instruct_captions", make.captions(samples // 2, seen=True), shard)
     write_tars(folder / "words", make.words(samples), shard)
+    write_tars(folder / "replay_captions", make.replay_captions(2 * samples), 2 * shard)
     vocabulary = Tokenizer.from_files(*write_vocabulary(world, texts, folder, pieces)).vocabulary
     return vocabulary
 

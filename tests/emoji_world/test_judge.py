@@ -56,3 +56,12 @@ def test_an_interval_narrows_with_the_number_of_prompts():
     few, many = (interval(np.random.default_rng(0).normal(0.5, 0.2, n)) for n in (20, 2000))
     assert many[2] - many[1] < 0.2 * (few[2] - few[1])
     assert BenchmarkRow("r", {"noun": np.ones(4)}).summary()["noun"] == [1.0, 1.0, 1.0]
+
+
+def test_prompts_of_one_subject_count_as_one():
+    values, subjects = np.array([1.0, 1.0, 1.0, 0.0]), ["a", "a", "a", "b"]
+    assert interval(values, subjects)[0] == 0.5
+    assert BenchmarkRow("r", {"noun": values}, subjects=subjects).summary()["noun"] == [0.5, 0.0, 1.0]
+    alone = interval(np.tile([0.0, 1.0], 100), list(range(200)))
+    shared = interval(np.tile([0.0, 1.0], 100), [number // 20 * 2 + number % 2 for number in range(200)])
+    assert shared[2] - shared[1] > 2 * (alone[2] - alone[1])

@@ -57,4 +57,4 @@ def test_lines_count_right_answers_by_group(probe):
     wrong_look = [replace(words, look="other") if words.noun == "star" else words for words in probe.words]
     seen, _, nouns = probe.lines(wrong_look, torch.ones(len(wrong_look)))
     assert seen == "seen: noun 100%, look 100%, colour 100%, all 100%, squared error 1.0000"
-    assert nouns.startswith("nouns held out from stage 3: noun 100%, look 0%, colour 100%, all 0%")
+    assert nouns.startswith("held-out nouns: noun 100%, look 0%, colour 100%, all 0%")

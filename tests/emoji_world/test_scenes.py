@@ -62,6 +62,21 @@ def test_stage_three_never_draws_a_held_out_identity(world):
     assert not any(world.held_out_of_instruct(identity) for identity in drawn)
 
 
+def test_no_picture_of_a_zero_shot_world_and_no_replayed_caption_has_a_noun_that_is_held_out():
+    world = EmojiWorld.named("zero-shot")
+    names = {name: {x.noun for x in group} for name, group in world.groups.items()}
+    assert {len(names[name]) for name in ("held-out nouns", "probed nouns")} == {6, 2}
+    assert sum(map(len, world.groups.values())) == len(world.identities) == 34 * 8
+    assert names["held-out identities"] <= names["seen"] == set(world.settings.nouns)
+    samples, unseen = SampleMaker(world, seed=1), set(world.settings.unseen)
+    drawn = {placed.identity for _ in range(600) for placed in samples.seen_scene().objects}
+    assert drawn <= set(world.groups["seen"])
+    words = {word for parts in samples.replay_captions(400) for word in parts["txt"].decode().split()}
+    assert not words & unseen
+    assert words > set(world.settings.nouns)
+    assert unseen < {word for parts in samples.align_captions(400) for word in parts["txt"].decode().split()}
+
+
 def test_the_same_seed_draws_the_same_pictures_and_captions(world):
     def draw(seed: int) -> tuple[bytes, str]:
         rng = np.random.default_rng(seed)

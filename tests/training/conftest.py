@@ -24,6 +24,10 @@ class Smoke:
         quiet = ["--log.tensorboard", "false", "--log.sample_every", "0", "--log.every", "1"]
         return [*own, "--run_folder", str(run_folder), *batch, *quiet, *more]
 
+    def replay(self, stage: str) -> list[str]:
+        """Options by which stage 3 replays captions; none for the other stages."""
+        return ["--task.replay.captions", str(self.folder / "data" / "pairs")] if stage == "instruct" else []
+
 
 def make_smoke(folder: Path) -> Smoke:
     """Data, models and weights, written into `folder`."""

@@ -24,7 +24,8 @@ def whole(smoke_stages, tmp_path_factory):
     def run(stage, steps, every):
         run_folder = folder / f"{stage}-{steps}-{every}"
         options = "--steps", str(steps), "--checkpoint.every", str(every), "--optim.ema", "0.9", "--batch.size", "2"
-        result = train(smoke_stages.arguments(stage, run_folder, *options), folder / "log")
+        arguments = smoke_stages.arguments(stage, run_folder, *options, *smoke_stages.replay(stage))
+        result = train(arguments, folder / "log")
         assert result.ok, result.output
         return run_folder / "checkpoints"
 
@@ -38,7 +39,7 @@ def names(checkpoints):
 @pytest.mark.parametrize("stage", ["lm", "align", "instruct"])
 def test_40_steps_equal_20_steps_kill_and_20_steps_bit_for_bit(smoke_stages, whole, tmp_path, stage):
     options = "--steps", "40", "--checkpoint.every", "20", "--optim.ema", "0.9", "--batch.size", "2"
-    arguments = smoke_stages.arguments(stage, tmp_path / "run", *options)
+    arguments = smoke_stages.arguments(stage, tmp_path / "run", *options, *smoke_stages.replay(stage))
     # Written at once: in the background, it may be incomplete one step later.
     synchronous = [*arguments, "--checkpoint.asynchronous", "false"]
     result = train(synchronous, tmp_path / "log", faults={0: KillAtStep(21)})
@@ -106,7 +107,7 @@ def test_saved_by_one_engine_and_resumed_by_another(
     smoke_stages, whole, tmp_path, stage, saved_on, first, resumed_on, second
 ):
     options = "--steps", "12", "--checkpoint.every", "6", "--optim.ema", "0.9", "--batch.size", "2", "--resume", "auto"
-    arguments = smoke_stages.arguments(stage, tmp_path / "run", *options)
+    arguments = smoke_stages.arguments(stage, tmp_path / "run", *options, *smoke_stages.replay(stage))
     checkpoints = tmp_path / "run" / "checkpoints"
     killed = [*arguments, "--parallel.sharding", first, "--checkpoint.asynchronous", "false"]
     result = train(killed, tmp_path / "log", saved_on, faults={0: KillAtStep(7)})

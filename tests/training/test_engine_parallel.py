@@ -31,6 +31,9 @@ def trained(smoke_stages, tmp_path_factory):
     @functools.cache
     def run(stage, ranks, *options):
         run_folder = folder / "-".join((stage, str(ranks), *options)).replace(".", "-")
+        if stage == "instruct":  # with its options, which no engine may compute otherwise
+            rates = "--optim.rates", '{"decoder": 0.1, "resampler": 0, "vision": 0.5}'
+            options += (*rates, *smoke_stages.replay(stage))
         arguments = smoke_stages.arguments(stage, run_folder, "--steps", str(STEPS), *options)
         result = train(arguments, folder / f"{run_folder.name}.log", ranks)
         assert result.ok, result.output

@@ -137,6 +137,8 @@ def test_a_folder_of_another_family_is_a_sentence(smoke_stages, tmp_path, capsys
 OPTIONS = [  # stage, options of the one and of the other plan, of which the other takes more memory and operations
     ("instruct", ["--data.resolution", "64"], ["--data.resolution", "128"]),
     ("instruct", [], ["--task.alignment", "0.5"]),
+    ("instruct", [], ["--task.replay.captions", "any"]),
+    ("instruct", ["--optim.rates.decoder", "0"], []),
     ("instruct", ["--task.vision_last_block", "frozen"], []),
     ("lm", ["--task.vision_last_block", "frozen"], []),
     ("align", ["--model.aligner.reconstruction", "false"], ["--model.aligner.reconstruction", "true"]),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.tiny.stable_diffusion import tiny_parts
 from training.base.rng import RowRng
 from training.stages import align, instruct, lm
 from training.stages.alignment_loss import squared_errors, token_weights
+from training.stages.caption_replay import Replay
 from training.stages.losses import Losses
 from training.stages.preview import Preview, PreviewPrompt, grid, prompt_batch, sample_images
 
@@ -206,6 +208,40 @@ def test_alignment_of_stage_three_adds_the_error_of_the_rows_that_have_a_caption
     assert float(losses.parts["mse"][0]) == pytest.approx(float(expected), rel=1e-4)
     assert float(losses.parts["diffusion"][0]) == pytest.approx(float(plain.total), rel=1e-6)
     assert float(losses.total) == pytest.approx(float(plain.total + 0.5 * expected), rel=1e-5)
+
+
+@torch.no_grad()
+def test_replayed_captions_add_their_mean_error_for_each_row(stages, parts, tiny_tokenizer):
+    task, rng, batch = stages["instruct"], RowRng(seed=0, step=0), _batch("instruct", tiny_tokenizer)
+    task.model.eval()
+    plain = task.training_step(task.model, batch, rng)
+    task.task.replay, task.frozen["clip"] = Replay("captions", weight=0.3), parts["text_encoder"]
+    clip_ids = torch.randint(0, 298, (2, 77), generator=torch.Generator().manual_seed(2))
+    ids = torch.tensor([[0, 9, 8, 7], [0, 5, 1, 1]])
+    losses = task.training_step(task.model, batch | {"replay_ids": ids, "replay_clip_ids": clip_ids}, rng)
+    errors = (task.model.encode_tokens(ids) - parts["text_encoder"](clip_ids).last_hidden_state).square().mean((1, 2))
+    assert float(losses.total) == pytest.approx(float(plain.total + ROWS * 0.3 * errors.mean()), rel=1e-5)
+    assert tuple(map(float, losses.parts["replay"])) == pytest.approx((float(errors.sum()), 2), rel=1e-5)
+    assert losses.count == plain.count
+    assert losses.parts["one"] == plain.parts["one"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"captions": "c", "weight": 0.0}, "task.replay.weight: 0.0 must be above 0"),
+        ({"captions": "c", "share": float("nan")}, "task.replay.share: nan must be above 0"),
+        ({"weight": 0.2}, "task.replay.weight: 0.2, but there is nothing to replay; name a data set"),
+    ],
+)
+def test_a_replay_that_cannot_be_gets_a_sentence(settings, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        Replay(**settings)
+
+
+def test_a_replay_has_at_least_one_caption_in_a_micro_batch():
+    assert [Replay("captions", share=0.25).rows(rows) for rows in (1, 2, 16)] == [1, 1, 4]
+    assert Replay().rows(16) == 0
 
 
 def test_padding_weight_is_that_of_the_tokens_behind_a_caption():

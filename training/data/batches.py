@@ -1,7 +1,7 @@
 """The micro-batches that stages read, made of rows.
 
 b rows, s tokens of the longest row, n pictures of all rows, S pixels of a side of the vision tower's pictures, m rows
-with a caption.
+with a caption, c captions that are replayed (`training.stages.caption_replay`).
 
 | entry          | shape, type          | stage         |                                                              |
 | -------------- | -------------------- | ------------- | ------------------------------------------------------------ |
@@ -14,6 +14,8 @@ with a caption.
 | `clip_ids`     | (b, 77) int64        | align         | the caption in CLIP's vocabulary, with CLIP's own padding    |
 |                | (m, 77) int64        | instruct, opt.| the target's caption, of those rows that have one            |
 | `captioned`    | (b,) bool            | instruct, opt.| the rows that `clip_ids` belong to                           |
+| `replay_ids`   | (c, s) int64         | instruct, opt.| captions beside the rows, padded on the right                |
+| `replay_clip_ids` | (c, 77) int64     | instruct, opt.| the same in CLIP's vocabulary                                |
 | `target`       | (b, 3, H, W) f32     | instruct      | the picture to generate, in -1 ... 1                         |
 | `moments`      | (k, 2, 4, ...) | instruct, opt.| mean and deviation of the latents of those k rows that have  |
 |                |                |               | them beside their shards, in the place of `target`           |

@@ -9,6 +9,12 @@ from typing import Literal
 from .cookers import COOKERS
 
 Kind = Literal[("auto", *COOKERS)]  # "auto", "text", "captions", ...
+REPLAY = "task.replay"  # the name of stage 3's captions of stage 2 among the sources, and their key
+
+
+def source_key(name: str, section: str = "data.sources") -> str:
+    """The key of a configuration that names a source; `section` holds all others."""
+    return f"{REPLAY}.captions" if name == REPLAY else f"{section}.{name}"
 
 
 @dataclass

@@ -51,7 +51,7 @@ from ..base.display import printable
 from ..base.signals import helper_process
 from .batch_stream import Batch, BatchStream, Stream
 from .cached_rows import CachedRows
-from .data_config import DataConfig, SourceConfig
+from .data_config import DataConfig, SourceConfig, source_key
 from .index import DataError
 from .lanes import Lane, Skip, Source
 from .mixture import Mixture
@@ -321,7 +321,7 @@ def _open(name: str, source: SourceConfig, task: Task, config: DataConfig, strea
     try:
         dataset = source_index(source.path, config.index_folder)
     except DataError as error:
-        raise DataError(f"data.sources.{name}: {error}") from None
+        raise DataError(f"{source_key(name)}: {error}") from None
     kind = source.kind
     if kind == "auto":
         try:

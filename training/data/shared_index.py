@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..base.display import printable
 from ..base.processes import ProcessGroup
-from .data_config import DataConfig
+from .data_config import DataConfig, source_key
 from .index import DataError, IndexedDataset, has_index, index_dataset
 
 _indexed: ContextVar[dict[str, IndexedDataset] | None] = ContextVar("indexed", default=None)
@@ -73,7 +73,7 @@ def _read(config: DataConfig, section: str) -> tuple[dict[str, IndexedDataset], 
             if source.path not in found:
                 found[source.path] = index_dataset(source.path, config.index_folder)
         except DataError as error:
-            return found, f"{section}.{name}: {error}"
+            return found, f"{source_key(name, section)}: {error}"
     return found, None
 
 
@@ -88,11 +88,12 @@ def _compared(config: DataConfig, found: dict[str, IndexedDataset], section: str
         try:
             mine = index_dataset(source.path, config.index_folder)
         except DataError as error:
-            return roots, f"{section}.{name}: on {socket.gethostname()}: {error}"
+            return roots, f"{source_key(name, section)}: on {socket.gethostname()}: {error}"
         if difference := _difference(mine, theirs):
+            where = f"{source_key(name, section)}: {printable(source.path)} on {socket.gethostname()}"
             return roots, (
-                f"{section}.{name}: {printable(source.path)} on {socket.gethostname()} is not what process 0 reads "
-                f"there: {difference}. Give all machines the same files, best on a file system that they share."
+                f"{where} is not what process 0 reads there: {difference}. Give all machines the same files, best on a "
+                f"file system that they share."
             )
         roots[source.path] = mine.root
     return roots, None

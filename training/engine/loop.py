@@ -31,7 +31,7 @@ from .checkpoint_reader import read_progress, reading
 from .data_reports import DataReports
 from .metrics import Meter, peak_flops
 from .operations import OperationCount, OperationCounter, batch_sizes
-from .optimizer import MovingAverage, learning_rate
+from .optimizer import MovingAverage, learning_rate, set_learning_rate
 from .progress import Progress
 from .run_config import RunConfig
 from .run_state import gather_state, restore_state
@@ -104,7 +104,7 @@ class Trainer:
                 f"and those a multiple of the {process_group.world_size} processes; take fewer processes, or change "
                 f"batch.size or, before a run's first step, batch.streams."
             )
-        with shared_indexes(self.config.data, process_group):
+        with shared_indexes(getattr(self.engine.stage, "indexed", self.config.data), process_group):
             for index in range(process_group.rank, count, process_group.world_size):
                 stream = Stream(self.config.seed, index, count, self.config.batch.micro, self.micro_batches)
                 try:
@@ -187,8 +187,7 @@ class Trainer:
             if 0 < config.optim.clip_norm < norm:
                 scale *= config.optim.clip_norm / (norm + 1e-6)
             torch._foreach_mul_(engine.gradients(), scale)
-            for group in engine.optimizer.param_groups:
-                group["lr"] = lr
+            set_learning_rate(engine.optimizer, lr)
             engine.optimizer.step()
             if self.average is not None:
                 self.average.update()

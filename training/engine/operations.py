@@ -86,7 +86,8 @@ def batch_sizes(batch: Mapping[str, Any], pad: int) -> Tensor:
 
     Rows, their tokens and the squares of their lengths, each with and without padding (`pad` is its token id); squares
     of the packed documents' lengths; images, and whether there are none; target tokens; captions;
-    captions and target images that frozen models have still to encode.
+    captions and target images that frozen models have still to encode. With replayed captions also their rows, tokens
+    and squares of lengths.
     """
     token_ids = batch["token_ids"]
     rows, length = token_ids.shape
@@ -102,6 +103,9 @@ def batch_sizes(batch: Mapping[str, Any], pad: int) -> Tensor:
     known = batch["stated"].sum() if "stated" in batch else 0  # their states were read
     captions = 0 if captions is None else len(captions)
     sizes += [captions, captions - known, len(batch["target"]) if "target" in batch else 0]
+    if "replay_ids" in batch:
+        rows, length = batch["replay_ids"].shape
+        sizes += [rows, rows * length, rows * length**2]
     return torch.tensor([float(size) for size in sizes], dtype=torch.float64)
 
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from ..base.errors import ConfigError
+from .adamw_8bit import build_8bit
 
 
 @dataclass
 class OptimConfig:
     """How weights are updated."""
 
-    name: Literal["adamw", "original"] = "adamw"
-    """adamw is torch.optim.AdamW; original reproduces the Adam of the original's training, see `OriginalAdam`."""
+    name: Literal["adamw", "original", "adamw8bit"] = "adamw"
+    """adamw is torch.optim.AdamW; original reproduces the Adam of the original's training, see `OriginalAdam`;
+    adamw8bit keeps moments in 8 bits (needs torchao; single or ddp)."""
     lr: float = 1e-3
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.98)
@@ -28,6 +32,9 @@ class OptimConfig:
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the rate falls from its peak to `final_lr` at the last step."""
     final_lr: float = 0.0
+    rates: dict[str, float] = field(default_factory=dict)
+    """Factors of the rate by part of the model, such as {decoder: 0.1, vision: 0}. A name means all below it, of
+    several that fit the longest counts, and what none fits has 1. Parts with 0 do not train at all."""
     clip_norm: float = 2.0
     """Largest norm of the gradient over all parameters; 0 switches clipping off."""
     ema: float = 0.0
@@ -49,6 +56,9 @@ class OptimConfig:
         ):
             if not valid:
                 raise ValueError(f"optim.{key}: {getattr(self, key)} must be {expected}.")
+        for part, factor in self.rates.items():
+            if not 0 <= factor < math.inf:
+                raise ValueError(f"optim.rates.{part}: {factor} must be a factor of optim.lr, 0 or more.")
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
@@ -61,6 +71,50 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     done = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
     left = {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}[config.schedule]
     return config.final_lr + (config.lr - config.final_lr) * left
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of the next update, in each group by its factor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):  # torchao's compiled updates read it there
+            group["lr"].fill_(rate * group["rate_factor"])
+        else:
+            group["lr"] = rate * group["rate_factor"]
+
+
+def rate_factor(name: str, rates: dict[str, float]) -> float:
+    """The factor of a parameter's rate: that of the longest part of `OptimConfig.rates` that it belongs to, else 1."""
+    own = [part for part in rates if f"{name}.".startswith(f"{part}.")]
+    return rates[max(own, key=len)] if own else 1.0
+
+
+def freeze_parts(model: nn.Module, rates: dict[str, float]) -> None:
+    """Stop the parts whose factor is 0 from training.
+
+    Raises:
+        ConfigError: a part is none of what trains, or nothing would be left.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for part in rates:
+        if not any(f"{name}.".startswith(f"{part}.") for name in trained):
+            known = ", ".join(sorted({name.split(".")[0] for name in trained}))
+            raise ConfigError(
+                f"optim.rates: {part!r} is no part of what this stage trains; expected {known} or a longer name below "
+                f"one of them, as weight files have it."
+            )
+    still = [p for name, p in trained.items() if rate_factor(name, rates) == 0]
+    if len(still) == len(trained):
+        raise ConfigError("optim.rates: all that this stage trains has 0, so nothing would learn; leave a part out.")
+    for p in still:
+        p.requires_grad_(False)
+
+
+def parameter_groups(parameters: dict[str, nn.Parameter], rates: dict[str, float]) -> list[dict[str, Any]]:
+    """The optimiser's groups: the parameters of each factor, in the order in which the factors come first."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, p in parameters.items():
+        groups.setdefault(rate_factor(name, rates), []).append(p)
+    return [{"params": members, "rate_factor": factor} for factor, members in groups.items()]
 
 
 class OriginalAdam(torch.optim.Optimizer):
@@ -104,11 +158,13 @@ class OriginalAdam(torch.optim.Optimizer):
             torch._foreach_addcdiv_(params, means, denominators, sizes)
 
 
-def build_optimizer(config: OptimConfig, parameters: list[nn.Parameter], fused: bool = True) -> torch.optim.Optimizer:
-    """The optimiser over trained parameters."""
+def build_optimizer(config: OptimConfig, parameters: list, fused: bool = True) -> torch.optim.Optimizer:
+    """The optimiser over trained parameters, or over `parameter_groups` of them."""
     options = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
     if config.name == "original":
         return OriginalAdam(parameters, **options)
+    if config.name == "adamw8bit":
+        return build_8bit(parameters, options)
     return torch.optim.AdamW(parameters, **options, fused=fused)
 
 

@@ -55,6 +55,7 @@ class Stage(Protocol):
         """The loss of one micro-batch, under autocast in the run's precision. All random numbers come from `rng`;
         dropout's generator is seeded by the engine from (seed, step, micro-batch)."""
 
+    # Optional: indexed, a DataConfig of all sources that `stream` reads, where `data:` does not name all of them.
     # Optional: notes, a list of sentences for the user: where the weights come from.
     # Optional: sample(model) -> PIL.Image, the fixed prompts as one grid; leaves train or eval mode as it was. Called
     # every log.sample_every steps, on all ranks because the forward of a sharded model is collective; saved by rank 0.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..base.errors import ConfigError
+from ..data import AlignData
 from ..data.batch_stream import Batch
 from ..engine.run_config import RunConfig
 
@@ -54,4 +55,7 @@ def longest_batch(config: RunConfig, length: int, images: int) -> Batch:
     if config.stage == "instruct":
         batch["target"] = torch.zeros(rows, 3, config.data.resolution, config.data.resolution)
         batch["captioned"] = torch.full((rows,), captioned)
+        if replayed := config.task.replay.rows(rows):
+            batch["replay_ids"] = torch.full((replayed, AlignData.max_tokens), WORD)
+            batch["replay_clip_ids"] = torch.full((replayed, CLIP_LENGTH), WORD)
     return batch

@@ -16,7 +16,8 @@ def image_embeddings(model: KosmosG, pixels: Tensor | None) -> tuple[Tensor | No
     """
     if pixels is not None and len(pixels):
         return model.embed_images(pixels), 0.0
-    if not torch.is_grad_enabled() or not model.resampler.dense.weight.requires_grad:
+    trained = any(p.requires_grad for part in (model.vision, model.resampler) for p in part.parameters())
+    if not torch.is_grad_enabled() or not trained:
         return None, 0.0
     return None, 0.0 * embed_blank(model).sum()
 

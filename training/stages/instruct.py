@@ -28,6 +28,7 @@ from ..weights.warm_start import start_model
 from . import instruct_validation
 from .align_validation import CaptionStates
 from .alignment_loss import caption_errors
+from .caption_replay import Replay, ReplayStream, replay_errors
 from .diffusion_loss import batch_latents, loss, sample_losses, snr_weights
 from .frozen_diffusion import configured_stable_diffusion
 from .held_out_images import RowValues, without_images
@@ -57,9 +58,11 @@ class Config:
     """Adds so much of stage 2's squared error, to CLIP's states of the target's caption where the data tells it. The
     paper's 0 asks for many samples: through the U-Net the gradient is faint beside its noise."""
     padding_weight: float = 1.0
-    """Weight of CLIP's states behind a caption's end in `alignment`, as in stage 2."""
+    """Weight of CLIP's states behind a caption's end in `alignment` and `replay`, as in stage 2."""
+    replay: Replay = field(default_factory=Replay)
+    """Captions of stage 2 beside the rows, which keep the words that stage 3's pictures do not show."""
     clip_tokenizer: str | None = None
-    """As in stage 2; needed with `alignment` and a single file."""
+    """As in stage 2; needed with `alignment` or `replay` and a single file."""
     preview: Preview = field(default_factory=Preview)
     """The prompts that are sampled every log.sample_every steps."""
 
@@ -81,7 +84,7 @@ class InstructStage:
     scheduler: Any
     notes: list[str]
     frozen: dict[str, nn.Module] = field(default_factory=dict)
-    clip_tokenizer: Any = None  # with `alignment` or held-out sources only
+    clip_tokenizer: Any = None  # with `alignment`, `replay` or held-out sources only
     shown: Batch | None = None  # the prompts of `sample`, read once
 
     def __post_init__(self) -> None:
@@ -94,13 +97,21 @@ class InstructStage:
         train_vision_end(self.model, self.task.vision_last_block)
 
     def stream(self, stream: Stream) -> BatchStream:
-        return self._stream(self.data, stream, self.clip_tokenizer if self.task.alignment else None, self.maker)
+        rows = self._stream(self.data, stream, self.clip_tokenizer if self.task.alignment else None, self.maker)
+        if not self.task.replay.captions:
+            return rows
+        settings = self.task.replay, self.data, stream, self.model.tokenizer, self.clip_tokenizer
+        return ReplayStream.beside(rows, *settings)
 
     def _stream(
         self, data: InstructData, stream: Stream, clip_tokenizer: Any, maker: Maker | None = None
     ) -> BatchStream:
         side = self.model.config.vision.image_size
         return instruct_stream(data, stream, self.model.tokenizer, side, clip_tokenizer, maker)
+
+    @property
+    def indexed(self) -> InstructData:
+        return replace(self.data, sources=self.data.sources | self.task.replay.sources())
 
     @cached_property
     def maker(self) -> Maker:
@@ -116,10 +127,18 @@ class InstructStage:
         batch, unet = batch | {"latents": latents}, self.frozen["unet"]
         losses, conditions = sample_losses(model, unet, self.scheduler, batch, noise, timesteps, drop)
         losses = losses * snr_weights(self.scheduler, self.task.snr_bounds).to(latents.device)[timesteps]
-        if not self.task.alignment:
-            return Losses.of_rows(losses, batch["sources"])
-        mse = caption_errors(conditions, self.frozen["clip"], batch, self.task.padding_weight)
-        return Losses.of_rows(losses + self.task.alignment * mse, batch["sources"], diffusion=losses, mse=mse)
+        if self.task.alignment:
+            mse = caption_errors(conditions, self.frozen["clip"], batch, self.task.padding_weight)
+            found = Losses.of_rows(losses + self.task.alignment * mse, batch["sources"], diffusion=losses, mse=mse)
+        else:
+            found = Losses.of_rows(losses, batch["sources"])
+        if "replay_ids" not in batch:
+            return found
+        errors = replay_errors(model, self.frozen["clip"], batch, self.task.padding_weight)
+        beside = self.task.replay.weight * errors.mean() * found.count  # the engine divides by the number of rows
+        return replace(
+            found, total=found.total + beside, parts={**found.parts, "replay": (errors.detach().sum(), len(errors))}
+        )
 
     def held_out(self, name: str, source: HeldOutSource, rows: int, size: int) -> Iterable[Batch]:
         data = only_held_out(self.data, name, source)
@@ -156,6 +175,6 @@ def assemble(config: StageConfig, diffusion: StableDiffusion, model: KosmosG, no
     """The stage from a Stable Diffusion and a model that are there; `notes` say where the model's weights are from."""
     task, width = config.task, config.model.aligner.width
     frozen, clip_tokenizer = {"unet": diffusion.unet(width), "vae": diffusion.vae()}, None
-    if task.alignment or config.validate.sources:
+    if task.alignment or task.replay.captions or config.validate.sources:
         frozen["clip"], clip_tokenizer = diffusion.text_encoder(width), diffusion.tokenizer()
     return InstructStage(model, task, config.data, diffusion.scheduler(), notes, frozen, clip_tokenizer)

@@ -17,7 +17,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from ...base.processes import ProcessGroup
-from ..optimizer import OptimConfig, build_optimizer
+from ..adamw_8bit import in_plain_tensors, of_plain_tensors
+from ..optimizer import OptimConfig, build_optimizer, parameter_groups, rate_factor
 from ..stage import Stage
 
 
@@ -48,7 +49,7 @@ class Engine:
     Attributes:
         stage: the stage as it was built; its model is changed in place where the sharding asks for it.
         module: what runs the stage's methods in its forward; wraps the model or is hooked into it.
-        parameters: what trains, by its name in the model.
+        parameters: what trains, by its name in the model, in the order of the optimiser's groups.
         full_precision: float32 values of frozen weights that the model holds in another format, by name.
     """
 
@@ -56,11 +57,14 @@ class Engine:
 
     def __init__(self, root: StepModule, optim: OptimConfig, process_group: ProcessGroup) -> None:
         self.stage, self.process_group, self.module = root.stage, process_group, root
-        self.parameters = {name: p for name, p in root.model.named_parameters() if p.requires_grad}
+        trained = {name: p for name, p in root.model.named_parameters() if p.requires_grad}
+        factors = {name: rate_factor(name, optim.rates) for name in trained}
+        order = {factor: place for place, factor in enumerate(dict.fromkeys(factors.values()))}
+        self.parameters = {name: trained[name] for name in sorted(trained, key=lambda name: order[factors[name]])}
         self.optimizer = self._optimizer(optim, fused=process_group.device.type in ("cpu", "cuda"))
 
     def _optimizer(self, optim: OptimConfig, fused: bool) -> torch.optim.Optimizer:
-        return build_optimizer(optim, list(self.parameters.values()), fused)
+        return build_optimizer(optim, parameter_groups(self.parameters, optim.rates), fused)
 
     def step(self, method: str, *arguments: Any) -> Any:
         """Run one of the stage's methods, with its gradients averaged over processes in the backward pass."""
@@ -94,9 +98,10 @@ class Engine:
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """The optimiser's tensors by parameter name, the same for every sharding; under fsdp2 this process's shards."""
-        return get_optimizer_state_dict(self.stage.model, self.optimizer)["state"]
+        return in_plain_tensors(get_optimizer_state_dict(self.stage.model, self.optimizer)["state"])
 
     def load_optimizer_state(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Take over tensors in the form of `optimizer_state`; learning rate, betas and the like stay as configured."""
         own = get_optimizer_state_dict(self.stage.model, self.optimizer)
-        set_optimizer_state_dict(self.stage.model, self.optimizer, {**own, "state": state})
+        filled = of_plain_tensors(own["state"], state)
+        set_optimizer_state_dict(self.stage.model, self.optimizer, {**own, "state": filled})

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...base.processes import ProcessGroup
-from ..optimizer import OptimConfig, build_optimizer
+from ..optimizer import OptimConfig, build_optimizer, parameter_groups
 from .engine import Engine, StepModule, total_norm
 
 
@@ -28,7 +29,7 @@ class Fairscale(Engine):
         def own_part(params: list[dict[str, Any]], **_: Any) -> torch.optim.Optimizer:
             return build_optimizer(optim, params, fused)
 
-        return OSS(list(self.parameters.values()), optim=own_part, lr=optim.lr)
+        return OSS(parameter_groups(self.parameters, optim.rates), optim=own_part, lr=optim.lr)
 
     def gradient_sync(self, last: bool) -> AbstractContextManager:
         # Without no_sync, ShardedDataParallel reduces sums that it has already reduced: silently wrong (measured).
@@ -57,5 +58,8 @@ class Fairscale(Engine):
 
     def load_optimizer_state(self, state: dict[str, dict[str, Tensor]]) -> None:
         numbered = {number: state[name] for number, name in enumerate(self.parameters)}
-        groups = [{**group, "params": list(numbered)} for group in self.optimizer.param_groups]
+        numbers = iter(numbered)
+        groups = [
+            {**group, "params": list(islice(numbers, len(group["params"])))} for group in self.optimizer.param_groups
+        ]
         self.optimizer.load_state_dict({"state": numbered, "param_groups": groups})

@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ...base.precision import DTYPES, Precision
 from ...base.processes import ProcessGroup
-from ..optimizer import OptimConfig
+from ..optimizer import OptimConfig, freeze_parts
 from ..stage import Stage
 from .blocks import compile_blocks, recompute_activations
 from .config import ParallelConfig
@@ -39,8 +39,11 @@ def parallelize(
         kind: single, ddp, fsdp2 or fairscale; see `choose_sharding`.
         mesh, fill: for fsdp2, see `Fsdp2`; a simulation (`fill` false) keeps no values of frozen weights either.
         folder: for the file of `lower_frozen`.
+    Raises:
+        ConfigError: `optim.rates` names what the stage does not train.
     """
     model, device = stage.model, process_group.device
+    freeze_parts(model, optim.rates)
     if kind != "fsdp2" and any(p.device != device for p in model.parameters()):
         model.to(device)
     full_precision = {}
