@@ -163,6 +163,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     card, options = options.pop("model_card"), argparse.Namespace(**options)
     try:
+        if card and options.lora:
+            raise CheckpointError(f"--model-card: {card} would describe whole weights, not --lora's; leave one out.")
         if card:
             refuse_other_file(card, options.output)
         provenance = export(**vars(options))

@@ -20,9 +20,11 @@ from .memory import Plan, plan
 
 STORE = "planned.json"
 # What a plan's numbers follow from.
-SOURCES = ("plan/*.py", "stages/*.py", "engine/operations.py", "engine/optimizer.py", "engine/sharding/*.py")
+SOURCES = ("plan/*.py", "stages/*.py", "engine/sharding/*.py", "engine/adamw_8bit.py", "engine/trainable.py")
+SOURCES += ("engine/operations.py", "engine/optimizer.py")
 NO_NUMBERS = ("command.py", "estimate.py", "gpus.py", "measured.py", "recipe.py", "recipe_report.py", "stored.py")
 
+DECISIVE = ("stage", "precision", "model", "batch", "parallel", "task", "trainable")
 LENGTHS = ("sequence_length", "document_mask", "pad_to", "max_tokens", "resolution")  # what decides a plan of the data
 
 
@@ -42,7 +44,7 @@ def code_digest() -> str:
 def question(config: RunConfig, processes: int, images: float | None) -> str:
     """A hash of what is planned: the settings that decide a plan, of how many processes and pictures."""
     settings = plain(config)
-    decisive = {key: settings[key] for key in ("stage", "precision", "model", "batch", "parallel", "task")}
+    decisive = {key: settings[key] for key in DECISIVE}
     decisive["optim"] = {key: settings["optim"][key] for key in ("name", "ema")}
     decisive["data"] = {key: value for key, value in settings["data"].items() if key in LENGTHS}
     text = json.dumps([decisive, processes, images], sort_keys=True)

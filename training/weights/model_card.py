@@ -99,12 +99,19 @@ def _training(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[
         ("batch", f"{batch['size']:,} rows; {provenance['step'] * batch['size']:,} rows in all"),
         ("learning rate", f"{optim['lr']:g}, {optim['warmup_steps']:,} steps of warm-up, {optim['schedule']}"),
         ("optimiser", f"{optim['name']}, betas {optim['betas']}, weight decay {optim['weight_decay']:g}"),
+        ("trains", _trained(config.get("trainable") or {})),
         ("number format", config["precision"]),
         ("began from", Path(config["weights"]).name if config.get("weights") else "random weights"),
         ("starts", f"{provenance['starts']}"),
         ("code", f"{git.get('commit') or 'no git commit'}{changed}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))),
     ]
+
+
+def _trained(settings: Mapping[str, Any]) -> str:
+    if settings.get("lora"):
+        return f"low-rank additions of rank {settings['lora']}, merged"
+    return "AlignerNet alone" if settings.get("parts") == "aligner" else "all that the stage trains"
 
 
 def _earlier(weights: str | None) -> list[str]:
