@@ -1,9 +1,12 @@
 # Two commands do everything: `make demo` and `make test`. Both set up .venv and .comfyui first and reuse them afterwards.
 # KOSMOS_G_VENV=/some/venv uses another virtual environment; PYTEST="-k encoder -x" passes options on to pytest.
+# `make demo PORT=8500` leaves ComfyUI running there; SERVE=1 without a port takes the usual one.
 # `make test COMFYUI=/some/ComfyUI` runs the nodes' tests on that ComfyUI instead, FRONTEND=1.49.6 with that front end.
 
 PYTHON ?= python3
-SERVE ?= 0
+PORT ?=
+# Who names a port wants to look at what is there.
+SERVE ?= $(if $(PORT),1,0)
 PYTEST ?=
 COMFYUI ?=
 FRONTEND ?=
@@ -19,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 demo:
 	@$(PYTHON) dev/install.py demo
-	@$(RUN) -m dev.demo $(if $(filter-out 0,$(SERVE)),--serve)
+	@$(RUN) -m dev.demo $(if $(filter-out 0,$(SERVE)),--serve) $(if $(PORT),--port '$(PORT)')
 
 test: install
 	@folders="$$($(RUN) -m dev.overlay '$(abspath $(COMFYUI))' '$(FRONTEND)')" && \

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .images import preprocess_image
     from .model import KosmosG
     from .prompt import Prompt, PromptError
+    from .reference import Reference
     from .safetensors_file import WeightsError
     from .tokenizer import Tokenizer
     from .weights import load_model, save_model
@@ -23,6 +24,7 @@ _HOMES = {
     "KosmosGConfig": "config",
     "Prompt": "prompt",
     "PromptError": "prompt",
+    "Reference": "reference",
     "Tokenizer": "tokenizer",
     "WeightsError": "safetensors_file",
     "load_model": "weights",
@@ -35,6 +37,7 @@ __all__ = [
     "KosmosGConfig",
     "Prompt",
     "PromptError",
+    "Reference",
     "Tokenizer",
     "WeightsError",
     "load_model",

@@ -17,10 +17,12 @@ from .decoder import Decoder
 from .images import preprocess_image
 from .initialization import initialize
 from .prompt import Prompt
+from .reference import Reference, image_embeddings, with_references
 from .remembered import computation_state
 from .resampler import Resampler
 from .tokenizer import Layout, MissingTokenizerError, Tokenizer
 from .vision import VisionTower
+from .weight_file import WeightFile
 
 CACHED_IMAGES = 64  # 0.5 MB each at the official width
 
@@ -51,6 +53,7 @@ class KosmosG(nn.Module):
         self.resampler = Resampler(config.resampler, config.vision.width, width, **factory)
         self.decoder = Decoder(config.decoder, **factory)
         self.aligner = AlignerNet(config.aligner, width, **factory) if config.aligner else None
+        self.file: WeightFile | None = None  # the one that the weights were loaded from
         self._cached_images: OrderedDict[bytes, Tensor] = OrderedDict()
         self._cached_state: bytes | None = None  # under which all of them were computed
 
@@ -178,15 +181,19 @@ class KosmosG(nn.Module):
         """Prompts with `<i>` marks and their pictures -> conditions (b, 77, 768) float32.
 
         `images` is a flat list that the marks use up in order, or one list per prompt; pictures are whatever
-        `preprocess_image` takes. A negative prompt is a prompt like any other; "" gives the null condition.
-        Raises ValueError where there is no prompt, marks and pictures do not match, or the model has no tokenizer;
+        `preprocess_image` takes, or a `Reference`, whose weight and noun go into the prompt. A negative prompt is a
+        prompt like any other; "" gives the null condition.
+        Raises ValueError where there is no prompt, marks and pictures do not match, the model has no tokenizer, or a
+        reference from a file belongs to another model;
         TypeError for what is no prompt or no list of pictures.
         """
         prompts = list(prompts) if isinstance(prompts, list | tuple) else [prompts]
         if not prompts:
             raise ValueError('there is no prompt to encode; give at least one ("" gives the null condition)')
         layouts = [self._layout(prompt) for prompt in prompts]
-        embeddings = self._image_embeddings(layouts, _images_per_prompt(prompts, layouts, images))
+        images = _images_per_prompt(prompts, layouts, images)
+        layouts = [self._with_references(*row) for row in zip(prompts, layouts, images, strict=True)]
+        embeddings = self._image_embeddings(layouts, images)
         lengths = [len(layout.token_ids) for layout in layouts]
         same_length = len(set(lengths)) == 1
 
@@ -260,14 +267,45 @@ class KosmosG(nn.Module):
             )
         return tokenizer.layout(prompt, self.config.resampler.latents)
 
+    def _with_references(self, prompt: str | Prompt | Layout, layout: Layout, images: Sequence[Any]) -> Layout:
+        """The layout with the weights and nouns of the references among a prompt's pictures."""
+        references = [image if isinstance(image, Reference) else None for image in images]
+        if all(reference is None or (reference.weight == 1 and not reference.noun) for reference in references):
+            return layout
+        if isinstance(prompt, Layout):
+            raise TypeError("a Layout has no place for a reference's weight and noun; give the prompt in its place")
+        prompt = prompt if isinstance(prompt, Prompt) else Prompt.original(prompt)
+        return self._layout(with_references(prompt, references))
+
     def _image_embeddings(self, layouts: list[Layout], images: list[Sequence[Any]]) -> Tensor | None:
         embeddings = []
         size = self.config.vision.image_size
+        shape = self.config.resampler.latents, self.config.decoder.width
         state = self._image_state(self.device) if any(layout.image_slots for layout in layouts) else None
+
+        def embed(pixels: Tensor) -> Tensor:
+            return self._remembered_image(pixels, self.device, state)
+
         for layout, own in zip(layouts, images, strict=True):
-            prepared = {slot: _one_image(preprocess_image(own[slot], size)) for slot in set(layout.image_slots)}
-            embeddings += [self._remembered_image(prepared[slot], self.device, state) for slot in layout.image_slots]
+            sources = {
+                slot: own[slot].source
+                if isinstance(own[slot], Reference)
+                else _one_image(preprocess_image(own[slot], size))
+                for slot in set(layout.image_slots)
+            }
+            embeddings += [
+                image_embeddings(sources[slot], size, embed, self._fingerprint, shape) for slot in layout.image_slots
+            ]
         return torch.stack(embeddings).to(self.device) if embeddings else None
+
+    def _fingerprint(self, whole: bool = False) -> str:
+        """By which references from files know their model; ValueError where the weights are of no file."""
+        if self.file is None:
+            raise ValueError(
+                "this model was not loaded from a file, so that references from files cannot be told to belong to it "
+                "or not; save it, and load it with load_model"
+            )
+        return self.file.fingerprint(self, whole)
 
 
 def _check_rows(token_ids: Tensor, **others: Tensor | None) -> None:

@@ -33,6 +33,9 @@ MAX_WEIGHT = 2.0
 LONGEST_NOUN = 200  # characters
 LARGEST_SIDE = 65536  # of the embeddings in a file
 LARGEST_EMBEDDING = 1e6  # in magnitude; what models make stays below 100
+PICTURE_PARTS = ("vision.", "resampler.")  # beginnings of the names of what turns pictures into embeddings
+# Of what makes the condition of them: all but AlignerNet's half that only training uses, which a file may lack.
+PROMPT_PARTS = ("decoder.", "aligner.source_encoder.", "aligner.query_decoder.")
 
 # What a view goes through before the vision tower: image embeddings made in another way are not comparable.
 PREPARATION = hashlib.blake2b(
@@ -65,11 +68,16 @@ class View:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Image embeddings (latents, width) float32, the fingerprint of the model that made them, their file's name."""
+    """Image embeddings (latents, width) float32, the fingerprint of the model that made them, their file's name.
+
+    `tuned` ones were improved through language model and AlignerNet as well (`training.personalize`), so that the
+    fingerprint is that of the whole model.
+    """
 
     image_embeddings: Tensor
     model: str
     name: str
+    tuned: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,16 @@ class Reference:
         """Reference from a cut-out picture."""
         return cls(View(torch.from_numpy(crop.pixels), squash), weight, noun.strip())
 
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Reference:
+        """The reference of a file, see `load_reference`."""
+        return load_reference(path)
+
+    @property
+    def tuned(self) -> bool:
+        """Whether any part of it was tuned, and so belongs to one whole model."""
+        return _tuned(self.source)
+
     @property
     def views(self) -> tuple[View, ...]:
         """The pictures in it, in order; of what comes from a file, the picture is no longer known."""
@@ -137,24 +155,26 @@ def image_embeddings(
     source: Source | Tensor,
     size: int,
     embed: Callable[[Tensor], Tensor],
-    model: Callable[[], str],
+    model: Callable[..., str],
     shape: tuple[int, int] | None = None,
 ) -> Tensor:
     """Image embeddings (latents, width) of a source, or of a picture (3, size, size) that is prepared already.
 
-    `embed` encodes a prepared picture, `model` gives the fingerprint of the model that does, `shape` is
-    (latents, width) of what it makes. Raises ValueError for a reference from a file that another model made.
+    `embed` encodes a prepared picture; `model` gives the fingerprint of the model that does, and with `whole=True` that
+    of all that turns a prompt into a condition; `shape` is (latents, width) of what it makes. Raises ValueError for a
+    reference from a file that another model made.
     """
     if isinstance(source, View):
         source = source.prepared(size)
     if isinstance(source, Tensor):
         return embed(source)
     if isinstance(source, Encoded):
-        if source.model != model():
+        loaded = model(whole=True) if source.tuned else model()
+        if source.model != loaded:
+            again = "tune the subject again with this one" if source.tuned else "encode the picture again and save it"
             raise ValueError(
                 f"The reference {source.name} was encoded by another Kosmos-G file ({source.model[:8]}, loaded is "
-                f"{model()[:8]}), whose embeddings mean nothing to this one: load that file, or encode the picture "
-                "again and save it."
+                f"{loaded[:8]}), whose embeddings mean nothing to this one: load that file, or {again}."
             )
         held = tuple(source.image_embeddings.shape)
         if shape is not None and held != shape:
@@ -204,23 +224,24 @@ def with_references(prompt: Prompt, references: Sequence[Reference | None]) -> P
     return Prompt(tuple(segments))
 
 
-def model_fingerprint(path: str | os.PathLike) -> str:
+def model_fingerprint(path: str | os.PathLike, whole: bool = False) -> str:
     """Hash of the parts of a Kosmos-G file that turn a picture into embeddings; equal files agree whatever their names.
 
-    It is taken from the file, so the type that the weights were loaded in does not matter. Cached until the file
-    changes.
+    `whole` takes all parts that turn a prompt with pictures into a condition. It is taken from the file, so the type
+    that the weights were loaded in does not matter. Cached until the file changes.
     """
     status = os.stat(path)
-    return _fingerprint(os.fspath(path), status.st_mtime_ns, status.st_size)
+    return _fingerprint(os.fspath(path), status.st_mtime_ns, status.st_size, whole)
 
 
 @lru_cache(maxsize=16)
-def _fingerprint(path: str, modified: int, size: int) -> str:
+def _fingerprint(path: str, modified: int, size: int, whole: bool) -> str:
     digest = hashlib.blake2b(digest_size=16)
     header, prefix = read_kosmos_header(path)
+    parts = (*PICTURE_PARTS, *PROMPT_PARTS) if whole else PICTURE_PARTS
     with safetensors.safe_open(path, framework="pt") as file:
         for name in sorted(header.shapes):
-            if name.startswith(("vision.", "resampler.")):
+            if name.startswith(parts):
                 tensor = file.get_tensor(prefix + name).contiguous()
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
                 digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
@@ -228,11 +249,18 @@ def _fingerprint(path: str, modified: int, size: int) -> str:
 
 
 def save_reference(
-    path: str | os.PathLike, embeddings: Tensor, reference: Reference, model: str, *, new: bool = False
+    path: str | os.PathLike,
+    embeddings: Tensor,
+    reference: Reference,
+    model: str,
+    *,
+    new: bool = False,
+    tuned: str | None = None,
 ) -> None:
     """Write image embeddings (latents, width) with weight, noun and the hashes of model and preparation, atomically.
 
-    FileExistsError where the file has to be `new` and is not.
+    tuned: how they were tuned, a JSON text, for those whose `model` is the fingerprint of the whole model; a
+    `reference` with a tuned part is one. FileExistsError where the file has to be `new` and is not.
     """
     metadata = {
         "format": FORMAT,
@@ -242,6 +270,8 @@ def save_reference(
         "weight": repr(float(reference.weight)),
         "noun": reference.noun,
     }
+    if tuned is not None or reference.tuned:
+        metadata["tuned"] = tuned or "{}"
     write(path, [(EMBEDDINGS, embeddings.float(), torch.float32)], metadata, new=new)
 
 
@@ -280,7 +310,8 @@ def load_reference(path: str | os.PathLike) -> Reference:
             f"on their way; {again}"
         )
     try:
-        return Reference(Encoded(embeddings, metadata["model"], name), float(metadata["weight"]), metadata["noun"])
+        source = Encoded(embeddings, metadata["model"], name, "tuned" in metadata)
+        return Reference(source, float(metadata["weight"]), metadata["noun"])
     except (KeyError, ValueError) as error:
         raise WeightsError(f"{name} is damaged ({error}); {again}") from error
 
@@ -291,3 +322,9 @@ def _views(source: Source) -> Iterator[View]:
     elif isinstance(source, Mean):
         for part in source.sources:
             yield from _views(part)
+
+
+def _tuned(source: Source) -> bool:
+    if isinstance(source, Mean):
+        return any(_tuned(part) for part in source.sources if not isinstance(part, Tensor))
+    return isinstance(source, Encoded) and source.tuned

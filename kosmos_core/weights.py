@@ -20,6 +20,7 @@ from .model import KosmosG
 from .safetensors_file import Header, WeightsError, write
 from .saved_clip import read_kosmos_header
 from .tokenizer import Tokenizer
+from .weight_file import WeightFile
 
 FORMAT = "kosmos-g"
 FORMAT_VERSION = "1"
@@ -146,6 +147,7 @@ def load_model(
     model.requires_grad_(False)
     if files:
         model.tokenizer = _tokenizer(path, files, config.resampler.latents)
+    model.file = WeightFile(path)
     return model.train(False)  # not .eval(): security scanners take the word for Python's own
 
 

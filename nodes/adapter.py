@@ -127,9 +127,10 @@ class TextEncoder(torch.nn.Module):
         """Whether other weights than the file's are in place, from a merge or a hook: nothing is cached then."""
         return bool(self.applied or self.hooked or self.injected)
 
-    def fingerprint(self) -> str:
-        """Hash of the parts of the loaded file that turn pictures into embeddings.
+    def fingerprint(self, whole: bool = False) -> str:
+        """Hash of the parts of the loaded file that turn pictures into embeddings, or of the `whole` encoder.
 
+        A LoRA on the language model or AlignerNet changes none of that: it is an artist's wish on top of the file.
         Raises ValueError where other weights than the file's are in place there: they have no file to be known by.
         """
         if _file_state(self.path) != self._file_state:
@@ -146,7 +147,7 @@ class TextEncoder(torch.nn.Module):
                 "saved references belong to one file. Save and load references with the CLIP of Load Kosmos-G itself; "
                 "with this one connect the picture (Load Image or Kosmos-G Reference)."
             )
-        return model_fingerprint(self.path)
+        return model_fingerprint(self.path, whole)
 
     def slot_attention(self, section: Section) -> tuple[Tensor, Tensor]:
         """Condition (77, 768) of one section, and which of its tokens fill which slot, (77, tokens), on the CPU."""

@@ -126,11 +126,12 @@ class KosmosGSaveReference(io.ComfyNode):
         path_of(name)  # a bad name is told before anything is computed
         clip.load_model()
         encoder.reset_clip_options()
-        model = encoder.fingerprint()
+        model = encoder.fingerprint(whole=reference.tuned)
         with progress(encoder, 0, len(reference.views)):
             embeddings = encoder.image_embeddings(reference.source)
         path = save_new(name, lambda free: save_reference(free, embeddings, reference, model, new=True))
-        encoded = Reference(Encoded(embeddings, model, path.name), reference.weight, reference.noun)
+        source = Encoded(embeddings, model, path.name, reference.tuned)
+        encoded = Reference(source, reference.weight, reference.noun)
         shown = str(path.relative_to(folder_paths.get_output_directory()))
         return io.NodeOutput(encoded, ui={"text": [f"Saved as {shown}"]})
 

@@ -3,6 +3,10 @@
     python -m training.export runs/instruct kosmos-g.safetensors
     python -m training.export runs/instruct kosmos-g.safetensors --ema --dtype bfloat16 --step 20000
     python -m training.export runs/align kosmos-g.safetensors --half M
+    python -m training.export runs/style style.safetensors --lora
+
+A run with trainable.lora is exported merged, or with --lora as its low-rank additions alone: a file that ComfyUI's Load
+LoRA applies, by its strength, to the CLIP of Load Kosmos-G.
 
 The file carries the model's sizes, its tokenizer and where it came from: configuration, steps, data, git commit and
 library versions.
@@ -20,6 +24,7 @@ from typing import Any
 import torch
 
 from kosmos_core import KosmosG, KosmosGConfig, Tokenizer
+from kosmos_core.safetensors_file import write
 from kosmos_core.weights import save_weights
 
 from .base.display import printable
@@ -28,6 +33,7 @@ from .base.signals import stoppable
 from .base.yaml_text import load_yaml
 from .engine.checkpoint import latest_checkpoint
 from .engine.checkpoint_reader import load, read_progress, stored
+from .engine.trainable import comfyui_lora, empty_additions, low_rank_layers, merge, stored_names
 from .weights.provenance import TOKENIZER_FILES, TOKENIZER_FOLDER
 
 FP8 = "float8_e4m3fn"
@@ -54,6 +60,7 @@ def export(
     step: int | None = None,
     dtype: str = "float32",
     half: str = "MN",
+    lora: bool = False,
 ) -> dict[str, Any]:
     """Write the weights of a run's checkpoint to `output`, atomically; returns the provenance stored in the file.
 
@@ -61,6 +68,7 @@ def export(
         ema: the moving average of the trained weights instead of their last values.
         step: which checkpoint; None takes the latest.
         dtype: float32, bfloat16, float16, or float8_e4m3fn: the blocks' matrices in fp8, the rest in float16.
+        lora: the low-rank additions of a run with trainable.lora alone, as a LoRA file.
         half: M leaves out AlignerNet's training half, which stage 2 needs and nothing else; MN keeps what there is.
     Raises:
         CheckpointError: there is no such run, checkpoint or moving average, or one of its files cannot be read.
@@ -105,17 +113,32 @@ def export(
     with torch.device("meta"):
         names = KosmosG(sizes).state_dict()
     found = stored(path)
-    if different := [name for name, tensor in names.items() if found.get(f"model.{name}") != tuple(tensor.shape)]:
+    prefix = "model."
+    own = {name.removeprefix(prefix): shape for name, shape in found.items() if name.startswith(prefix)}
+    places, layers = stored_names(names, own), low_rank_layers(own)
+    if lora and not layers:
+        raise CheckpointError(
+            f"--lora: {path} holds no low-rank additions; train with trainable.lora above 0, or leave it out."
+        )
+    if different := [name for name, tensor in names.items() if own.get(places[name]) != tuple(tensor.shape)]:
         raise CheckpointError(
             f"{path} is of another model than {run_folder / 'config.yaml'} describes: {different[0]} and "
             f"{len(different) - 1} other tensors differ; give the run folder as the training left it."
         )
     weights = {name: torch.empty_like(tensor, device="cpu") for name, tensor in names.items()}
-    averaged = {name: weights[name] for name in weights if ema and f"average.{name}" in found}
+    wanted = {} if lora else {places[name]: tensor for name, tensor in weights.items()}
+    wanted |= (additions := empty_additions(layers, own.__getitem__))
+    averaged = {name: tensor for name, tensor in wanted.items() if ema and f"average.{name}" in found}
     if ema and not averaged:
         raise CheckpointError(f"--ema: {path} holds no moving average; train with optim.ema above 0, or leave it out.")
-    plain = {name: tensor for name, tensor in weights.items() if name not in averaged}
+    plain = {name: tensor for name, tensor in wanted.items() if name not in averaged}
     load({"model": plain, "average": averaged}, path)
+    if lora:
+        kind = DTYPES[dtype] or torch.float16
+        entries = [(name, tensor, kind) for name, tensor in comfyui_lora(layers, additions).items()]
+        write(output, entries, {"format": "pt", "provenance": json.dumps(provenance, default=str)})
+        return provenance
+    merge(weights, layers, additions)
     if dtype == FP8:
         weights = {name: narrowed(name, tensor) for name, tensor in weights.items()}
     save_weights(
@@ -132,6 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--ema", action="store_true", help="the moving average instead of the last weights")
     parser.add_argument("--step", type=int, help="the step of the checkpoint; default: the latest")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="number format of the file")
+    parser.add_argument("--lora", action="store_true", help="the low-rank additions alone, for ComfyUI's Load LoRA")
     parser.add_argument("--half", choices=("M", "MN"), default="MN", help="M leaves out AlignerNet's training half")
     options = parser.parse_args(arguments)
     try:

@@ -22,6 +22,7 @@ from .base.processes import ProcessGroup, join_process_group
 from .base.settings import as_typed, plain
 from .base.shared_folder import require_shared
 from .base.signals import StopSignal
+from .engine.adamw_8bit import check_8bit
 from .engine.checkpoint import Checkpoints, latest_checkpoint
 from .engine.loop import Trainer
 from .engine.progress import Progress
@@ -29,6 +30,7 @@ from .engine.resumed_settings import changes, refuse, sentence, stored_settings
 from .engine.run_config import RunConfig, parse
 from .engine.run_folder import owned
 from .engine.sharding import choose_sharding, parallelize
+from .engine.trainable import restrict
 from .stages import stage_module
 from .weights.provenance import record_start
 
@@ -62,6 +64,8 @@ def train(config: RunConfig, process_group: ProcessGroup, stop: StopSignal) -> N
     # Processes decide alike, though measured on each.
     config.precision = process_group.gather(choose_precision(config.precision, process_group.device))[0]
     kind = choose_sharding(config.parallel, process_group)
+    if config.optim.name == "adamw8bit":
+        check_8bit(kind)
     require_shared("run_folder", config.run_folder, process_group)
     with owned(Path(config.run_folder), process_group):
         checkpoints = Checkpoints(config.run_folder, config.checkpoint, process_group)
@@ -75,6 +79,7 @@ def train(config: RunConfig, process_group: ProcessGroup, stop: StopSignal) -> N
         except (ValueError, OSError) as error:
             raise ConfigError(f"{error}") from error
         stage.set_trainable()
+        restrict(stage.model, config.trainable, kind, config.seed)
         settings, folder = (config.parallel, config.optim, config.precision), Path(config.run_folder)
         engine = parallelize(stage, kind, *settings, process_group, folder=folder)
         trainer = Trainer(config, engine, checkpoints, stop)

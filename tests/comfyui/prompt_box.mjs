@@ -148,6 +148,31 @@ await page.evaluate(async () => {
   Object.assign(window, { prompt_: found("KosmosGTextEncode"), sampler_: found("KSampler") });
 });
 await look("reloaded");
+// From the free input to the empty canvas: what type does the search look for, which opens there?
+const socket = await page.evaluate(async () => {
+  await app.extensionManager.setting.set("Comfy.LinkRelease.Action", "no action");
+  const connector = app.canvas.linkConnector;
+  connector.events.addEventListener("dropped-on-canvas", () => { window.asked_ = connector.renderLinks[0].fromSlot.type; });
+  const [x, y] = prompt_.getConnectionPos(true, prompt_.inputs.findIndex((input) => input.name === "image_3"));
+  const { scale, offset } = app.canvas.ds;
+  const corner = app.canvas.canvas.getBoundingClientRect();
+  return [(x + offset[0]) * scale + corner.left, (y + offset[1]) * scale + corner.top];
+});
+await page.mouse.move(...socket);
+await page.mouse.down();
+await page.mouse.move(socket[0] - 60, socket[1] + 300, { steps: 4 });
+await page.mouse.move(socket[0] - 90, 940, { steps: 4 });
+await page.mouse.up();
+await page.waitForFunction(() => window.asked_);
+await page.waitForTimeout(100);
+seen.dragged = await page.evaluate(() => {
+  const colour = (type) => LGraphCanvas.link_type_colors[type];
+  return {
+    asked: window.asked_, type: prompt_.inputs.find((input) => input.name === "image_3").type,
+    colours: [colour("IMAGE,KOSMOSG_IMAGE"), colour("IMAGE")],
+    offered: LiteGraph.slot_types_default_in["IMAGE,KOSMOSG_IMAGE"] ?? [],
+  };
+});
 seen.prompt = await page.evaluate(async () => (await app.graphToPrompt()).output[prompt_.id].inputs);
 seen.colours = await page.evaluate(() => app.graph._nodes.map((node) => [node.type, node.bgcolor ?? null]));
 await page.evaluate((name) => {

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from dev.install import copy_comfyui
+from kosmos_core import Reference, load_model, save_model
 from kosmos_core.reference import Mean
 from tests.comfyui.in_process import Pack
 from tests.tiny.kosmos_file import save_tiny_kosmos
+from training.engine import trainable
 
 CUT = ("entity square", 0.0)
 RED, GREEN = torch.tensor([0.8, 0.0, 0.0]), torch.tensor([0.0, 0.6, 0.0])
@@ -207,6 +209,86 @@ def test_a_saved_reference_is_loaded_again_when_its_content_changes(pack):
     assert told[0] == told[2] != told[1]
 
 
+def test_a_tuned_reference_goes_from_its_file_into_a_prompt_and_stays_with_its_model(pack, clip, tmp_path):
+    reference, files = pack("kosmos_core.reference"), pack("nodes.reference_files")
+    encoder = pack("nodes.adapter").encoder_of(clip)
+    numbers = torch.randn(4, encoder.model.config.decoder.width, generator=torch.Generator().manual_seed(1))
+    whole = reference.model_fingerprint(encoder.path, whole=True)
+    tuned = reference.Reference(reference.Encoded(numbers, whole, "rex.safetensors", True), 1.25, "dog")
+    reference.save_reference(files.path_of("rex").with_suffix(".safetensors"), numbers, tuned, whole)
+    (loaded,) = files.KosmosGLoadReference.execute("rex.safetensors").args
+    assert (loaded.noun, loaded.weight, loaded.tuned) == ("dog", 1.25, True)
+
+    picture = filled(RED)
+    own = Reference.load(files.path_of("rex").with_suffix(".safetensors"))
+    expected = load_model(encoder.path).encode("a <i> and a hat <i>", [own, picture])
+    seen = encoded(pack, clip, "a <i> and a hat <i>", image_1=loaded, image_2=picture[None])
+    assert torch.allclose(seen, expected, atol=0.01)  # ComfyUI keeps the weights in float16
+    plain = reference.Reference(loaded.source)
+    spelled = encoded(pack, clip, "a dog (<i>:1.25) and a hat <i>", image_1=plain, image_2=picture[None])
+    assert torch.equal(seen, spelled)
+
+    # Beside it in a mean, and saved again, it still belongs to the whole model that it was tuned through.
+    mean = reference.average([loaded, reference.Reference(reference.View(picture))])
+    (again,) = files.KosmosGSaveReference.execute(clip, mean, "again").args
+    assert again.source.model == whole != encoder.fingerprint()
+    other = load_model(encoder.path)
+    other.decoder.norm.weight.data += 0.5
+    save_model(other, tmp_path / "other.safetensors")
+    stranger = pack("nodes.adapter").load_clip(tmp_path / "other.safetensors")
+    for held in (loaded, again):
+        with pytest.raises(ValueError, match="was encoded by another Kosmos-G file"):
+            encoded(pack, stranger, "a <i>", image_1=held)
+
+
+def additions(path: Path, seed: int) -> tuple[list[str], dict[str, torch.Tensor]]:
+    """Low-rank additions to the linear layers of a file's language model and AlignerNet, as in a checkpoint."""
+    generator, found, model = torch.Generator().manual_seed(seed), {}, load_model(path)
+    within = ("decoder", "aligner.source_encoder", "aligner.query_decoder")
+    layers = [
+        name for name, module in model.named_modules() if type(module) is torch.nn.Linear and name.startswith(within)
+    ]
+    for name in layers:
+        out, into = model.get_submodule(name).weight.shape
+        found[f"{name}.{trainable.DOWN}"] = torch.randn(2, into, generator=generator) / 4
+        found[f"{name}.{trainable.UP}"] = torch.randn(out, 2, generator=generator) / 4
+    return layers, found
+
+
+def test_low_rank_additions_of_a_training_are_applied_by_comfyuis_own_loader_by_strength_and_kept_apart(
+    pack, tmp_path, caplog
+):
+    load_clip = pack("nodes.adapter").load_clip
+    path = save_tiny_kosmos(tmp_path / "base.safetensors")
+    clip = load_clip(path, torch.float32)
+    picture = filled(RED)[None]
+
+    def seen(clip: Any) -> torch.Tensor:
+        return torch.cat([encoded(pack, clip, "a kettle"), encoded(pack, clip, "a dog <i>", image_1=picture)])
+
+    base, (layers, first), (_, second) = seen(clip), additions(path, 1), additions(path, 2)
+    loras = [trainable.comfyui_lora(layers, own) for own in (first, second)]
+    apply = importlib.import_module("comfy.sd").load_lora_for_models
+    assert torch.equal(seen(apply(None, clip, loras[0], 0.0, 0.0)[1]), base)
+    one, other = (apply(None, clip, lora, 0.0, 1.0)[1] for lora in loras)
+    both = apply(None, apply(None, clip, loras[0], 0.0, 0.5)[1], loras[1], 0.0, 1.0)[1]
+    found = {name: seen(own) for name, own in {"one": one, "other": other, "both": both}.items()}
+    # What each makes and remembers is its own, in whatever order they take turns.
+    for name, own in (("other", other), ("both", both), ("one", one)):
+        assert torch.equal(seen(own), found[name])
+    assert torch.equal(seen(clip), base)
+    for name, shares in {"one": (1.0, 0.0), "other": (0.0, 1.0), "both": (0.5, 1.0)}.items():
+        merged = load_model(path)
+        weights = merged.state_dict()
+        for share, own in zip(shares, (first, second), strict=True):
+            trainable.merge(weights, layers, {key: tensor * share**0.5 for key, tensor in own.items()})
+        save_model(merged, tmp_path / f"{name}.safetensors")
+        expected = seen(load_clip(tmp_path / f"{name}.safetensors", torch.float32))
+        assert torch.allclose(found[name], expected, atol=1e-4)
+        assert not torch.allclose(found[name], base, atol=1e-2)
+    assert "not loaded" not in caplog.text
+
+
 @pytest.fixture
 def steps(pack: Pack) -> Any:
     """(value, total) of every step that ComfyUI's progress bar is told."""
@@ -234,7 +316,7 @@ def test_what_is_encoded_for_the_first_time_fills_the_progress_bar_by_its_blocks
 
 def test_likeness_goes_from_the_text_alone_to_the_full_encoding(pack, clip):
     node, image = pack("nodes.text_encode").KosmosGTextEncode, filled(RED)[None]
-    full, _, text, _ = node.execute(clip, "a dog <i>", image_1=image).args
+    full, _, text, *_ = node.execute(clip, "a dog <i>", image_1=image).args
     for likeness in (0.0, 0.25, 1.0):
         mixed = node.execute(clip, "a dog <i>", "", likeness, image_1=image).args[0][0][0]
         torch.testing.assert_close(mixed, torch.lerp(text[0][0], full[0][0], likeness))

@@ -11,6 +11,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ WORKFLOW = {
 }
 ENVIRONMENT = Path(sys.executable).parents[1]
 FILES = {"file": "kosmos.safetensors", "checkpoint": "tiny.safetensors"}
+FRONT_END = tuple(map(int, version("comfyui-frontend-package").split(".")[:2])) if missing(ENVIRONMENT) is None else ()
 in_a_browser = pytest.mark.skipif(missing(ENVIRONMENT) is not None, reason=str(missing(ENVIRONMENT)))
 
 
@@ -213,6 +215,18 @@ def test_one_image_input_is_shown_beyond_those_that_are_connected_or_named(seen:
     assert seen["nodes 2.0"]["shown"][-1] == "image_4"  # a mark names it
     assert seen["reloaded"]["linked"] == seen["right"]["linked"]
     assert seen["reloaded"]["shown"] == ["image_1", "image_2", "image_3"]
+
+
+@in_a_browser
+def test_dragging_from_an_image_input_to_the_canvas_looks_for_images(seen: dict[str, Any]) -> None:
+    dragged, both = seen["dragged"], "IMAGE,KOSMOSG_IMAGE"
+    assert dragged["type"] == both
+    if FRONT_END >= (1, 41):  # it reads each of the two types
+        assert dragged["asked"] == both
+    else:
+        assert dragged["asked"] == "IMAGE"
+        assert dragged["colours"][0] == dragged["colours"][1] != ""
+        assert "LoadImage" in dragged["offered"]
 
 
 @in_a_browser

@@ -111,6 +111,13 @@ def test_weights_of_prompt_and_reference_multiply():
     assert [segment.weight for segment in prompt.segments if isinstance(segment, Text)] == [1.0, 1.0]
 
 
+def test_weights_that_multiply_to_more_than_a_prompt_may_have_are_refused_by_their_mark():
+    with pytest.raises(
+        ValueError, match="<i1> has the weight 80 in the prompt and 2 in its reference: their product, 160"
+    ):
+        with_references(Prompt.parse("a (<i>:80)"), [Reference(View(image(1)), weight=2.0)])
+
+
 @pytest.mark.parametrize("weight", [-0.1, 2.1, float("nan")])
 def test_a_weight_outside_0_to_2_is_refused(weight):
     with pytest.raises(ValueError, match="weight of a reference"):

@@ -1,5 +1,6 @@
 """The commands from end to end: results, resuming after a kill, several processes, and everything that can be wrong."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -16,9 +17,14 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
+from kosmos_core import Reference, load_model
 from kosmos_core.atomic import UNFINISHED
+from kosmos_core.reference import Encoded, model_fingerprint, save_reference
 from tests.tiny import drawings as tiny
 from training.evaluate.__main__ import main
+from training.evaluate.feature_networks import ImageFeatures
+from training.evaluate.jobs import Job
+from training.evaluate.score import References, fidelity
 
 PROMPTS = ["a {} on the beach", "a {} in the snow", "a red {}"]
 IMAGES = 2 * 3 * 4
@@ -73,6 +79,46 @@ def whole(bench, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "out"
     assert main([*bench, "--output", str(folder)]) == 0
     return folder
+
+
+def test_tuned_references_get_a_row_and_a_sheet_beside_zero_shot_and_are_compared_with_all_they_were_made_of(
+    bench, weights, tmp_path, capsys
+):
+    tuned, output = tmp_path / "tuned", tmp_path / "out"
+    options = [*bench, "--only-subjects", "mug", "--tuned", str(tuned), "--output", str(output)]
+    assert main(options) == 2
+    assert "mug.safetensors is missing; make it with" in capsys.readouterr().err
+    tuned.mkdir()
+    model = load_model(weights)
+    numbers = torch.randn(model.config.resampler.latents, model.config.decoder.width)
+    for made_by, told, sentence in (
+        ("another model", "{}", "mug.safetensors was encoded by another Kosmos-G file"),
+        (model_fingerprint(weights), None, "mug.safetensors was encoded from a picture and not tuned"),
+    ):
+        save_reference(tuned / "mug.safetensors", numbers, Reference(Encoded(numbers, "", "")), made_by, tuned=told)
+        assert main(options) == 2
+        assert sentence in capsys.readouterr().err
+    assert not output.exists()
+    whole = model_fingerprint(weights, whole=True)
+    save_reference(tuned / "mug.safetensors", numbers, Reference(Encoded(numbers, "", "")), whole, tuned="{}")
+    assert main(options) == 0
+    rows = json.loads((output / "results.json").read_text())["rows"]
+    assert list(rows) == ["real pictures (oracle)", "input echoed", "this model", "tuned references"]
+    records = [json.loads(line) for line in (output / "scores.jsonl").open()]
+    zero_shot, of_tuned = ([x for x in records if x["path"].startswith(start)] for start in ("pictures/", "tuned/"))
+    assert len(zero_shot) == len(of_tuned) == 12
+    assert rows["tuned references"]["dino"]["mean"] == pytest.approx(sum(x["dino"] for x in of_tuned) / 12)
+    assert rows["this model"]["dino"]["mean"] == pytest.approx(sum(x["dino"] for x in zero_shot) / 12)
+    assert (output / "tuned/mug/00_0.png").read_bytes() != (output / "pictures/mug/00_0.png").read_bytes()
+    assert {path.name for path in (output / "sheets").iterdir()} == {"mug.png", "mug, tuned.png"}
+
+
+def test_a_copy_of_any_photograph_counts_where_the_reference_was_tuned_on_all():
+    features = ImageFeatures(*(torch.eye(2, 3) for _ in range(3)))
+    references = References({"mug": []}, {"mug": features}, {"mug": 0})
+    job = Job("", "", "", subjects=("mug",))
+    assert fidelity(features, 1, job, references, False)["copy"] == 0
+    assert fidelity(features, 1, dataclasses.replace(job, tuned=(Path("mug"),)), references, False)["copy"] == 1
 
 
 def test_an_evaluation_leaves_pictures_records_a_table_and_sheets(whole):

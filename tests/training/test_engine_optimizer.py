@@ -1,12 +1,18 @@
 """Optimisers, schedules, the moving average and loss scaling."""
 
+import importlib.util
 import math
+import sys
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
+from training import run
 from training.base.errors import ConfigError
 from training.base.precision import LossScale
+from training.base.processes import ProcessGroup
+from training.engine.adamw_8bit import in_plain_tensors, of_plain_tensors
 from training.engine.optimizer import (
     MovingAverage,
     OptimConfig,
@@ -14,8 +20,14 @@ from training.engine.optimizer import (
     freeze_parts,
     learning_rate,
     parameter_groups,
+    set_learning_rate,
 )
+from training.engine.run_config import parse
 from training.engine.sharding import total_norm
+from training.engine.sharding.engine import Engine, StepModule
+from training.plan.memory import plan
+
+CPU = torch.device("cpu")
 
 
 def test_the_original_s_first_update_has_rate_zero_and_adamw_s_has_not():
@@ -155,3 +167,72 @@ def test_the_rate_is_at_its_height_as_soon_as_the_warm_up_is_over(name):
     assert rates[10] == max(rates) == 1.0
     assert rates[9] == (1.0 if name == "adamw" else 0.9)
     assert rates[11] == pytest.approx(0.99)
+
+
+def test_moments_of_8_bits_take_a_quarter_of_the_plan_and_are_refused_where_they_cannot_be(
+    smoke_stages, tmp_path, capsys, monkeypatch
+):
+    own = smoke_stages.arguments("align", tmp_path / "run", "--steps", "1")
+    small = [*own, "--optim.name", "adamw8bit"]
+    found = [plan(parse(arguments), 1).optimizer for arguments in (own, small)]
+    assert found[1] == pytest.approx(found[0] / 4, rel=0.05)
+    with pytest.raises(ConfigError, match="adamw8bit works with"):
+        plan(parse(small), 2)
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "torchao" else object())
+    assert run.main(small) == 2
+    assert "adamw8bit needs the package torchao; pip install torchao, or use adamw." in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_codes_and_scales_are_plain_tensors_in_a_checkpoint():
+    class Moments:  # what torchao's tensors have
+        def __init__(self):
+            self.codes, self.scale = torch.zeros(256, dtype=torch.uint8), torch.zeros(1)
+
+    own = {"weight": {"step": torch.zeros(()), "exp_avg": Moments()}}
+    plain = in_plain_tensors(own)
+    assert {key: value.dtype for key, value in plain["weight"].items()} == {
+        "step": torch.float32,
+        "exp_avg.codes": torch.uint8,
+        "exp_avg.scale": torch.float32,
+    }
+    stored = {"weight": {key: value + 3 for key, value in plain["weight"].items()}}
+    filled = of_plain_tensors(own, stored)
+    assert filled["weight"]["exp_avg"] is own["weight"]["exp_avg"]
+    assert torch.equal(own["weight"]["exp_avg"].codes, stored["weight"]["exp_avg.codes"])
+    assert torch.equal(filled["weight"]["step"], stored["weight"]["step"])
+
+
+def test_moments_of_8_bits_go_through_a_checkpoint_bit_equal(tmp_path):
+    pytest.importorskip("torchao")
+    config = OptimConfig(name="adamw8bit", lr=1e-2)
+
+    class Layer:  # as much of a stage as an engine asks for
+        def __init__(self):
+            torch.manual_seed(0)
+            self.model = torch.nn.Linear(64, 64)
+
+    def trained(engine, steps):
+        for step in steps:
+            torch.manual_seed(step)
+            inputs = torch.randn(8, 64)
+            engine.stage.model(inputs).square().mean().backward()
+            set_learning_rate(engine.optimizer, 1e-2 / (step + 1))
+            engine.optimizer.step()
+            engine.zero_grad()
+        return engine
+
+    whole, first, second = (Engine(StepModule(Layer()), config, ProcessGroup(0, 1, CPU)) for _ in range(3))
+    trained(whole, range(4))
+    trained(first, range(2))
+    dcp.save({"optimizer": first.optimizer_state()}, checkpoint_id=tmp_path, no_dist=True)
+    state = {"optimizer": second.optimizer_state()}
+    dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
+    second.load_optimizer_state(state["optimizer"])
+    second.stage.model.load_state_dict(first.stage.model.state_dict())
+    trained(second, range(2, 4))
+    assert torch.equal(second.stage.model.weight, whole.stage.model.weight)
+    assert state["optimizer"]["weight"]["exp_avg.codes"].dtype == torch.uint8
+    found, expected = second.optimizer_state()["weight"], whole.optimizer_state()["weight"]
+    assert [key for key in expected if not torch.equal(found[key], expected[key])] == []

@@ -31,7 +31,7 @@ from .checkpoint_reader import read_progress, reading
 from .data_reports import DataReports
 from .metrics import Meter, peak_flops
 from .operations import OperationCount, OperationCounter, batch_sizes
-from .optimizer import MovingAverage, learning_rate
+from .optimizer import MovingAverage, learning_rate, set_learning_rate
 from .progress import Progress
 from .run_config import RunConfig
 from .run_state import gather_state, restore_state
@@ -187,8 +187,7 @@ class Trainer:
             if 0 < config.optim.clip_norm < norm:
                 scale *= config.optim.clip_norm / (norm + 1e-6)
             torch._foreach_mul_(engine.gradients(), scale)
-            for group in engine.optimizer.param_groups:
-                group["lr"] = lr * group["rate_factor"]
+            set_learning_rate(engine.optimizer, lr)
             engine.optimizer.step()
             if self.average is not None:
                 self.average.update()

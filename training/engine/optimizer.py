@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import ConfigError
+from .adamw_8bit import build_8bit
 
 
 @dataclass
 class OptimConfig:
     """How weights are updated."""
 
-    name: Literal["adamw", "original"] = "adamw"
-    """adamw is torch.optim.AdamW; original reproduces the Adam of the original's training, see `OriginalAdam`."""
+    name: Literal["adamw", "original", "adamw8bit"] = "adamw"
+    """adamw is torch.optim.AdamW; original reproduces the Adam of the original's training, see `OriginalAdam`;
+    adamw8bit keeps moments in 8 bits (needs torchao; single or ddp)."""
     lr: float = 1e-3
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.98)
@@ -69,6 +71,15 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     done = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
     left = {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}[config.schedule]
     return config.final_lr + (config.lr - config.final_lr) * left
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of the next update, in each group by its factor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):  # torchao's compiled updates read it there
+            group["lr"].fill_(rate * group["rate_factor"])
+        else:
+            group["lr"] = rate * group["rate_factor"]
 
 
 def rate_factor(name: str, rates: dict[str, float]) -> float:
@@ -152,6 +163,8 @@ def build_optimizer(config: OptimConfig, parameters: list, fused: bool = True) -
     options = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
     if config.name == "original":
         return OriginalAdam(parameters, **options)
+    if config.name == "adamw8bit":
+        return build_8bit(parameters, options)
     return torch.optim.AdamW(parameters, **options, fused=fused)
 
 

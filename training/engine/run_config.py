@@ -27,6 +27,7 @@ from .optimizer import OptimConfig
 from .progress import LogConfig
 from .sharding import ParallelConfig
 from .step_profile import profiled_steps
+from .trainable import TrainableConfig
 from .validate_config import ValidateConfig, check_held_out
 
 OWN_KEYS = """
@@ -85,6 +86,7 @@ class RunConfig:
     model: KosmosGConfig = field(default_factory=KosmosGConfig.official)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    trainable: TrainableConfig = field(default_factory=TrainableConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -102,7 +104,11 @@ class RunConfig:
         if self.profile is not None:
             profiled_steps(self.profile, self.steps)
         if self.data is not None:
-            check_held_out(self.validate, self.data, self.steps)
+            trained = {f"data.sources.{name}": source.path for name, source in self.data.sources.items()}
+            replay = getattr(self.task, "replay", None)
+            if replay is not None and replay.captions:
+                trained["task.replay.captions"] = replay.captions
+            check_held_out(self.validate, trained, self.steps)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(plain(self), sort_keys=False)

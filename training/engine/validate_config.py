@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..base.errors import ConfigError
-from ..data.data_config import DataConfig
 from ..data.held_out import HeldOutSource
 
 
@@ -78,15 +77,18 @@ class ValidateConfig:
         return bool(self.sources) and (step % self.every == 0 or step == steps or named)
 
 
-def check_held_out(config: ValidateConfig, data: DataConfig, steps: int) -> None:
-    """ConfigError where a run trains on what is held out, or ends before an expectation is judged."""
+def check_held_out(config: ValidateConfig, trained: Mapping[str, str], steps: int) -> None:
+    """ConfigError where a run trains on what is held out, or ends before an expectation is judged.
+
+    trained: the paths of what it trains on, by the settings that name them.
+    """
     for name, held in config.sources.items():
-        for trained_name, trained in data.sources.items():
-            first, second = Path(held.path).resolve(), Path(trained.path).resolve()
+        for setting, path in trained.items():
+            first, second = Path(held.path).resolve(), Path(path).resolve()
             if first == second or first in second.parents or second in first.parents:
                 raise ConfigError(
-                    f"validate.sources.{name}: {held.path} is, holds or lies inside {trained.path}, which "
-                    f"data.sources.{trained_name} trains on; move the held-out shards to a folder of their own."
+                    f"validate.sources.{name}: {held.path} is, holds or lies inside {path}, which {setting} trains "
+                    f"on; move the held-out shards to a folder of their own."
                 )
     for expected in config.expect:
         if expected.by_step > steps:

@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--protocol", required=True, choices=("kosmosg", "dreambooth"))
     bench.add_argument("--pairs", help="several subjects per picture: UNO's dreambench_multiip.json, or YAML of pairs")
     bench.add_argument("--subjects", help="YAML of your own subjects and prompts instead of DreamBench's")
+    bench.add_argument("--tuned", help="folder of tuned references, SUBJECT.safetensors: a row beside the zero-shot")
     bench.add_argument("--only-subjects", nargs="+", metavar="NAME", help="these subjects alone")
     bench.add_argument("--copy-threshold", type=float, help="default: 95th percentile among the real pictures")
     coco = commands.add_parser("coco", help="FID of captioned pictures, beside Stable Diffusion's own")

@@ -98,6 +98,7 @@ def contents_of_jobs(options: Namespace, weights: Iterable[str], jobs: Sequence[
 
     With `--only score` models are not looked at: they are not needed, and need not be there.
     """
+    tuned = sorted({path for job in jobs for path in job.tuned})
     told = [[job.path, job.prompt, job.text, list(job.subjects), job.seed, job.row, job.rows] for job in jobs]
     found = {"the prompts and their noise": hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()}
     sources: dict[str, Path] = {}
@@ -105,6 +106,7 @@ def contents_of_jobs(options: Namespace, weights: Iterable[str], jobs: Sequence[
         name = f"the picture {'/'.join(path.parts[-2:])}"
         sources[f"the picture {path}" if name in sources else name] = path
     if getattr(options, "only", None) != "score":
+        sources |= {f"--tuned {path}": path for path in tuned}
         sources |= {f"--weights {own}": Path(own) for own in weights if own != SD_ROW}
         sources[f"--sd {options.sd}"] = StableDiffusion(options.sd, option="--sd").path
     return found | {name: content_digest(*files_below(path)) for name, path in sources.items()}

@@ -25,6 +25,7 @@ from .statistics import subject_means, summarise, warning_of_size
 from .subject_sheets import subject_sheet
 from .subjects import DREAMBENCH, SubjectSet, check_images, read_subjects, subject_images
 from .table import markdown
+from .tuned import check_tuned, tuned_jobs
 
 HEADINGS = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "copied": "copies"}
 
@@ -33,7 +34,12 @@ def run(options: Namespace, process_group: ProcessGroup) -> None:
     """The whole command: generate what is missing, score what is unscored, write results.json, table.md and sheets."""
     protocol = PROTOCOLS[options.protocol]
     subjects = read_subjects(options.subjects) if options.subjects else DREAMBENCH
-    jobs = _jobs(options, subjects, protocol)
+    jobs = zero_shot = _jobs(options, subjects, protocol)
+    if options.tuned:
+        tuned = tuned_jobs(zero_shot, options.tuned)
+        if options.only != "score":
+            check_tuned(tuned, options.weights)
+        jobs = [*zero_shot, *tuned]
     images = {
         name: _real_images(name, subjects, options.data) for name in sorted({x for job in jobs for x in job.subjects})
     }
@@ -59,6 +65,7 @@ def run(options: Namespace, process_group: ProcessGroup) -> None:
         subjects=subjects.name,
         weights=str(options.weights),
         pairs=options.pairs,
+        **({"tuned": str(options.tuned)} if options.tuned else {}),
         pictures=len(jobs),
     )
     if options.only != "score":
@@ -132,20 +139,25 @@ def _report(
 ) -> None:
     """Merge all records in the jobs' order, tabulate them beside the other rows, and draw a sheet per subject."""
     found = folder.records("scores")
-    records = [dict(found[job.path], copied=float(found[job.path]["copy"] > threshold)) for job in jobs]
-    folder.write("scores.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    scored = [dict(found[job.path], copied=float(found[job.path]["copy"] > threshold)) for job in jobs]
+    folder.write("scores.jsonl", "".join(json.dumps(record) + "\n" for record in scored))
+    rows_of_jobs = list(zip(scored, jobs, strict=True))
+    records = [record for record, job in rows_of_jobs if not job.tuned]
+    tuned = [record for record, job in rows_of_jobs if job.tuned]
     metrics = (*METRICS, "copied")
     rows: dict[str, dict[str, Any]] = {
         "real pictures (oracle)": summarise(oracle(references, jobs), metrics),
         "input echoed": summarise(echo(references, jobs, nets, protocol.all_references), metrics),
         "this model": summarise(records, metrics),
     }
+    if tuned:
+        rows["tuned references"] = summarise(tuned, metrics)
     complete = subjects is DREAMBENCH and all("+" not in job.group for job in jobs)
     if complete and len({job.group for job in jobs}) == len(subjects.subjects):
         for name, figures in PUBLISHED[protocol.name].items():
             rows[f"published: {name}"] = dict(zip(METRICS, figures, strict=True))
     title = (
-        f"{subjects.name}, protocol `{protocol.name}`: {len(records)} pictures, {sampling.scheduler}, "
+        f"{subjects.name}, protocol `{protocol.name}`: {len(scored)} pictures, {sampling.scheduler}, "
         f"{sampling.steps} steps, guidance {sampling.guidance:g}, {sampling.size} px. Mean over subjects [95 % "
         f"bootstrap over subjects]; copies: share above {threshold:.3f}."
     )
@@ -158,13 +170,16 @@ def _report(
         "rows": rows,
         **({"warning": warning} if warning else {}),
         "subjects": {metric: subject_means(records, metric) for metric in metrics},
+        **({"tuned subjects": {metric: subject_means(tuned, metric) for metric in metrics}} if tuned else {}),
     }
     folder.write("results.json", json.dumps(results, indent=2) + "\n")
     folder.write("table.md", table)
     for group in dict.fromkeys(job.group for job in jobs):
-        own = [record for record in records if record["subject"] == group]
         shown = next(job.conditions for job in jobs if job.group == group)
         title = " + ".join(group.replace("_", " ").split("+"))
-        folder.write(f"sheets/{group}.png", subject_sheet(title, shown, own, folder.path, threshold))
+        for name, found in ((group, records), (f"{group}, tuned", tuned)):
+            own = [record for record in found if record["subject"] == group]
+            if own:
+                folder.write(f"sheets/{name}.png", subject_sheet(title, shown, own, folder.path, threshold))
     print(table, end="")
     print(f"\nresults.json, scores.jsonl, table.md and sheets/ are in {folder.path}")

@@ -14,12 +14,14 @@ from kosmos_core import load_model
 from kosmos_core.diffusers.pipeline import KosmosGPipeline
 from kosmos_core.diffusers.sampler import named_scheduler
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
+from kosmos_core.reference import Reference
 from kosmos_core.safetensors_file import WeightsError
 
 from ..base.errors import ConfigError
 from ..base.precision import DTYPES, Precision
 from .jobs import Job
 from .subjects import open_image
+from .tuned import SUFFIX, opened
 
 SD_ROW = "sd15"  # in place of a weight file: Stable Diffusion with its own text encoder
 
@@ -73,14 +75,14 @@ class ImageGenerator:
         self.diffusion.set_progress_bar_config(disable=True)
         if sampling.size % self.diffusion.vae_scale_factor:
             raise ConfigError(f"--size: {sampling.size} must be a multiple of {self.diffusion.vae_scale_factor}")
-        self._images: dict[Path, Image.Image] = {}
+        self._images: dict[Path, Image.Image | Reference] = {}
 
     @torch.no_grad()
     def generate(self, jobs: Sequence[Job]) -> list[Image.Image]:
         """One picture for each job, made in one batch; equal prompts are encoded once."""
-        wordings = list(dict.fromkeys((job.prompt, job.text, job.conditions) for job in jobs))
+        wordings = list(dict.fromkeys((job.prompt, job.text, job.shown) for job in jobs))
         place = {wording: index for index, wording in enumerate(wordings)}
-        rows = [place[job.prompt, job.text, job.conditions] for job in jobs]
+        rows = [place[job.prompt, job.text, job.shown] for job in jobs]
         embeds = {name: value[rows] for name, value in self._encode(wordings).items()}
         noise = torch.stack([self._noise(job) for job in jobs]).to(self.diffusion.unet.dtype)
         size = self.sampling.size
@@ -103,11 +105,11 @@ class ImageGenerator:
         positive, negative = self.diffusion.encode_prompt(texts, device, 1, guidance)
         return {"prompt_embeds": positive} | ({"negative_prompt_embeds": negative} if guidance else {})
 
-    def _image(self, path: Path) -> Image.Image:
+    def _image(self, path: Path) -> Image.Image | Reference:
         if path not in self._images:
             if len(self._images) > 64:
                 self._images.clear()
-            self._images[path] = open_image(path)
+            self._images[path] = opened(path) if path.suffix == SUFFIX else open_image(path)
         return self._images[path]
 
     def _noise(self, job: Job) -> Tensor:

@@ -22,6 +22,7 @@ class Job:
     path: where it goes, relative to the output folder; also its name in records.
     prompt: as Kosmos-G reads it. text: the same in plain words.
     conditions: the pictures of the prompt's marks. subjects: the names of what they show.
+    tuned: files of references that take the places of the pictures, where there are any.
     seed, row, rows: its noise is row `row` of a block of `rows` drawn from `seed`.
     """
 
@@ -33,6 +34,12 @@ class Job:
     seed: int = 0
     row: int = 0
     rows: int = 1
+    tuned: tuple[Path, ...] = ()
+
+    @property
+    def shown(self) -> tuple[Path, ...]:
+        """What the model is given for the prompt's marks: pictures, or files of references."""
+        return self.tuned or self.conditions
 
     @property
     def group(self) -> str:
@@ -48,7 +55,7 @@ class Job:
             "text": self.text,
             "seed": self.seed,
             "noise_row": self.row,
-            "conditions": [str(path) for path in self.conditions],
+            "conditions": [str(path) for path in self.shown],
         }
 
 

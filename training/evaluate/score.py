@@ -50,14 +50,15 @@ def fidelity(
     """DINO, CLIP-I and `copy` of one picture, which is row `row` of `result`.
 
     The first two are cosines to the references, averaged over them and then over the job's subjects; `copy` is the
-    largest cosine between the foregrounds of the picture and of any picture that the model was shown.
+    largest cosine between the foregrounds of the picture and of any picture that the model was shown: of a tuned
+    reference, which was made of them, any real picture of the subject.
     """
     per_subject = []
     for subject in job.subjects:
         real = references.of(subject, all_references)
         per_subject.append(((real.dino @ result.dino[row]).mean(), (real.clip @ result.clip[row]).mean()))
     dino, clip = torch.tensor(per_subject).mean(0).tolist()
-    shown = [references.of(subject, False).foreground @ result.foreground[row] for subject in job.subjects]
+    shown = [references.of(subject, bool(job.tuned)).foreground @ result.foreground[row] for subject in job.subjects]
     scores = {"dino": dino, "clip_i": clip, "copy": float(torch.cat(shown).max())}
     if len(job.subjects) > 1:
         scores["dino_per_subject"] = [float(dino) for dino, _ in per_subject]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -23,10 +23,12 @@ from ..base.precision import DTYPES, autocast
 from ..base.processes import ProcessGroup
 from ..base.rng import RowRng
 from ..data.batch_stream import Batch
+from ..engine.adamw_8bit import EightBitMoments, check_8bit
 from ..engine.operations import OperationCounter
 from ..engine.optimizer import MovingAverage, build_optimizer
 from ..engine.run_config import RunConfig
 from ..engine.sharding import Engine, parallelize, sharding_mesh
+from ..engine.trainable import restrict
 from ..stages import stage_module
 from .fake_floats import fake_floats
 from .live_memory import LiveMemory
@@ -60,12 +62,14 @@ def plan(config: RunConfig, processes: int, *, length: int | None = None, images
         length: tokens of a row; None takes the longest that the configuration lets through.
         images: pictures per row; None takes 1, and 0 for align.
     Raises:
-        ConfigError: the batch does not divide over the processes, the pictures do not fit into the rows, or the
-            folder of `task.stable_diffusion` describes a model of another family.
+        ConfigError: the batch does not divide over the processes, the optimiser cannot be sharded so, the pictures do
+            not fit into the rows, or the folder of `task.stable_diffusion` describes a model of another family.
     """
     kind = config.parallel.sharding
     if kind == "auto":
         kind = "single" if processes == 1 else "fsdp2"
+    if config.optim.name == "adamw8bit":
+        check_8bit(kind, package=False)
     micro_batches, rest = divmod(config.batch.size, config.batch.micro * processes)
     if rest or not micro_batches:
         raise ConfigError(
@@ -118,11 +122,14 @@ def _simulate(config: RunConfig, processes: int, batch: Batch) -> dict[str, int]
             except WeightsError as error:
                 raise ConfigError(f"{error}") from error
             stage.set_trainable()
-            settings = config.parallel, config.optim, config.precision
+            restrict(stage.model, config.trainable, kind, config.seed)
+            small = config.optim.name == "adamw8bit"
+            optim = replace(config.optim, name="adamw") if small else config.optim
+            settings = config.parallel, optim, config.precision
             engine = parallelize(stage, kind, *settings, process_group, mesh=mesh, fill=False)
             # This process's part of each parameter: for whole lists of sharded ones torch takes most of a plan's time.
             own = {name: nn.Parameter(_own(p.detach())) for name, p in engine.parameters.items()}
-            optimizer = build_optimizer(config.optim, list(own.values()))
+            optimizer = EightBitMoments([*own.values()]) if small else build_optimizer(optim, [*own.values()])
             average = MovingAverage(own, config.optim.ema) if config.optim.ema else None
             for parameter in own.values():  # the optimiser's state exists from the first update on
                 parameter.grad = torch.zeros_like(parameter)

@@ -31,11 +31,18 @@ def noise_errors(
     unet: nn.Module, scheduler: Any, batch: Batch, noise: Tensor, timesteps: Tensor, condition: Tensor
 ) -> Tensor:
     """Mean squared error of the noise that the U-Net predicts under each condition (b, 77, 768); (b,) float32."""
-    noisy = scheduler.add_noise(batch["latents"], noise, timesteps)
+    return squared_errors(unet, scheduler, batch["latents"], noise, timesteps, condition).mean((1, 2, 3))
+
+
+def squared_errors(
+    unet: nn.Module, scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor, condition: Tensor
+) -> Tensor:
+    """The same of each latent, not averaged: (b, 4, h, w) float32."""
+    noisy = scheduler.add_noise(latents, noise, timesteps)
     predicted = unet(noisy.to(unet.dtype), timesteps, encoder_hidden_states=condition.to(unet.dtype)).sample
     velocity = scheduler.config.prediction_type == "v_prediction"
-    expected = scheduler.get_velocity(batch["latents"], noise, timesteps) if velocity else noise
-    return (predicted.float() - expected.float()).square().mean((1, 2, 3))
+    expected = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
+    return (predicted.float() - expected.float()).square()
 
 
 def loss(

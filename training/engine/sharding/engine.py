@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from ...base.processes import ProcessGroup
+from ..adamw_8bit import in_plain_tensors, of_plain_tensors
 from ..optimizer import OptimConfig, build_optimizer, parameter_groups, rate_factor
 from ..stage import Stage
 
@@ -97,9 +98,10 @@ class Engine:
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """The optimiser's tensors by parameter name, the same for every sharding; under fsdp2 this process's shards."""
-        return get_optimizer_state_dict(self.stage.model, self.optimizer)["state"]
+        return in_plain_tensors(get_optimizer_state_dict(self.stage.model, self.optimizer)["state"])
 
     def load_optimizer_state(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Take over tensors in the form of `optimizer_state`; learning rate, betas and the like stay as configured."""
         own = get_optimizer_state_dict(self.stage.model, self.optimizer)
-        set_optimizer_state_dict(self.stage.model, self.optimizer, {**own, "state": state})
+        filled = of_plain_tensors(own["state"], state)
+        set_optimizer_state_dict(self.stage.model, self.optimizer, {**own, "state": filled})

@@ -1,0 +1,292 @@
+"""Tuned references: what is tuned, what stays as it is, stopping and going on, and photographs that cannot be used."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kosmos_core import Reference, WeightsError, load_model, preprocess_image, save_model
+from kosmos_core.reference import View, average, load_reference
+from tests.tiny.kosmos_file import save_tiny_kosmos
+from tests.tiny.stable_diffusion import save_folder, tiny_parts
+from training.base import signals
+from training.base.precision import LossScale
+from training.base.processes import ProcessGroup
+from training.base.rng import RowRng
+from training.personalize.__main__ import main
+from training.personalize.photographs import Sizes, held_out, read_photographs
+from training.personalize.subject_run import Models
+from training.personalize.tuning import Tuning, TuningConfig, prompts_of
+
+SIDE = 16
+SEEN = 224
+SIZES = Sizes(painted=SIDE, seen=SEEN)
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """The command takes signals over; the tests' own come back."""
+    before = {number: signal.getsignal(number) for number in signals.numbers()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_kosmos(tmp_path_factory.mktemp("weights") / "kosmos-g.safetensors")
+
+
+@pytest.fixture(scope="module")
+def sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_folder(tiny_parts(), tmp_path_factory.mktemp("sd"))
+
+
+def picture(seed: int, side: int = 20) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
+
+
+def photographs(folder: Path, count: int) -> Path:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        picture(number).save(folder / f"{number:02}.png")
+    return folder
+
+
+@pytest.fixture
+def run(weights: Path, sd: Path) -> Callable[..., int]:
+    def run(images: Path, output: Path, *options: str) -> int:
+        paths = ["--weights", weights, "--sd", sd, "--images", images, "--output", output]
+        few = ["--size", SIDE, "--batch-size", 2, "--judge-every", 2, "--steps", 6, "--precision", "fp32"]
+        return main([str(word) for word in (*paths, *few, *options)])
+
+    return run
+
+
+def test_a_tuned_file_is_a_reference_beside_others_and_nothing_without_it_changes(run, weights, tmp_path, capsys):
+    before = weights.read_bytes()
+    output = tmp_path / "rex.safetensors"
+    assert run(photographs(tmp_path / "rex", 3), output, "--noun", "dog", "--weight", "1.2", "--patience", "9") == 0
+    assert "held out: 02.png" in capsys.readouterr().out
+    assert weights.read_bytes() == before
+    model, tuned, other = load_model(weights), Reference.load(output), picture(9)
+    assert (tuned.noun, tuned.weight, tuned.tuned) == ("dog", 1.2, True)
+    together = model.encode("a <i> and a cat <i> at the beach", [tuned, other])
+    zero_shot = Reference(_mean(model, [picture(0), picture(1)]), 1.2, "dog")
+    assert not torch.equal(together, model.encode("a <i> and a cat <i> at the beach", [zero_shot, other]))
+    alone = load_model(weights)
+    for prompt, images in (("a cat at the beach", []), ("a cat <i> at the beach", [other])):
+        assert torch.equal(model.encode(prompt, images), alone.encode(prompt, images))
+
+
+def _mean(model, images):
+    views = [Reference(View(torch.from_numpy(np.array(image)))) for image in images]
+    return average(views, keep_norm=True).source
+
+
+def test_tuning_starts_at_zero_shot_lowers_its_loss_and_counts_inside_the_masks_alone(weights, sd, tmp_path):
+    folder = photographs(tmp_path / "rex", 2)
+    mask = np.zeros((20, 20), bool)
+    mask[:10, :10] = True
+    Image.fromarray(mask).save(folder / "00.mask.png")
+    found = read_photographs(folder, SIZES, lambda _: None)
+    model, parts = load_model(weights), tiny_parts()
+    config = TuningConfig(steps=12, rate=0.2, batch=4, seed=3)
+    tuning = Tuning(
+        model, parts["unet"].eval(), parts["vae"].eval(), parts["scheduler"], found, [], "dog", config, "fp32"
+    )
+    views = torch.stack([model.image_embeddings(one.view) for one in found])
+    expected = views.mean(0) * views.norm(dim=-1, keepdim=True).mean(0) / views.mean(0).norm(dim=-1, keepdim=True)
+    assert torch.allclose(tuning.start, expected)
+    cut = np.where(np.pad(mask[:10, :10], 0)[..., None], np.array(picture(0))[:10, :10], 255).astype(np.uint8)
+    assert torch.equal(found[0].view, preprocess_image(Image.fromarray(cut), SEEN))
+
+    rng = RowRng(0, 0)
+    with torch.no_grad():
+        inside = tuning.errors(tuning.start, tuning.tuned_on, rng, 2, spread=True)
+        tuning.tuned_on.inside[0, 0, 4:, :] = 1  # the lower half counts as well now
+        wider = tuning.errors(tuning.start, tuning.tuned_on, rng, 2, spread=True)
+    assert inside[1] == wider[1]
+    assert inside[0] != wider[0]
+
+    first = tuning.judge()
+    while not tuning.finished():
+        tuning.step()
+    assert tuning.judge() < first
+    assert tuning.progress.best_step == 12
+
+
+def test_a_stopped_tuning_goes_on_to_the_same_file(run, tmp_path, capsys, monkeypatch):
+    folder, whole, halves = (
+        photographs(tmp_path / "rex", 3),
+        tmp_path / "whole.safetensors",
+        tmp_path / "rex.safetensors",
+    )
+    assert run(folder, whole) == 0
+    step = Tuning.step
+
+    def stopped(tuning: Tuning) -> float:
+        if tuning.progress.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(tuning)
+
+    with monkeypatch.context() as changed:
+        changed.setattr(Tuning, "step", stopped)
+        assert run(folder, halves) == 128 + signal.SIGTERM
+    assert not halves.exists()
+    assert "Stopped by SIGTERM" in capsys.readouterr().err
+    assert run(folder, halves) == 2
+    assert "add --resume" in capsys.readouterr().err
+    assert run(folder, halves, "--resume", "--rate", "0.2") == 2
+    assert "begun with another rate (0.1, now 0.2)" in capsys.readouterr().err
+    assert run(folder, halves, "--resume") == 0
+    assert "going on after step 3" in capsys.readouterr().out
+    one, other = load_reference(whole).source, load_reference(halves).source
+    assert torch.equal(one.image_embeddings, other.image_embeddings)
+    assert [path.name for path in tmp_path.glob("*.unfinished")] == []
+    assert run(folder, halves) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_a_broken_state_is_refused_and_left_alone(run, tmp_path, capsys):
+    folder, output = photographs(tmp_path / "rex", 2), tmp_path / "rex.safetensors"
+    beside = tmp_path / "rex.safetensors.unfinished"
+    beside.write_bytes(b"half")
+    assert run(folder, output, "--resume") == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert beside.read_bytes() == b"half"
+
+
+def _damage(folder: Path) -> None:
+    path = folder / "01.png"
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def _mark_nothing(folder: Path) -> None:
+    Image.new("1", (20, 20)).save(folder / "01.mask.png")
+
+
+def _repeat(folder: Path) -> None:
+    picture(0).save(folder / "01.png")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (_damage, "01.png is left out: it cannot be read"),
+        (lambda folder: picture(1, 7).save(folder / "01.png"), "out: it is 7 x 7 pixels, expected at least 8"),
+        (_mark_nothing, "01.png is left out: its mask 01.mask.png marks no pixel"),
+        (lambda folder: (folder / "01.mask.png").write_bytes(b"x"), "01.png is left out: its mask cannot be read"),
+        (lambda folder: (folder / "01.txt").write_bytes(b"\xff\xff\0"), "out: its caption 01.txt cannot"),
+        (_repeat, "01.png is left out: it is the same picture as 00.png"),
+    ],
+)
+def test_a_photograph_that_cannot_be_used_is_named_and_the_rest_goes_on(tmp_path, spoil, told):
+    folder, notes = photographs(tmp_path / "rex", 3), []
+    spoil(folder)
+    assert [one.name for one in read_photographs(folder, SIZES, notes.append)] == ["00.png", "02.png"]
+    assert [note for note in notes if told in note] == notes
+
+
+def test_a_folder_without_a_usable_photograph_is_refused_before_any_model_is_read(run, tmp_path, capsys):
+    empty, output = tmp_path / "empty", tmp_path / "rex.safetensors"
+    empty.mkdir()
+    (empty / "IMG_1.HEIC").write_bytes(b"x")
+    assert run(empty, output) == 2
+    assert "holds no photograph, but IMG_1.HEIC" in capsys.readouterr().err
+    picture(1, 7).save(empty / "01.png")
+    assert run(empty, output) == 2
+    printed = capsys.readouterr()
+    assert "none of the 1 photographs" in printed.err
+    assert "not read: IMG_1.HEIC" in printed.out
+    assert run(tmp_path / "missing", output) == 2
+    assert "is no folder that can be read" in capsys.readouterr().err
+    assert run(empty, tmp_path / "rex.png") == 2
+    assert "is no name of a .safetensors file" in capsys.readouterr().err
+
+
+def test_of_one_none_is_held_out_and_of_fifty_every_fifth(run, tmp_path, capsys):
+    one, fifty = photographs(tmp_path / "one", 1), photographs(tmp_path / "fifty", 50)
+    assert run(one, tmp_path / "one.safetensors", "--steps", "2") == 0
+    assert "one photograph (00.png), so none is held out" in capsys.readouterr().out
+    tuned_on, kept = held_out(read_photographs(fifty, SIZES, print))
+    assert (len(tuned_on), len(kept), kept[0].name) == (40, 10, "04.png")
+    assert run(fifty, tmp_path / "fifty.safetensors", "--steps", "2") == 0
+
+
+def test_a_file_tuned_for_another_model_is_refused_even_where_pictures_are_read_alike(run, weights, tmp_path):
+    output = tmp_path / "rex.safetensors"
+    assert run(photographs(tmp_path / "rex", 2), output, "--steps", "2") == 0
+    other = load_model(weights)
+    other.decoder.norm.weight.data += 0.5
+    with pytest.raises(ValueError, match=r"other weights than .* by now"):
+        other.encode("<i>", [Reference.load(output)])
+    save_model(other, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"rex\.safetensors was encoded by another Kosmos-G file"):
+        load_model(tmp_path / "other.safetensors").encode("<i>", [Reference.load(output)])
+
+
+def test_several_subjects_in_dreambenchs_layout_and_the_finished_ones_stay(run, tmp_path, capsys):
+    data = tmp_path / "data"
+    for name in ("mug", "fox"):
+        photographs(data / "dataset" / name, 2)
+    listed = tmp_path / "subjects.yaml"
+    listed.write_text(
+        "prompts: {object: ['a {} on the beach']}\n"
+        "subjects:\n- {name: mug, noun: mug, kind: object, picked: 00.png}\n"
+        "- {name: fox, noun: fox, kind: object, picked: 00.png}\n"
+    )
+    output = tmp_path / "tuned"
+    assert run(data, output, "--subjects", str(listed), "--steps", "1") == 0
+    assert {path.name: load_reference(path).noun for path in output.iterdir()} == {
+        "mug.safetensors": "mug",
+        "fox.safetensors": "fox",
+    }
+    before = (output / "mug.safetensors").stat().st_mtime_ns
+    (output / "fox.safetensors").unlink()
+    assert run(data, output, "--subjects", str(listed), "--steps", "1", "--resume") == 0
+    assert (output / "mug.safetensors").stat().st_mtime_ns == before
+    assert (output / "fox.safetensors").exists()
+    capsys.readouterr()
+    assert run(data, output, "--subjects", str(listed), "--noun", "dog") == 2
+    assert "--noun: 'dog', but the nouns are in --subjects" in capsys.readouterr().err
+
+
+def test_captions_say_where_the_subject_stands():
+    assert prompts_of("", "") == ["<i>"]
+    assert prompts_of("", "apple") == ["<i>", "an apple <i>"]
+    assert prompts_of("my dog at the sea", "dog") == ["my dog <i> at the sea"]
+    assert prompts_of("at the sea", "dog") == ["<i> at the sea"]
+    assert prompts_of("<i> and a cat", "cat") == ["<i> and a cat"]
+
+
+def test_a_gradient_that_overflows_changes_nothing_but_the_scale(weights, tmp_path):
+    found = read_photographs(photographs(tmp_path / "rex", 1), SIZES, print)
+    parts = tiny_parts()
+    tuning = Tuning(
+        load_model(weights),
+        parts["unet"],
+        parts["vae"],
+        parts["scheduler"],
+        found,
+        [],
+        "",
+        TuningConfig(batch=1),
+        "fp32",
+    )
+    tuning.progress.loss_scale = LossScale(2.0**140, dynamic=True)
+    tuning.step()
+    assert torch.equal(tuning.progress.embeddings, tuning.start)
+    assert tuning.progress.loss_scale.value == 2.0**139
+
+
+def test_weights_that_give_no_condition_are_refused(run, tmp_path, capsys, weights, sd):
+    with pytest.raises(WeightsError, match=r"--weights: .*missing"):
+        Models.load(str(tmp_path / "none.safetensors"), str(sd), "fp32", ProcessGroup(0, 1, torch.device("cpu")))

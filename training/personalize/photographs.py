@@ -1,0 +1,160 @@
+"""The photographs of a subject: read, checked, and which of them is held out to tell when to stop.
+
+A folder holds them as `NAME.jpg` or another picture file; beside one may lie its mask, `NAME.mask.png` (white where the
+subject is), and its caption, `NAME.txt`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kosmos_core.crops import crop_subject
+from kosmos_core.images import IMAGE_ENDINGS, ImageError, is_image_name, open_image, preprocess_image, resize_and_crop
+from kosmos_core.mask_boxes import at_size, largest_box
+
+from ..base.errors import ConfigError
+from ..base.text import TEXT_ENDINGS, decode_text
+from ..data.decoding import target_pixels
+
+MASK = ".mask.png"
+SMALLEST = 0.5  # of the size that is painted: a photograph enlarged more than twice teaches its blur
+HELD_OUT = 5  # one of so many
+LISTED = 5  # names shown of a long list
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sides in pixels of the picture that is painted and of the one that the encoder sees."""
+
+    painted: int
+    seen: int
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One photograph, as what it is used for.
+
+    view: what the encoder is shown, (3, S, S) float32, CLIP-normalised: the subject on white, cut out as in training,
+    where there is a mask. target: what is to be painted, (3, r, r) uint8. inside: the mask there, (r, r) float32 from 0
+    to 1, or None. digest: of the whole picture.
+    """
+
+    name: str
+    view: Tensor
+    target: Tensor
+    inside: Tensor | None
+    caption: str
+    digest: str
+
+
+def read_photographs(folder: str | Path, sizes: Sizes, note: Note, option: str = "--images") -> list[Photograph]:
+    """The usable photographs of a folder by name; `note` is told of each that is left out.
+
+    ConfigError, which begins with `option`, where none is left.
+    """
+    folder = Path(folder)
+    try:
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise ConfigError(
+            f"{option}: {folder} is no folder that can be read ({error.strerror}); give the folder of the photographs."
+        ) from None
+    pictures = [name for name in names if is_image_name(name) and not name.endswith(MASK)]
+    expected = f"give a folder with a few photographs of one subject ({', '.join(IMAGE_ENDINGS[:4])} and others)"
+    if not pictures:
+        raise ConfigError(f"{option}: {folder} holds no photograph, but {_listed(names)}; {expected}.")
+    stems = [name.rpartition(".")[0] for name in pictures]
+    known = {*pictures, *(f"{stem}{MASK}" for stem in stems)}
+    known |= {f"{stem}.{ending}" for stem in stems for ending in TEXT_ENDINGS}
+    if others := [name for name in names if name not in known]:
+        note(f"{folder}: not read: {_listed(others)}.")
+    found: list[Photograph] = []
+    for name in pictures:
+        try:
+            photograph = _read(folder / name, sizes)
+            same = next((other.name for other in found if other.digest == photograph.digest), None)
+            if same is not None:  # held out, it would tell nothing
+                raise ValueError(f"it is the same picture as {same}")
+            found.append(photograph)
+        except ValueError as error:
+            note(f"{folder / name} is left out: {str(error).rstrip('.')}.")
+    if not found:
+        raise ConfigError(f"{option}: none of the {len(pictures)} photographs in {folder} can be used; {expected}.")
+    return found
+
+
+def held_out(photographs: Sequence[Photograph]) -> tuple[list[Photograph], list[Photograph]]:
+    """Those to tune on, and those held out: the last of every five by name, of fewer the last, of a single one none."""
+    if len(photographs) == 1:
+        return list(photographs), []
+    places = set(range(HELD_OUT - 1, len(photographs), HELD_OUT)) or {len(photographs) - 1}
+    return (
+        [photograph for place, photograph in enumerate(photographs) if place not in places],
+        [photograph for place, photograph in enumerate(photographs) if place in places],
+    )
+
+
+def _read(path: Path, sizes: Sizes) -> Photograph:
+    """ValueError, in words that follow the photograph's name, where it cannot be used."""
+    image = _opened(path)
+    least = int(SMALLEST * sizes.painted)
+    if min(image.size) < least:
+        raise ValueError(f"it is {image.width} x {image.height} pixels, expected at least {least} of each side")
+    digest = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16)
+    mask_path, mask, seen = path.with_name(f"{path.name.rpartition('.')[0]}{MASK}"), None, image
+    if mask_path.exists():
+        mask = np.asarray(_opened(mask_path, "its mask ").convert("L")) > 127
+        mask = at_size(mask, (image.height, image.width))
+        if not mask.any():
+            raise ValueError(f"its mask {mask_path.name} marks no pixel; make it white where the subject is")
+        seen = Image.fromarray(crop_subject(np.asarray(image), mask).pixels)
+    square, inside = _target(image, mask, sizes.painted)
+    caption = _caption(path)
+    return Photograph(path.name, preprocess_image(seen, sizes.seen), square, inside, caption, digest.hexdigest())
+
+
+def _target(image: Image.Image, mask: np.ndarray | None, size: int) -> tuple[Tensor, Tensor | None]:
+    """The central square as stage 3 takes it, or with a mask the square about the subject, so that it is in it."""
+    if mask is None:
+        return target_pixels(image, size), None
+    left, top, right, bottom = largest_box(mask)
+    side = min(image.size)
+    x = min(max((left + right - side) // 2, 0), image.width - side)
+    y = min(max((top + bottom - side) // 2, 0), image.height - side)
+    box = (x, y, x + side, y + side)
+    inside = resize_and_crop(Image.fromarray(mask).convert("L").crop(box), size, "bilinear")
+    return target_pixels(image.crop(box), size), torch.from_numpy(np.array(inside)).float() / 255
+
+
+def _opened(path: Path, what: str = "it ") -> Image.Image:
+    try:
+        return open_image(path)
+    except ImageError as error:
+        why = str(error).partition(str(path))[2].strip(" .") or str(error)
+        raise ValueError(f"{what}{why}") from error
+
+
+def _caption(path: Path) -> str:
+    stem = path.name.rpartition(".")[0]
+    beside = next((p for ending in TEXT_ENDINGS if (p := path.with_name(f"{stem}.{ending}")).is_file()), None)
+    if beside is None:
+        return ""
+    try:
+        return " ".join(decode_text(beside.read_bytes()).split())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"its caption {beside.name} cannot be read ({error}); give a text in UTF-8") from error
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:LISTED])
+    return f"{shown} and {len(names) - LISTED} more" if len(names) > LISTED else shown or "nothing"

@@ -1,0 +1,61 @@
+"""A tuning that was stopped, in a file beside the output that it is to become."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+
+from kosmos_core.safetensors_file import WeightsError, read_header, write
+
+from ..base.errors import ConfigError
+from ..base.precision import LossScale
+from .tuning import Progress
+
+SUFFIX = ".unfinished"
+TENSORS = ("embeddings", "best", "first_moment", "second_moment")
+
+
+def path_beside(output: Path) -> Path:
+    return output.with_name(output.name + SUFFIX)
+
+
+def save(output: Path, progress: Progress, settings: dict[str, Any]) -> None:
+    """Write it, atomically; OSError, in one sentence, where it cannot be written."""
+    counts = {name: value for name, value in asdict(progress).items() if name not in TENSORS}
+    tensors = [(name, getattr(progress, name), torch.float32) for name in TENSORS]
+    write(path_beside(output), tensors, {"settings": json.dumps(settings), "progress": json.dumps(counts)})
+
+
+def load(output: Path, settings: dict[str, Any], like: Progress) -> Progress:
+    """Read it back onto the device of `like`.
+
+    ConfigError where it cannot be read, or was begun with other settings: it says which.
+    """
+    path = path_beside(output)
+    anew = f"give what it was begun with, or remove {path.name} to begin anew"
+    try:
+        metadata = read_header(path).metadata
+        stored, counts = json.loads(metadata["settings"]), json.loads(metadata["progress"])
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name).clone().to(like.best.device) for name in TENSORS}
+        counts = {field.name: counts[field.name] for field in fields(Progress) if field.name not in TENSORS}
+        progress = Progress(**tensors, **{**counts, "loss_scale": LossScale(**counts["loss_scale"])})
+    except (WeightsError, safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--resume: {path} cannot be read ({error}); remove it to begin anew.") from error
+    for name, value in settings.items():
+        if stored.get(name) != value:
+            raise ConfigError(
+                f"--resume: {path} was begun with another {name} ({_shown(stored.get(name))}, now {_shown(value)}); "
+                f"{anew}."
+            )
+    return progress
+
+
+def _shown(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list | dict) else str(value)
+    return text if len(text) <= 60 else text[:60] + "…"
