@@ -23,15 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from kosmos_core import KosmosG, KosmosGConfig, Tokenizer
 from kosmos_core.atomic import write_file
 from kosmos_core.safetensors_file import write
 from kosmos_core.weights import save_weights
 
+from .base.display import printable
 from .base.errors import CheckpointError
 from .base.signals import stoppable
+from .base.yaml_text import load_yaml
 from .engine.checkpoint import latest_checkpoint
 from .engine.checkpoint_reader import load, read_progress, stored
 from .engine.trainable import comfyui_lora, empty_additions, low_rank_layers, merge, stored_names
@@ -77,14 +78,14 @@ def export(
     """
     run_folder, output = Path(run_folder), Path(output)
     try:
-        config = yaml.safe_load((run_folder / "config.yaml").read_text())
+        config = load_yaml((run_folder / "config.yaml").read_text())
         starts = [json.loads(line) for line in (run_folder / "starts.jsonl").read_text().splitlines()]
     except OSError as error:
         raise CheckpointError(
             f"{run_folder} is no run folder ({error.strerror}: {error.filename}); give the --run_folder of a training, "
             f"which holds config.yaml, starts.jsonl and checkpoints."
         ) from None
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(run_folder, error) from error
     folder = run_folder / "checkpoints"
     path = latest_checkpoint(folder) if step is None else folder / f"step-{step:08d}"
@@ -171,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
         if card:
             write_file(card, model_card(Path(options.output), Path(options.run_folder), provenance))
     except (CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     size = options.output and Path(options.output).stat().st_size / 1e6
     print(f"{options.output}: {provenance['stage']}, step {provenance['step']}, {size:.1f} MB")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
+from filelock import FileLock, Timeout
 
 from kosmos_core.safetensors_file import WeightsError, read_header, write
 
@@ -18,6 +21,24 @@ from .tuning import Progress
 
 SUFFIX = ".unfinished"
 TENSORS = ("embeddings", "best", "first_moment", "second_moment")
+
+
+@contextlib.contextmanager
+def owned(output: Path) -> Iterator[None]:
+    """Own the output while within; ConfigError where another command is tuning it. The lock ends with its process."""
+    path = output.with_name(f"{output.name}.lock")
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"--output: another command is tuning {output}; wait until it has ended, or choose another name."
+        ) from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 def path_beside(output: Path) -> Path:

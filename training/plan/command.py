@@ -22,6 +22,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
+from ..base.display import printable
 from ..base.errors import ConfigError
 from ..engine.run_config import parse
 from ..stages import STAGES
@@ -181,7 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
         config.precision = "bf16" if config.precision == "auto" else config.precision  # what GPUs of today have
         found = plan(config, options.gpus, length=options.length, images=options.images)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     if options.json:
         print(json.dumps(asdict(found)))
