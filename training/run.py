@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from .base.display import printable_lines
 from .base.errors import CheckpointError, ConfigError, TrainingStopped
 from .base.precision import choose_precision
 from .base.processes import ProcessGroup, join_process_group
@@ -138,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _reported(process_group, arguments, lambda: train(config, process_group, stop))
     except ConfigError as error:  # the same on every process of a machine, but for their devices
         if os.environ.get("LOCAL_RANK", "0") == "0" or str(error).startswith("device:"):
-            print(f"error: {as_typed(str(error), arguments)}", file=sys.stderr)
+            print(printable_lines(f"error: {as_typed(str(error), arguments)}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped at once by a second Ctrl-C; --resume auto goes on from the last checkpoint.", file=sys.stderr)
@@ -163,7 +164,7 @@ def _reported(process_group: ProcessGroup, arguments: list[str], work: Callable[
             1,
         )
     if process_group.says_first(message):
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(printable_lines(f"error: {message}"), file=sys.stderr, flush=True)
     return code
 
 
