@@ -18,7 +18,7 @@ export OMP_NUM_THREADS ?= 1
 # A process that keeps no bytecode compiles torch and all the rest anew: 18 s of a training's start instead of 8.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-floors lock train-smoke lint install clean
+.PHONY: demo test test-floors lock train-smoke gpu-check lint install clean
 
 demo:
 	@$(PYTHON) dev/install.py demo
@@ -41,6 +41,11 @@ lock: install
 train-smoke: export OMP_NUM_THREADS = 2
 train-smoke: install
 	@$(RUN) -m training.smoke
+
+# Numbers, speed and memory on this machine's GPU, in at most eight minutes; installs nothing, takes the Python that runs:
+# make gpu-check PYTHON=/some/python GPU="--only encode". Writes gpu-check.json, which training.plan --measured reads.
+gpu-check:
+	@$(PYTHON) -m dev.gpu_check $(GPU)
 
 lint: install
 	@$(RUN) -m ruff check .

@@ -458,8 +458,8 @@ OUTSIDE: tuple[tuple[str, str, str, str], ...] = (
     (
         "a reference's weight replaces the prompt's",
         "kosmos_core/reference.py",
-        "weight=segment.weight * reference.weight",
-        "weight=reference.weight",
+        "weight = segment.weight * reference.weight",
+        "weight = reference.weight",
     ),
     (
         "the shorter of two tags wins",
