@@ -28,9 +28,11 @@ async function search(words) {
 await page.evaluate(() => app.graph.clear());
 for (const words of ["image prompt", "subject", "reference"]) {
   await search(words);
-  seen.found[words] = await page.evaluate(() => document.body.innerText.includes("Kosmos-G Prompt"));
+  seen.found[words] = await page.waitForFunction(() => document.body.innerText.includes("Kosmos-G Prompt"), null,
+    { timeout: 20000 }).then(() => true, () => false);
   await page.keyboard.press("Escape");
   await page.keyboard.press("Escape");
+  await page.evaluate(() => document.activeElement?.blur());
   await page.waitForTimeout(500);
 }
 await page.evaluate(() => app.refreshComboInNodes()); // as the key R does
