@@ -30,7 +30,7 @@ from .engine.resumed_settings import changes, refuse, sentence, stored_settings
 from .engine.run_config import RunConfig, parse
 from .engine.run_folder import owned
 from .engine.sharding import choose_sharding, parallelize
-from .engine.trainable import restrict
+from .engine.trainable import check_rank, restrict
 from .stages import stage_module
 from .weights.provenance import record_start
 
@@ -95,6 +95,7 @@ def _run(config: RunConfig, process_group: ProcessGroup, trainer: Trainer, start
     tokenizer = getattr(stage.model, "tokenizer", None)
     if start is not None:
         settings = plain(config)
+        check_rank(start, stored_settings(start), config.trainable)
         trainer.restore(start)
         refuse(start, trainer.counters.step, settings, tokenizer)
         changed = changes(stored_settings(start), settings)

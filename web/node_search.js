@@ -15,26 +15,34 @@ const KNOWS_ALIASES = 49; // minor version of the front end
 let known = {};
 const titles = new Map(); // of the nodes whose name in the search is longer
 
+function addWords(defs) {
+  known = defs;
+  for (const [name, words] of Object.entries(ALSO_CALLED)) {
+    if (defs[name]) defs[name].search_aliases = [...new Set([...(defs[name].search_aliases ?? []), ...words])];
+  }
+  // Among names that match equally well the shorter comes first, which is Kosmos-G Blend; use counts, and more so.
+  if (defs[PROMPT]) defs[PROMPT].postProcessSearchScores = ([match, ...rest]) => [match, -1, ...rest];
+}
+
+function addNames() {
+  const [, minor] = String(window.__COMFYUI_FRONTEND_VERSION__ ?? "").split(".").map(Number);
+  if (!(minor < KNOWS_ALIASES)) return;
+  for (const [name, words] of Object.entries(ALSO_CALLED)) {
+    if (!known[name]) continue;
+    titles.set(name, known[name].display_name);
+    known[name].display_name += ` ${words.slice(0, 3).join("/")}`;
+  }
+}
+
 app.registerExtension({
   name: "KosmosG.NodeSearch",
+  addCustomNodeDefs: addWords,
+  registerCustomNodes: addNames,
 
-  addCustomNodeDefs(defs) {
-    known = defs;
-    for (const [name, words] of Object.entries(ALSO_CALLED)) {
-      if (defs[name]) defs[name].search_aliases = [...new Set([...(defs[name].search_aliases ?? []), ...words])];
-    }
-    // Among names that match equally well the shorter comes first, which is Kosmos-G Blend; use counts, and more so.
-    if (defs[PROMPT]) defs[PROMPT].postProcessSearchScores = ([match, ...rest]) => [match, -1, ...rest];
-  },
-
-  registerCustomNodes() {
-    const [, minor] = String(window.__COMFYUI_FRONTEND_VERSION__ ?? "").split(".").map(Number);
-    if (!(minor < KNOWS_ALIASES)) return;
-    for (const [name, words] of Object.entries(ALSO_CALLED)) {
-      if (!known[name]) continue;
-      titles.set(name, known[name].display_name);
-      known[name].display_name += ` ${words.slice(0, 3).join("/")}`;
-    }
+  /** The same when R has read the nodes again. */
+  refreshComboInNodes(defs) {
+    addWords(defs);
+    addNames();
   },
 
   nodeCreated(node) {

@@ -113,7 +113,11 @@ async function refresh() {
   const nodes = allNodes();
   const { kosmos } = await ask();
   for (const node of nodes.filter((each) => each.type === LOADER)) {
-    const widget = widgetOf(node, "file");
+    const [widget, button] = ["file", BUTTON].map((name) => widgetOf(node, name));
+    if (button) {
+      node.widgets.splice(node.widgets.indexOf(button), 1);
+      node.setSize([node.size[0], node.computeSize()[1]]);
+    }
     if (widget && !choices(node, "file").includes(widget.value) && choices(node, "file").includes(kosmos)) widget.value = kosmos;
   }
   if (!nodes.some((node) => /^(KosmosG|LoadImage)/.test(node.type))) return;

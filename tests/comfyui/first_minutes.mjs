@@ -2,7 +2,7 @@
 //
 //   node first_minutes.mjs JOB.json     JOB: {playwright, chromium, address, pack}
 //
-// Prints {added, found, button, told, clicks, drawn, chosen, lacking, view, titles}.
+// Prints {added, found, button, told, clicks, drawn, chosen, view}.
 import { job, openPage } from "../../dev/chromium.mjs";
 
 const { browser, page } = await openPage(1600, 900, 300000);
@@ -15,11 +15,14 @@ await page.waitForTimeout(1000);
 const seen = { found: {} };
 
 async function search(words) {
-  await page.keyboard.press("Escape");
-  await page.mouse.dblclick(800, 600);
-  await page.waitForTimeout(700);
+  const typing = () => page.evaluate(() => document.activeElement?.tagName === "INPUT");
+  for (let tries = 0; tries < 30 && !(await typing()); tries++) { // before, letters are ComfyUI's keys
+    await page.keyboard.press("Escape");
+    await page.mouse.dblclick(800, 600);
+    await page.waitForTimeout(1000);
+  }
   await page.keyboard.type(words, { delay: 20 });
-  await page.waitForTimeout(1200);
+  await page.waitForTimeout(1500);
 }
 
 await page.evaluate(() => app.graph.clear());
@@ -28,7 +31,9 @@ for (const words of ["image prompt", "subject", "reference"]) {
   seen.found[words] = await page.evaluate(() => document.body.innerText.includes("Kosmos-G Prompt"));
   await page.keyboard.press("Escape");
   await page.keyboard.press("Escape");
+  await page.waitForTimeout(500);
 }
+await page.evaluate(() => app.refreshComboInNodes()); // as the key R does
 await search("kosmos");
 await page.keyboard.press("Enter");
 await page.waitForFunction(() => app.graph._nodes.length);

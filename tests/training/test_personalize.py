@@ -199,6 +199,7 @@ def _repeat(folder: Path) -> None:
         (_mark_nothing, "01.png is left out: its mask 01.mask.png marks no pixel"),
         (lambda folder: (folder / "01.mask.png").write_bytes(b"x"), "01.png is left out: its mask cannot be read"),
         (lambda folder: (folder / "01.txt").write_bytes(b"\xff\xff\0"), "out: its caption 01.txt cannot"),
+        (lambda folder: (folder / "01.txt").write_text("dog " * 9000), "01.txt cannot be read (36,000 bytes, expected"),
         (_repeat, "01.png is left out: it is the same picture as 00.png"),
     ],
 )

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,16 @@ def restrict(model: nn.Module, config: TrainableConfig, kind: str, seed: int) ->
                 "are small, so that single or ddp do."
             )
         _add_low_rank(model, config.lora, seed)
+
+
+def check_rank(checkpoint: Path, stored: Mapping[str, Any], config: TrainableConfig) -> None:
+    """ConfigError where a run would go on from a checkpoint with additions of another rank, or with none."""
+    before = (stored.get("trainable") or {}).get("lora", 0)
+    if before != config.lora:
+        raise ConfigError(
+            f"trainable.lora: {config.lora}, but {checkpoint} was trained with {before}; give that, or begin a run of "
+            "its own with --weights from `python -m training.export`."
+        )
 
 
 class LowRankLinear(nn.Module):

@@ -13,7 +13,7 @@ import safetensors
 import torch
 from filelock import FileLock, Timeout
 
-from kosmos_core.safetensors_file import WeightsError, read_header, write
+from kosmos_core.safetensors_file import read_header, write
 
 from ..base.errors import ConfigError
 from ..base.precision import LossScale
@@ -61,12 +61,15 @@ def load(output: Path, settings: dict[str, Any], like: Progress) -> Progress:
     anew = f"give what it was begun with, or remove {path.name} to begin anew"
     try:
         metadata = read_header(path).metadata
-        stored, counts = json.loads(metadata["settings"]), json.loads(metadata["progress"])
+        stored, counts = dict(json.loads(metadata["settings"])), dict(json.loads(metadata["progress"]))
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name).clone().to(like.best.device) for name in TENSORS}
+        for name, tensor in tensors.items():
+            if tensor.shape != like.best.shape:
+                raise ValueError(f"its {name} are {tuple(tensor.shape)}, expected {tuple(like.best.shape)}")
         counts = {field.name: counts[field.name] for field in fields(Progress) if field.name not in TENSORS}
         progress = Progress(**tensors, **{**counts, "loss_scale": LossScale(**counts["loss_scale"])})
-    except (WeightsError, safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"--resume: {path} cannot be read ({error}); remove it to begin anew.") from error
     for name, value in settings.items():
         if stored.get(name) != value:
