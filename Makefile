@@ -1,9 +1,12 @@
 # Two commands do everything: `make demo` and `make test`. Both set up .venv and .comfyui first and reuse them afterwards.
 # KOSMOS_G_VENV=/some/venv uses another virtual environment; PYTEST="-k encoder -x" passes options on to pytest.
+# `make demo PORT=8500` leaves ComfyUI running there; SERVE=1 without a port takes the usual one.
 # `make test COMFYUI=/some/ComfyUI` runs the nodes' tests on that ComfyUI instead, FRONTEND=1.49.6 with that front end.
 
 PYTHON ?= python3
-SERVE ?= 0
+PORT ?=
+# Who names a port wants to look at what is there.
+SERVE ?= $(if $(PORT),1,0)
 PYTEST ?=
 COMFYUI ?=
 FRONTEND ?=
@@ -15,11 +18,11 @@ export OMP_NUM_THREADS ?= 1
 # A process that keeps no bytecode compiles torch and all the rest anew: 18 s of a training's start instead of 8.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-floors lock train-smoke lint install clean
+.PHONY: demo test test-floors lock train-smoke gpu-check lint install clean
 
 demo:
 	@$(PYTHON) dev/install.py demo
-	@$(RUN) -m dev.demo $(if $(filter-out 0,$(SERVE)),--serve)
+	@$(RUN) -m dev.demo $(if $(filter-out 0,$(SERVE)),--serve) $(if $(PORT),--port '$(PORT)')
 
 test: install
 	@folders="$$($(RUN) -m dev.overlay '$(abspath $(COMFYUI))' '$(FRONTEND)')" && \
@@ -38,6 +41,11 @@ lock: install
 train-smoke: export OMP_NUM_THREADS = 2
 train-smoke: install
 	@$(RUN) -m training.smoke
+
+# Numbers, speed and memory on this machine's GPU, in at most eight minutes; installs nothing, takes the Python that runs:
+# make gpu-check PYTHON=/some/python GPU="--only encode". Writes gpu-check.json, which training.plan --measured reads.
+gpu-check:
+	@$(PYTHON) -m dev.gpu_check $(GPU)
 
 lint: install
 	@$(RUN) -m ruff check .

@@ -71,7 +71,9 @@ class Benchmark:
         }
         wanted = [prompt.background.colour for prompt in prompts]
         right = [background_colour(image) == colour for image, colour in zip(images, wanted, strict=True)]
-        return self.add(replace(found[0], values={**values, "background": np.array(right, float), **more}), references)
+        values["background"] = np.array(right, float)
+        values["identity on it"] = values["identity"] * values["background"]  # which a copy has not
+        return self.add(replace(found[0], values={**values, **more}), references)
 
     def add(self, row: BenchmarkRow, references: list[list[Pixels]] | None = None) -> BenchmarkRow:
         self.rows.append((row, None if references is None else [shown[0] for shown in references[:SHOWN]]))

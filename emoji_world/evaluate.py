@@ -22,7 +22,7 @@ from .atlas import Atlas
 from .features import ObjectFeatures
 from .generator import EmojiGenerator
 from .judge import BenchmarkRow, Judge, PromptCase, draw_prompts, in_words, real_pictures
-from .scenes import HELD_OUT_NOUNS, WORLDS, EmojiWorld, WorldSettings
+from .scenes import ALL_HUES, HELD_OUT_NOUNS, HUES, WORLDS, EmojiWorld, WorldSettings
 from .sheets import pixel_grid
 
 
@@ -93,7 +93,7 @@ class Evaluation:
         self.add(self.judge.pairs("stage 3, two by picture", images, self.pairs))
 
     def unknown(self, generator: EmojiGenerator, world: EmojiWorld, name: str) -> None:
-        """Identities that nothing was trained on; the gallery holds them beside the known ones."""
+        """Identities that the U-Net was not trained on; the gallery holds them beside the known ones."""
         prompts = draw_prompts(world, world.identities, self.count, 1, 23)
         known, self.judge = self.judge, Judge(self.judge.features, world, self.judge)
         row = self.by_image(f"stage 3, {name}, by picture", generator, prompts)
@@ -164,6 +164,9 @@ def main() -> None:
     if arguments.instruct:
         generator = generator_of(arguments.instruct)
         evaluation.instruct(generator, before)
+        hues = tuple(hue for hue in ALL_HUES if hue not in HUES)
+        turned = EmojiWorld(world.atlas, WorldSettings(world.size, world.settings.instruct_held_out, ()), hues)
+        evaluation.unknown(generator, turned, "held-out nouns in ten other hues")
         strangers = EmojiWorld(world.atlas, WorldSettings(world.size, HELD_OUT_NOUNS, ()))
         evaluation.unknown(generator, strangers, "nouns held out from everything")
         if arguments.openmoji:

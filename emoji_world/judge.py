@@ -132,6 +132,7 @@ def draw_prompts(
     for number in range(count):
         chosen = [order[number % len(order)]]
         others = [x for x in identities if x.noun != chosen[0].noun]
+        others = others or [x for x in world.identities if x.noun != chosen[0].noun]
         while len(chosen) < entities:
             chosen.append(others[rng.integers(len(others))])
         references = tuple(world.reference(x) for x in chosen)

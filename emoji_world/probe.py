@@ -22,7 +22,7 @@ from kosmos_core.images import preprocess_image
 from training.stages.alignment_loss import token_weights
 
 from .diffusion import text_states
-from .scenes import WORLDS, Background, EmojiWorld, Identity
+from .scenes import ALL_HUES, HUES, WORLDS, Background, EmojiWorld, Identity
 
 PADDING = 0.1  # weight of CLIP's states behind a caption's end, as in the world's configurations
 WHERE = Background("red")
@@ -129,15 +129,19 @@ class ReferenceProbe:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", choices=WORLDS, default="full")
+    parser.add_argument("--all-hues", action="store_true", help="references in twelve hues instead of the world's two")
     parser.add_argument("--stable_diffusion", required=True, help="diffusers folder of the world")
     parser.add_argument("weights", nargs="+", help="Kosmos-G weights of any stage")
     arguments = parser.parse_args()
     probe = ReferenceProbe(
-        EmojiWorld.named(arguments.world), StableDiffusion(arguments.stable_diffusion, option="--stable_diffusion")
+        EmojiWorld.named(arguments.world, ALL_HUES if arguments.all_hues else HUES),
+        StableDiffusion(arguments.stable_diffusion, option="--stable_diffusion"),
     )
     for path in arguments.weights:
         model = load_model(path).float().eval()
-        print(f"{path}\n  language model", *probe.lines(probe.named(model)), sep="\n    ", flush=True)
+        print(path, flush=True)
+        if not arguments.all_hues:  # the language model reads every candidate behind every reference: an hour
+            print("  language model", *probe.lines(probe.named(model)), sep="\n    ", flush=True)
         if model.config.aligner:
             print("  nearest caption", *probe.lines(*probe.aligned(model)), sep="\n    ", flush=True)
 

@@ -57,6 +57,7 @@ WORLDS = {
     "test": WorldSettings(32, ("apple", "banana", "car", "heart"), ("star",)),
 }
 HUES = (0, 120)
+ALL_HUES = tuple(range(0, 360, 30))  # in which stage 1 sees objects, too
 SHARES = (0.0, 0.5, 1.0)  # how often a caption's phrases name look and colour: never, as it comes, always
 BACKGROUNDS = {
     "red": (214, 92, 92),
@@ -136,18 +137,18 @@ def in_held_out_share(identity: Identity, share: float = 0.2) -> bool:
 class EmojiWorld:
     """The sprites of some nouns, ready to be placed; every draw comes from the caller's generator."""
 
-    def __init__(self, atlas: Atlas, settings: WorldSettings):
+    def __init__(self, atlas: Atlas, settings: WorldSettings, hues: tuple[int, ...] = HUES):
         missing = [noun for noun in settings.known if noun not in atlas.nouns]
         if missing:
             raise ValueError(f"the atlas has no sprite of {', '.join(missing)}; it has {', '.join(atlas.nouns)}")
-        self.atlas, self.settings, self.size = atlas, settings, settings.size
+        self.atlas, self.settings, self.size, self.hues = atlas, settings, settings.size, hues
         self.nouns = settings.known
         self.sprite = lru_cache(maxsize=None)(self._sprite)
 
     @classmethod
-    def named(cls, name: str) -> "EmojiWorld":
-        """A world of `WORLDS` with the committed atlas."""
-        return cls(Atlas.load(), WORLDS[name])
+    def named(cls, name: str, hues: tuple[int, ...] = HUES) -> "EmojiWorld":
+        """A world of `WORLDS` with the committed atlas; `hues` are those of its identities."""
+        return cls(Atlas.load(), WORLDS[name], hues)
 
     def held_out_of_instruct(self, identity: Identity) -> bool:
         return identity.noun in self.settings.unseen or in_held_out_share(identity)
@@ -167,7 +168,7 @@ class EmojiWorld:
 
     @property
     def identities(self) -> list[Identity]:
-        return [Identity(n, look, hue) for n in self.nouns for look in self.atlas.looks for hue in HUES]
+        return [Identity(n, look, hue) for n in self.nouns for look in self.atlas.looks for hue in self.hues]
 
     def _sprite(self, identity: Identity, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Straight-alpha resize, then premultiplied: float32 colour (size, size, 3) and alpha (size, size, 1), 0..1."""

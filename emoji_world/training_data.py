@@ -21,11 +21,10 @@ from training.data.decoding import on_white
 from training.data.shard_writer import Parts
 from training.data.synthetic import encoded, train_vocabulary, write_tars
 
-from .scenes import BACKGROUNDS, SHARES, WORLDS, Background, EmojiScene, EmojiWorld, Identity
+from .scenes import ALL_HUES, BACKGROUNDS, SHARES, WORLDS, Background, EmojiScene, EmojiWorld, Identity
 
 WORDNET = Path("/usr/share/wordnet")  # Debian's wordnet-base
 PAIRS = 0.7  # share of two objects in prompts: when it was 0.5, stage 2 erred more than twice as much in them as in one
-STAGE_1_HUES = tuple(range(0, 360, 30))
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -71,14 +70,14 @@ class SampleMaker:
         return self.world.draw(self.rng, self.seen_identities(count))
 
     def turned_scene(self, pairs: float | None = None) -> EmojiScene:
-        """A scene of stage 1: half of its objects in any of STAGE_1_HUES, so that shapes are learned and not colours.
+        """A scene of stage 1: half of its objects in any of ALL_HUES, so that shapes are learned and not colours.
 
         With the world's two hues alone the language model knew every object by its colours: it named 99 % of the nouns
         in these hues and 10 to 33 % in others.
         """
         scene = self.world.draw(self.rng, pairs=pairs)
         turned = (
-            replace(x, identity=replace(x.identity, hue=int(self.rng.choice(STAGE_1_HUES))))
+            replace(x, identity=replace(x.identity, hue=int(self.rng.choice(ALL_HUES))))
             if self.rng.random() < 0.5
             else x
             for x in scene.objects

@@ -169,7 +169,7 @@ def _tokenizer(path: Any, files: list[Tensor], latents: int) -> Tokenizer:
         raise WeightsError(f"{path} holds only one of {' and '.join(TOKENIZER_KEYS)}; export or convert it again")
     try:
         return Tokenizer.from_bytes(*(tensor.numpy().tobytes() for tensor in files), latents=latents)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # the latter of numbers that NumPy does not know, such as fp8
         raise WeightsError(f"{path} carries a broken tokenizer ({error}); export or convert it again") from error
 
 

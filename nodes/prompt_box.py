@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import os
 import sys
 from dataclasses import dataclass
@@ -52,14 +53,33 @@ def register_prompt_route() -> None:
     @instance.routes.post("/kosmos_g/prompt")
     async def prompt(request: Any) -> Any:
         try:
-            if request.content_length is None or request.content_length > LONGEST_BODY:
-                raise QuestionError(f"The request has more than {LONGEST_BODY:,} bytes, or does not say how many.")
-            question = read_question(await request.json())
-        except ValueError as error:  # what is not JSON, too
+            question = read_question(_json(await _body(request)))
+        except QuestionError as error:
             return server.web.json_response({"error": str(error)}, status=400)
         # Reading a vocabulary takes a second: not in the loop that serves everybody.
         found = await asyncio.get_running_loop().run_in_executor(None, answer, question)
         return server.web.json_response(found)
+
+
+async def _body(request: Any) -> bytes:
+    """The body of a request as it is after unpacking, which a few bytes can make much of; QuestionError beyond."""
+    content = bytearray()
+    if request.content_length is not None and request.content_length <= LONGEST_BODY:
+        async for part in request.content.iter_chunked(LONGEST_BODY):
+            content += part
+            if len(content) > LONGEST_BODY:
+                break
+        else:
+            return bytes(content)
+    raise QuestionError(f"The request has more than {LONGEST_BODY:,} bytes, or does not say how many.")
+
+
+def _json(content: bytes) -> Any:
+    """A body's value, by no encoding that a request may name: Python's table of them holds some without a bound."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise QuestionError(f"The request is not JSON ({error}).") from error
 
 
 def read_question(body: Any) -> Question:
@@ -96,7 +116,7 @@ def answer(question: Question) -> dict[str, Any]:
     try:
         tokenizer = tokenizer_of(question.file)
     except (WeightsError, OSError) as error:
-        return {**found, "remark": str(error)}
+        return {**found, "remark": str(error).replace(kosmos_files().get(question.file, "\0"), question.file)}
     if tokenizer is not None:
         found["tokens"], found["negative_tokens"] = (_length(tokenizer, part) for part in (prompt, negative))
     return found

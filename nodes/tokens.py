@@ -117,9 +117,9 @@ class PromptTokenizer:
                     "Kosmos-G Prompt, and connect them to its image inputs."
                 )
         prompt = Prompt.parse(text, images=len(images)) if isinstance(text, str) else text
-        if isinstance(text, str):  # of ComfyUI's own text nodes and of other packs; Kosmos-G Prompt has its own place
-            for remark in remarks(text, prompt):
-                tell(remark)
+        # Of ComfyUI's own text nodes and of other packs; Kosmos-G Prompt has its own place for them.
+        if isinstance(text, str) and (said := remarks(text, prompt)):
+            tell("\n".join(said))  # at once: each replaces the one before on the node
         tokenizer = self.model.required_tokenizer()
         layout = tokenizer.layout(prompt)
         longest = self.model.aligner.source_encoder.longest

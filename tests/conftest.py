@@ -33,10 +33,10 @@ def tiny_tokenizer():
 
 
 @pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of `python -m training.smoke`: all three stages trained at smoke size."""
-    folder = tmp_path_factory.mktemp("smoke") / "a run"
-    command = [sys.executable, "-m", "training.smoke", "--folder", str(folder)]
+def dry_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `python -m dev.dry_run`: the whole road of docs/recipe.md walked at toy size."""
+    folder = tmp_path_factory.mktemp("road") / "a run"
+    command = [sys.executable, "-m", "dev.dry_run", "--folder", str(folder)]
     done = subprocess.run(
         command, cwd=Path(__file__).parents[1], env={**os.environ, "PYTHONPATH": "."}, capture_output=True, text=True
     )

@@ -23,6 +23,7 @@ import torch
 
 from kosmos_core.safetensors_file import DTYPES, Header, WeightsError, read_header, write
 
+from .base.display import printable
 from .base.errors import ConfigError
 from .base.signals import stoppable
 from .weights.warm_start import FREE_SIZES
@@ -112,7 +113,7 @@ def _sizes(header: Header) -> dict[str, Any]:
     try:
         parts = json.loads(header.metadata["config"])
         return {f"{part}.{name}": size for part, sizes in parts.items() for name, size in (sizes or {}).items()}
-    except (KeyError, ValueError, AttributeError):
+    except (KeyError, ValueError, AttributeError, RecursionError):
         return {"format": header.metadata.get("format")}
 
 
@@ -125,7 +126,7 @@ def _metadata(header: Header, paths: list[Path], shares: list[float], dtype: str
     try:
         provenance = json.loads(metadata["provenance"])
         return metadata | {"provenance": json.dumps({**provenance, "average": told})}
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         return metadata | {"average": json.dumps(told)}
 
 
@@ -140,10 +141,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         average(**vars(options))
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except (WeightsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     print(f"{options.output}: mean of {len(options.files)} files, {Path(options.output).stat().st_size / 1e6:.1f} MB")
     return 0

@@ -3,6 +3,7 @@
     python -m training.export runs/instruct kosmos-g.safetensors
     python -m training.export runs/instruct kosmos-g.safetensors --ema --dtype bfloat16 --step 20000
     python -m training.export runs/align kosmos-g.safetensors --half M
+    python -m training.export runs/several kosmos-g.safetensors --model-card card.md
     python -m training.export runs/style style.safetensors --lora
 
 A run with trainable.lora is exported merged, or with --lora as its low-rank additions alone: a file that ComfyUI's Load
@@ -22,17 +23,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from kosmos_core import KosmosG, KosmosGConfig, Tokenizer
+from kosmos_core.atomic import write_file
 from kosmos_core.safetensors_file import write
 from kosmos_core.weights import save_weights
 
+from .base.display import printable
 from .base.errors import CheckpointError
 from .base.signals import stoppable
+from .base.yaml_text import load_yaml
 from .engine.checkpoint import latest_checkpoint
 from .engine.checkpoint_reader import load, read_progress, stored
 from .engine.trainable import comfyui_lora, empty_additions, low_rank_layers, merge, stored_names
+from .weights.model_card import model_card, refuse_other_file
 from .weights.provenance import TOKENIZER_FILES, TOKENIZER_FOLDER
 
 FP8 = "float8_e4m3fn"
@@ -74,14 +78,14 @@ def export(
     """
     run_folder, output = Path(run_folder), Path(output)
     try:
-        config = yaml.safe_load((run_folder / "config.yaml").read_text())
+        config = load_yaml((run_folder / "config.yaml").read_text())
         starts = [json.loads(line) for line in (run_folder / "starts.jsonl").read_text().splitlines()]
     except OSError as error:
         raise CheckpointError(
             f"{run_folder} is no run folder ({error.strerror}: {error.filename}); give the --run_folder of a training, "
             f"which holds config.yaml, starts.jsonl and checkpoints."
         ) from None
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(run_folder, error) from error
     folder = run_folder / "checkpoints"
     path = latest_checkpoint(folder) if step is None else folder / f"step-{step:08d}"
@@ -156,14 +160,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="number format of the file")
     parser.add_argument("--lora", action="store_true", help="the low-rank additions alone, for ComfyUI's Load LoRA")
     parser.add_argument("--half", choices=("M", "MN"), default="MN", help="M leaves out AlignerNet's training half")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--model-card", type=Path, metavar="CARD", help="also write a card of the weights, Markdown")
+    options = vars(parser.parse_args(arguments))
+    card, options = options.pop("model_card"), argparse.Namespace(**options)
     try:
+        if card and options.lora:
+            raise CheckpointError(f"--model-card: {card} would describe whole weights, not --lora's; leave one out.")
+        if card:
+            refuse_other_file(card, options.output)
         provenance = export(**vars(options))
+        if card:
+            write_file(card, model_card(Path(options.output), Path(options.run_folder), provenance))
     except (CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     size = options.output and Path(options.output).stat().st_size / 1e6
     print(f"{options.output}: {provenance['stage']}, step {provenance['step']}, {size:.1f} MB")
+    if card:
+        print(f"{card}: the model card; complete its licence and its second paragraph before you publish it")
     return 0
 
 

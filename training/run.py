@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from .base.display import printable_lines
 from .base.errors import CheckpointError, ConfigError, TrainingStopped
 from .base.precision import choose_precision
 from .base.processes import ProcessGroup, join_process_group
@@ -29,7 +30,7 @@ from .engine.resumed_settings import changes, refuse, sentence, stored_settings
 from .engine.run_config import RunConfig, parse
 from .engine.run_folder import owned
 from .engine.sharding import choose_sharding, parallelize
-from .engine.trainable import restrict
+from .engine.trainable import check_rank, restrict
 from .stages import stage_module
 from .weights.provenance import record_start
 
@@ -94,6 +95,7 @@ def _run(config: RunConfig, process_group: ProcessGroup, trainer: Trainer, start
     tokenizer = getattr(stage.model, "tokenizer", None)
     if start is not None:
         settings = plain(config)
+        check_rank(start, stored_settings(start), config.trainable)
         trainer.restore(start)
         refuse(start, trainer.counters.step, settings, tokenizer)
         changed = changes(stored_settings(start), settings)
@@ -137,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _reported(process_group, arguments, lambda: train(config, process_group, stop))
     except ConfigError as error:  # the same on every process of a machine, but for their devices
         if os.environ.get("LOCAL_RANK", "0") == "0" or str(error).startswith("device:"):
-            print(f"error: {as_typed(str(error), arguments)}", file=sys.stderr)
+            print(printable_lines(f"error: {as_typed(str(error), arguments)}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped at once by a second Ctrl-C; --resume auto goes on from the last checkpoint.", file=sys.stderr)
@@ -162,7 +164,7 @@ def _reported(process_group: ProcessGroup, arguments: list[str], work: Callable[
             1,
         )
     if process_group.says_first(message):
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(printable_lines(f"error: {message}"), file=sys.stderr, flush=True)
     return code
 
 

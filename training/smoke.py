@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 import torch
-import yaml
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from tokenizers import ByteLevelBPETokenizer
@@ -31,6 +30,7 @@ from . import export, run
 from .base.signals import stoppable
 from .data.synthetic import COLOURS, SHAPES, write_all
 from .engine.checkpoint import latest_checkpoint, step_of
+from .engine.run_config import parse
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_FOLDER = Path("runs/smoke")
@@ -106,6 +106,25 @@ def commands(stage: str, folder: Path, vocabulary: int) -> tuple[list[str], list
     return train, [str(folder / stage), str(folder / f"{stage}.safetensors")]
 
 
+def train_and_export(train: list[str], save: list[str]) -> None:
+    """Run a training to its end and export its weights: the words after `training.run`, and after the run folder of
+    `training.export`.
+
+    Raises:
+        RuntimeError: one of the two did not end well.
+    """
+    print(f"\n$ python -m training.run {' '.join(train)}", flush=True)
+    if run.main(train):
+        raise RuntimeError("this training failed; see above")
+    config = parse(train)
+    reached = latest_checkpoint(Path(config.run_folder) / "checkpoints")
+    if reached is None or step_of(reached) != config.steps:
+        raise RuntimeError(f"this training was stopped before its {config.steps} steps; start again")
+    print(f"$ python -m training.export {config.run_folder} {' '.join(save)}", flush=True)
+    if export.main([config.run_folder, *save]):
+        raise RuntimeError("its weights could not be exported; see above")
+
+
 def smoke(folder: Path) -> Path:
     """Make data, train the stages one after the other, export each; returns the last stage's weight file.
 
@@ -118,16 +137,7 @@ def smoke(folder: Path) -> Path:
     tokenizer = Tokenizer.from_files(folder / "data" / "spm.model", folder / "data" / "dict.txt")
     for stage in CHAIN:
         train, save = commands(stage, folder, tokenizer.vocabulary)
-        print(f"\n$ python -m training.run {' '.join(train)}")
-        if run.main(train):
-            raise RuntimeError(f"stage {stage} failed; see above")
-        wanted = yaml.safe_load(Path(train[1]).read_text())["steps"]
-        reached = latest_checkpoint(folder / stage / "checkpoints")
-        if reached is None or step_of(reached) != wanted:
-            raise RuntimeError(f"stage {stage} was stopped before its {wanted} steps; start again")
-        print(f"$ python -m training.export {' '.join(save)}")
-        if export.main(save):
-            raise RuntimeError(f"the weights of stage {stage} could not be exported; see above")
+        train_and_export(train, save[1:])
     return folder / f"{CHAIN[-1]}.safetensors"
 
 

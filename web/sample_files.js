@@ -107,19 +107,22 @@ async function offer(reason = "") {
   }
 }
 
-/** Let the nodes of the graph see the new files. */
+/** Let the nodes of the graph see the new files: what looked for them in vain is made anew with the graph. */
 async function refresh() {
   await app.refreshComboInNodes();
+  const nodes = allNodes();
   const { kosmos } = await ask();
-  for (const node of allNodes()) {
-    if (node.comfyClass === LOADER || node.type === LOADER) {
-      const widget = widgetOf(node, "file");
-      if (widget && !choices(node, "file").includes(widget.value) && choices(node, "file").includes(kosmos)) widget.value = kosmos;
-      dropButton(node);
+  for (const node of nodes.filter((each) => each.type === LOADER)) {
+    const [widget, button] = ["file", BUTTON].map((name) => widgetOf(node, name));
+    if (button) {
+      node.widgets.splice(node.widgets.indexOf(button), 1);
+      node.setSize([node.size[0], node.computeSize()[1]]);
     }
-    if (node.type === "LoadImage") widgetOf(node, "image")?.callback?.(widgetOf(node, "image").value); // shows it
+    if (widget && !choices(node, "file").includes(widget.value) && choices(node, "file").includes(kosmos)) widget.value = kosmos;
   }
-  app.graph.setDirtyCanvas(true, true);
+  if (!nodes.some((node) => /^(KosmosG|LoadImage)/.test(node.type))) return;
+  const open = app.extensionManager?.workflow?.activeWorkflow ?? null;
+  await app.loadGraphData(app.graph.serialize(), true, true, open);
 }
 
 /** Draw the open workflow if it has a Kosmos-G Prompt, else the first one of the pack. */
@@ -129,11 +132,6 @@ async function drawFirst() {
     await app.loadGraphData(await response.json(), true, true, FIRST);
   }
   await app.queuePrompt(0, 1);
-}
-
-function dropButton(node) {
-  const index = node.widgets?.findIndex((widget) => widget.name === BUTTON) ?? -1;
-  if (index >= 0) node.widgets.splice(index, 1);
 }
 
 app.registerExtension({

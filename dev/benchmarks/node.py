@@ -41,13 +41,13 @@ TEXT, TEXT_ALONE, NEGATIVE = (
 )
 
 
-def import_pack() -> tuple[ModuleType, ModuleType]:
+def import_pack(cpu: bool = True) -> tuple[ModuleType, ModuleType]:
     """The node pack's `adapter` and `text_encode` beside ComfyUI's own modules, without a server."""
     copy_comfyui(Path(sys.executable))
     sys.path.insert(0, str(COMFYUI_TREE))  # before this checkout: ComfyUI has a module `nodes` of its own
     from comfy.cli_args import args
 
-    args.cpu = True
+    args.cpu = cpu
     spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     sys.modules[PACK] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[PACK])

@@ -180,7 +180,11 @@ class StableDiffusion:
                 return pndm_scheduler(self.file.prediction_type)
             folder = self._folder("scheduler")
             kind = json.loads((folder / "scheduler_config.json").read_text())["_class_name"]
-            return getattr(diffusers, kind).from_pretrained(folder)
+            found = getattr(diffusers, str(kind), None)
+            # diffusers has classes beside the samplers that import code from the folder that they read.
+            if not isinstance(found, type) or not issubclass(found, diffusers.SchedulerMixin):
+                raise ValueError(f"its scheduler_config.json names {kind!r:.80}, which is no sampler of diffusers")
+            return found.from_pretrained(folder)
 
     def pipeline(self, *, text_encoder: bool = False) -> StableDiffusionPipeline:
         """A text-to-image pipeline, without safety checker.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -114,24 +113,11 @@ def test_comfyui_runs_a_workflow_from_it(comfyui_folder: Path, tmp_path: Path) -
     with zipfile.ZipFile(build_archive(tmp_path / "pack.zip")) as archive:
         archive.extractall(pack)
     folder = prepare_folder(tmp_path / "comfyui", pack)
-    stand_ins = {
-        "models/checkpoints/v1-5-pruned-emaonly-fp16.safetensors": "models/checkpoints/tiny.safetensors",
-        "models/kosmos_g/kosmos-g.safetensors": "models/kosmos_g/kosmos.safetensors",
-        "input/cat.jpg": "input/dog.png",
-        "input/coffee.jpg": "input/hat.png",
-    }
-    for name, stand_in in stand_ins.items():
-        # Copied: newer ComfyUI follows a link out of its input folder and refuses it.
-        shutil.copyfile(comfyui_folder / stand_in, folder / name)
     workflow = json.loads((pack / "workflows/two_subjects.json").read_text(encoding="utf-8"))
     with running_server(folder) as server:
         client = Client(server.address)
+        assert client.post("/kosmos_g/samples")["left"] == []  # out of the archive itself
         prompt = to_api(workflow, client.get("/object_info"))
-        for node in prompt.values():
-            if node["class_type"] == "EmptyLatentImage":
-                node["inputs"] |= {"width": 64, "height": 64}
-            if "steps" in node["inputs"]:
-                node["inputs"]["steps"] = 2
         run = client.run(prompt)
         saved = next(name for name, node in prompt.items() if node["class_type"] == "SaveImage")
         assert client.pixels(run, saved).std() > 0

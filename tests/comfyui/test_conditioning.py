@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -263,8 +264,12 @@ def test_tokens_of_two_prompts_joined_by_another_pack_give_both_conditions(
 def test_a_textual_inversion_is_read_as_text_and_one_line_says_so(client: Client, server: Server) -> None:
     graph = SamplingGraph().prompt("a dog, embedding:EasyNegative")
     graph.add("ProbeConditioning", conditioning=graph.positive, name="inversion")
+    core = graph.add("CLIPTextEncode", clip=graph.clip, text="a cat, embedding:EasyPositive BREAK (dog)")
+    graph.add("ProbeConditioning", conditioning=link(core), name="inversion in core's node")
     client.run(graph.nodes)
-    assert server.log.count("Kosmos-G reads 'embedding:...' as plain text") == 1
+    assert server.log.count("“embedding:EasyNegative” is read as text: textual inversions are made for CLIP") == 1
+    # All at once: each remark on a node replaces the one before.
+    assert re.search(r"“embedding:EasyPositive” is .*\n“BREAK” is .*\n“\(dog\)” weighs nothing", server.log)
 
 
 def test_pictures_in_the_negative_are_encoded_as_the_core_does(

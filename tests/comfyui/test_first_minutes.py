@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dev.browser import missing, use
 from dev.client import Client, PromptRefused
 from dev.graph import Graph, link
 from dev.install import ROOT
-from dev.server import Server, prepare_folder, running_server
+from dev.server import PACK_NAME, Server, prepare_folder, running_server
 
 WORLD = ROOT / "assets/world"
 COPIES = {
@@ -20,6 +22,7 @@ COPIES = {
     "models/checkpoints/emoji-world-sd.safetensors": WORLD / "emoji-world-sd.safetensors",
     **{f"input/{path.name}": path for path in sorted((WORLD / "samples").glob("*.png"))},
 }
+ENVIRONMENT = Path(sys.executable).parents[1]
 REFERENCE = "output/kosmos_g_references/kosmos-g-cat.safetensors"
 
 
@@ -133,3 +136,22 @@ def test_getting_sample_files_asks_copies_and_changes_nothing_that_exists(client
     assert offered(client, "KosmosGLoader") == ["emoji-world-kosmos-g.safetensors"]
     assert offered(client, "KosmosGLoadReference") == ["kosmos-g-cat.safetensors"]
     assert "No Kosmos-G file is chosen" in loader_says(client, "no Kosmos-G file found")
+
+
+@pytest.mark.skipif(missing(ENVIRONMENT) is not None, reason=str(missing(ENVIRONMENT)))
+def test_a_newcomer_finds_the_prompt_and_has_a_picture_after_one_click(fresh: Server, tmp_path: Path) -> None:
+    for name in (*COPIES, REFERENCE):
+        (fresh.folder / name).unlink(missing_ok=True)
+    script = Path(__file__).with_name("first_minutes.mjs")
+    seen = use(ENVIRONMENT, fresh.address, script, {"pack": PACK_NAME}, tmp_path)
+    assert seen["added"] == [["KosmosGTextEncode", "Kosmos-G Prompt", "#355"]]
+    assert seen["found"] == {"image prompt": True, "subject": True, "reference": True}
+    assert seen["button"][0] == ["file", "no Kosmos-G file found", True]
+    assert seen["button"][-1] == ["Get sample files …", None, False]
+    assert f"These {len(COPIES) + 1} files, 56.5 MB, would be copied" in seen["told"]
+    for name in COPIES:
+        assert str((fresh.folder / name).parent) in seen["told"]
+    assert (seen["clicks"], seen["drawn"]) == (1, "execution_success")
+    assert seen["chosen"] == ["file=emoji-world-kosmos-g.safetensors", "dtype=auto", "device=auto"]
+    assert seen["view"] > 0.7
+    assert list((fresh.folder / "output/kosmos-g").glob("two_subjects_*.png"))

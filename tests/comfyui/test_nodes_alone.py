@@ -316,7 +316,7 @@ def test_what_is_encoded_for_the_first_time_fills_the_progress_bar_by_its_blocks
 
 def test_likeness_goes_from_the_text_alone_to_the_full_encoding(pack, clip):
     node, image = pack("nodes.text_encode").KosmosGTextEncode, filled(RED)[None]
-    full, _, text, _ = node.execute(clip, "a dog <i>", image_1=image).args
+    full, _, text, *_ = node.execute(clip, "a dog <i>", image_1=image).args
     for likeness in (0.0, 0.25, 1.0):
         mixed = node.execute(clip, "a dog <i>", "", likeness, image_1=image).args[0][0][0]
         torch.testing.assert_close(mixed, torch.lerp(text[0][0], full[0][0], likeness))

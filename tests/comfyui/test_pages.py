@@ -130,6 +130,20 @@ def test_every_choice_has_its_chinese_word(client: Client, declared: dict[str, A
     assert all(CHINESE.search(word) for words in known.values() for word in words.values())
 
 
+def test_every_workflow_has_its_chinese_note_and_titles() -> None:
+    words = json.loads((ROOT / "locales/zh/main.json").read_text(encoding="utf-8"))["kosmosG"]
+    assert all(CHINESE.search(note[0]) for note in words["notes"].values())
+    for path in (ROOT / "workflows").glob("*.json"):
+        workflow = json.loads(path.read_text(encoding="utf-8"))
+        titles = [part.get("title") for part in (*workflow["nodes"], *workflow["groups"])]
+        assert {re.sub(r"^\d+ ", "", title) for title in titles if title} <= set(words["titles"]), path.name
+        (note,) = (node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "MarkdownNote")
+        heading, *lines = note.split("\n")
+        assert heading.removeprefix("## ") in words["notes"], path.name
+        common = lines[lines.index("### Files") :]
+        assert {line for line in common if line} <= set(words["lines"]), path.name
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_language_has_every_key(client: Client, declared: dict[str, Any], language: str) -> None:
     words = client.get("/i18n")[language]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import shutil
 import subprocess
 import sys
 import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -110,6 +112,24 @@ def test_what_other_tools_would_read_in_it_is_said_while_typing_and_by_the_run_a
 def test_a_request_that_the_box_does_not_send_is_refused(client: Client, body: Any, said: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         client.post("/kosmos_g/prompt", body)
+    assert refused.value.code == 400
+    assert said in json.loads(refused.value.read())["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "said"),
+    [
+        (b'{"text": ' + b"[" * 200_000, {}, "is not JSON (maximum recursion depth"),
+        (b'{"text": ""', {"Content-Type": "application/json; charset=none-such"}, "is not JSON"),
+        (gzip.compress(b" " * 50_000_000), {"Content-Encoding": "gzip"}, "more than 320,000 bytes"),
+    ],
+)
+def test_a_body_is_read_as_what_it_is_and_no_further(
+    server: Server, body: bytes, headers: dict[str, str], said: str
+) -> None:
+    request = urllib.request.Request(f"http://{server.address}/kosmos_g/prompt", body, headers)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=60)
     assert refused.value.code == 400
     assert said in json.loads(refused.value.read())["error"]
 

@@ -1,4 +1,4 @@
-"""The pictures of the workflows: what is put together of graph, references and results."""
+"""The pictures of the workflows and the sample images: what is put together of graph, references and results."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
+from dev.demo import references
 from dev.install import ROOT
-from dev.thumbnails import GAP, TILE, WIDTH, compose
-from dev.world_workflows import IMAGES, WORDS, has_result, in_the_world, save_images
+from dev.sample_images import FOLDER, draw_all
+from dev.thumbnails import GAP, LARGEST, TILE, WIDTH, compose, save_small
 
 WORKFLOWS = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((ROOT / "workflows").glob("*.json"))}
 
@@ -26,28 +26,28 @@ def test_references_and_result_are_enlarged_without_blur(tmp_path: Path) -> None
     assert np.array_equal(tile, pixels.repeat(TILE // 64, 0).repeat(TILE // 64, 1))
 
 
-def test_a_row_of_two_references_and_a_result_fits() -> None:
-    assert 3 * TILE + TILE // 4 + 3 * GAP <= WIDTH
+def test_a_row_of_three_references_and_a_result_fits() -> None:
+    assert 4 * TILE + TILE // 4 + 4 * GAP <= WIDTH
 
 
-def test_every_workflow_that_the_world_can_draw_has_its_words_and_its_pictures(tmp_path: Path) -> None:
-    assert {name for name, workflow in WORKFLOWS.items() if has_result(workflow)} == set(WORDS)
-    save_images(tmp_path)
-    for name, (images, _) in WORDS.items():
-        assert set(images) <= set(IMAGES)
-        assert all(Image.open(tmp_path / image).size == (32, 32) for image in images)
-        assert name in WORKFLOWS
+def test_a_picture_is_kept_small(tmp_path: Path) -> None:
+    noise = np.random.default_rng(2).integers(0, 256, (560, 560, 3), dtype=np.uint8)
+    path = tmp_path / "noise.jpg"
+    Image.fromarray(noise).save(path, quality=82)
+    assert path.stat().st_size > LARGEST
+    save_small(Image.fromarray(noise), path)
+    assert path.stat().st_size <= LARGEST
 
 
-@pytest.mark.parametrize("name", WORDS)
-def test_the_world_changes_names_words_and_sizes_and_leaves_the_graph(name: str) -> None:
-    before = json.dumps(WORKFLOWS[name])
-    adapted = in_the_world(name, WORKFLOWS[name], "sd.safetensors", "kosmos.safetensors")
-    assert json.dumps(WORKFLOWS[name]) == before
-    assert adapted["links"] == WORKFLOWS[name]["links"]
-    nodes = adapted["nodes"]
-    images = [node["widgets_values"][0] for node in nodes if node["type"] == "LoadImage"]
-    prompts = [node["widgets_values"][0] for node in nodes if node["type"] == "KosmosGTextEncode"]
-    assert sorted(images) == sorted(WORDS[name][0])
-    assert "512" not in json.dumps([node.get("widgets_values") for node in nodes])
-    assert all("background" in prompt for prompt in prompts)
+def test_the_sample_images_are_what_their_script_draws() -> None:
+    drawn = draw_all()
+    assert sorted(path.name for path in FOLDER.iterdir()) == sorted(drawn)
+    for name, image in drawn.items():
+        shipped = Image.open(FOLDER / name)
+        assert shipped.mode == image.mode
+        assert np.array_equal(np.asarray(shipped), np.asarray(image))
+
+
+def test_the_workflows_load_sample_images_alone_and_every_one_of_them() -> None:
+    used = {name for workflow in WORKFLOWS.values() for name in references(workflow)}
+    assert used == {path.name for path in FOLDER.iterdir()}

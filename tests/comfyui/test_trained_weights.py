@@ -26,12 +26,12 @@ def one_thread():
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_smoke_chain_gives_a_file_that_the_loader_takes(
-    smoke_run: Path, server: Server, client: Client, probed: Callable[[str], Any], images: dict[str, Image.Image]
+def test_the_road_gives_a_file_that_the_loader_takes(
+    dry_run: Path, server: Server, client: Client, probed: Callable[[str], Any], images: dict[str, Image.Image]
 ) -> None:
-    shutil.copy(smoke_run / "instruct.safetensors", server.folder / "models/kosmos_g/trained.safetensors")
+    shutil.copy(dry_run / "kosmos-g.safetensors", server.folder / "models/kosmos_g/trained.safetensors")
     graph = SamplingGraph(file="trained.safetensors").prompt("a red circle <i>", "dog.png")
     graph.add("ProbeConditioning", conditioning=graph.positive, name="trained")
     client.run(graph.sample(steps=1).nodes)
-    expected = load_model(smoke_run / "instruct.safetensors").encode("a red circle <i>", [images["dog.png"]])
+    expected = load_model(dry_run / "kosmos-g.safetensors").encode("a red circle <i>", [images["dog.png"]])
     assert torch.equal(probed("trained").condition, expected)

@@ -213,9 +213,10 @@ def test_half_a_tokenizer_or_a_broken_one_is_refused(path):
     with pytest.raises(WeightsError, match="holds only one of"):
         load_model(path)
     path.write_bytes(whole)
-    rewrite(path, changed={"tokenizer.sentencepiece": torch.zeros(9, dtype=torch.uint8)})
-    with pytest.raises(WeightsError, match="broken tokenizer"):
-        load_model(path)
+    for dtype in (torch.uint8, torch.float8_e4m3fn):
+        rewrite(path, changed={"tokenizer.sentencepiece": torch.zeros(9, dtype=dtype)})
+        with pytest.raises(WeightsError, match="broken tokenizer"):
+            load_model(path)
 
 
 @pytest.mark.parametrize("dtype", ["fp16", torch.int8])

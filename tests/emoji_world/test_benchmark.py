@@ -74,6 +74,7 @@ def test_one_command_writes_numbers_a_table_and_a_sheet(chain, tmp_path):
         assert name in rows
     assert rows["real pictures, seen"]["background"][0] == 1.0
     assert rows["echo of the reference, seen"]["background"][0] == 0.0
+    assert rows["echo of the reference, seen"]["identity on it"][0] == 0.0
     assert {"asked look nearer", "noun"} < rows["look-swapped reference"].keys()
     assert len(rows["prompt weights 0.5, 1, 2"]["monotone"]) == 3
     table = (tmp_path / "made" / "benchmark.md").read_text()

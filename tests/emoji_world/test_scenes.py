@@ -9,6 +9,7 @@ from PIL import Image
 
 from emoji_world.atlas import ASSETS, Atlas
 from emoji_world.scenes import (
+    ALL_HUES,
     HELD_OUT_NOUNS,
     HUES,
     WORLDS,
@@ -19,7 +20,7 @@ from emoji_world.scenes import (
     WorldSettings,
     rotate_hue,
 )
-from emoji_world.training_data import STAGE_1_HUES, SampleMaker
+from emoji_world.training_data import SampleMaker
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +151,13 @@ def test_stage_one_sees_more_hues_than_the_world_has_and_stage_three_does_not(wo
     samples = SampleMaker(world, seed=4)
     turned = {placed.identity.hue for _ in range(300) for placed in samples.turned_scene().objects}
     seen = {placed.identity.hue for _ in range(300) for placed in samples.seen_scene().objects}
-    assert turned == set(STAGE_1_HUES)
+    assert turned == set(ALL_HUES)
     assert seen == set(HUES)
 
 
 def test_documents_like_prompts_tell_behind_the_colon_what_their_pictures_show(world):
     samples, shown = SampleMaker(world, seed=2), 0
-    known = [Identity(x.noun, x.look, hue) for x in world.identities for hue in STAGE_1_HUES]
+    known = [Identity(x.noun, x.look, hue) for x in world.identities for hue in ALL_HUES]
     for _ in range(40):
         parts = samples.prompt_document()
         *objects, end = json.loads(parts["json"])["segments"]

@@ -183,8 +183,10 @@ def test_subjects_of_ones_own_are_checked(tmp_path):
         ({**good, "prompts": {"live": ["a {}"]}}, "is of kind 'object', which has no prompts"),
         ({**good, "subjects": [{"name": "mug"}]}, "it needs exactly name, noun, kind and picked"),
         ({"name": "mugs"}, "needs `prompts`"),
+        ("!!timestamp x", "cannot be read: one of its values is not what its tag"),
+        ("prompts: &a [*a]", "cannot be read: its aliases repeat"),
     ):
-        path.write_text(yaml.safe_dump(wrong))
+        path.write_text(wrong if isinstance(wrong, str) else yaml.safe_dump(wrong))
         with pytest.raises(ConfigError, match=sentence):
             read_subjects(path)
 

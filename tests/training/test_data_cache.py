@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from training import run
 from training.base.rng import RowRng
@@ -119,6 +120,9 @@ def test_what_was_made_otherwise_is_refused_in_one_sentence(copied, smoke_stages
     path.write_bytes(whole[: len(whole) // 2])
     assert made_by(path) == {}
     assert "it cannot be read" in refusal()
+    made = {"made": json.dumps({"what": "latents"})}
+    save_file({"keys": torch.zeros(2, 16, dtype=torch.uint8), "rows": torch.zeros(3, 4)}, path, made)
+    assert made_by(path) == {}
     path.write_bytes(whole.replace(b'\\"version\\": 1', b'\\"version\\": 0'))
     assert "by an earlier or later release" in refusal()
     other = tmp_path / "stable-diffusion"

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import tarfile
 import time
 
 import numpy as np
@@ -549,3 +550,73 @@ def test_input_that_is_not_there_or_of_another_layout_is_a_sentence(tmp_path, co
     assert "\n" not in error
     assert "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+def hostile_sources(root):
+    """What convert is given, the rest of its command, and what it has to say; escape codes in every name."""
+    picture, deep = image(0), b"[" * 200_000
+    outside, named = root / "outside", "a\x1b[31m"
+    outside.mkdir()
+    for name, content in {"prompt.json": b'{"edit": "x"}', "1_0.jpg": picture, "1_1.jpg": picture}.items():
+        (outside / name).write_bytes(content)
+    (root / "pictures").mkdir()
+    (root / "pictures/a.jpg").write_bytes(picture)
+    with (root / "pictures/large.jpg").open("wb") as file:
+        file.truncate(300_000_000)
+    with tarfile.open(root / "pictures/0.tar", "w") as tar:
+        for name, content in {"b.jpg": picture, "b.json": b'{"url": "\\ud800"}'}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    often = {"text_list": ["x"], "image_info": [{"image_name": "a.jpg", "matched_text_index": 0}] * 600}
+    pictures, uno = ["--pictures", str(root / "pictures")], {"prompt": "x", "image_tgt_path": "a.jpg"}
+    seeds = json.dumps([["../outside", ["1"]], [str(outside), ["1"]]])
+    columns = io.BytesIO()
+    parquet.write_table(pa.table({named: [1]}), columns)
+    repeated = io.BytesIO()
+    parquet.write_table(pa.table({"texts": [["x"]] * 200_000, "images": [[None]] * 200_000}), repeated)
+    return [
+        ("uno", f"{named}.json", deep, pictures, "cannot be read: maximum recursion depth"),
+        ("instructpix2pix", "seeds.json", deep, [], "is not a list of [name, [seed, ...]]"),
+        ("instructpix2pix", "seeds.json", seeds.encode(), [], "'a name outside of the source': 2"),
+        ("uno", f"{named}.json", b"{}", pictures, "a\\x1b[31m.json is not a list"),
+        ("obelics", "a.parquet", columns.getvalue(), pictures, "no column texts, only a\\x1b[31m"),
+        ("obelics", "a.parquet", repeated.getvalue(), pictures, "a.parquet claims 200,000 rows in"),
+        ("openimages", "a.csv", b"ImageID,Rotation," + b"x" * 200_000, pictures, "field larger than field limit"),
+        ("uno", "a.json", _rows(uno | {"image_paths": ["a.jpg"] * 600}), pictures, "'too many pictures': 1"),
+        ("uno", "a.json", _rows(uno | {"image_paths": ["large.jpg"]}), pictures, "'file too large': 1"),
+        ("uno", "a.json", _rows(uno | {"image_paths": ["\ud800"]}), pictures, "'broken (UnicodeEncodeError)': 1"),
+        ("mmc4", "a.json", _rows(often), pictures, "'too many pictures': 1"),
+    ]
+
+
+def _rows(row):
+    return json.dumps([row]).encode()
+
+
+def test_what_files_from_outside_say_of_themselves_is_a_sentence_and_bounded(tmp_path, out, capsys):
+    for number, (layout, name, content, rest, said) in enumerate(hostile_sources(tmp_path)):
+        source = tmp_path / f"source{number}"
+        source.mkdir()
+        (source / name).write_bytes(content)
+        given = source / name if layout == "openimages" else source
+        assert main([layout, str(given), f"{out}{number}", *rest, "--workers", "1"]) == 2, name
+        error = capsys.readouterr().err.strip()
+        assert said in error
+        assert error.isprintable()
+
+
+def test_a_record_that_is_none_and_an_output_of_any_name_are_read(tmp_path, capsys):
+    (tmp_path / "pictures").mkdir()
+    with tarfile.open(tmp_path / "pictures/0.tar", "w") as tar:
+        member = tarfile.TarInfo("a.jpg")
+        member.size = len(image(0))
+        tar.addfile(member, io.BytesIO(image(0)))
+    (tmp_path / "a.json").write_bytes(_rows({"prompt": "x", "image_paths": ["a"], "image_tgt_path": "a"}))
+    out = tmp_path / "50% of ?#"
+    command = ["uno", str(tmp_path / "a.json"), str(out), "--pictures", str(tmp_path / "pictures")]
+    assert main(command) == 0
+    for name in ("00000.json", "plan.json", "pictures.sqlite"):
+        (out / ".conversion" / name).write_bytes(b"[]" * 5000)
+        assert main(command) == 2
+        assert name in capsys.readouterr().err

@@ -116,6 +116,26 @@ HOSTILE = {
     "list for a name": ("interleaved", {"json": b'{"segments": [{"image": ["a"]}]}'}, "bad segments"),
     "name of the reader's": ("interleaved", {"json": b'{"segments": [{"image": "__key__"}]}'}, "missing picture"),
     "integer of 5,000 digits": ("captions", {"json": b'{"caption": ' + b"1" * 5000 + b"}"}, "bad json"),
+    "one image 10,000 times": (
+        "interleaved",
+        {"0.jpg": IMAGE, "json": json.dumps({"segments": [{"image": "0.jpg"}] * 10_000}).encode()},
+        "too many pictures",
+    ),
+    "an expression without an end": (
+        "original-openimage",
+        {"tsv": b"a dog\t(a+)+b," + b"a" * 40 + b"\teA==\teA==\teA=="},
+        "bad entity name",
+    ),
+    "alternatives without an end": (
+        "original-openimage",
+        {"tsv": b"a dog\t" + b"(a|a)" * 30 + b"b," + b"a" * 40 + b"\teA==\teA==\teA=="},
+        "bad entity name",
+    ),
+    "20,000 names": (
+        "original-openimage",
+        {"tsv": b"a dog\t" + b"a," * 20_000 + b"\teA==\teA==\teA=="},
+        "too many entity names",
+    ),
     "image twice as wide": ("captions", {"jpg": IMAGE, "txt": b"a dog"}, "picture too large"),
 }
 

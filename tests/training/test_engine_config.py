@@ -7,6 +7,9 @@ from training.base.errors import ConfigError
 from training.base.processes import choose_device
 from training.engine.run_config import parse
 
+# 300 bytes that stand for a billion values
+REPEATING = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
+
 
 @pytest.fixture
 def arguments(smoke_stages, tmp_path):
@@ -74,6 +77,12 @@ def test_a_wrong_option_is_named_with_its_value_and_the_way_out(arguments, optio
         ("batch: {streams: x}", "batch.streams: 'x' is not valid, expected int or null"),
         ("- 1", "expected `key: value` lines, found list"),
         ("a: [", "is not valid YAML"),
+        ("!!bool x", "is not valid YAML: one of its values is not what its tag"),
+        ('!!int ""', "is not valid YAML: one of its values is not what its tag"),
+        ("2001-99-99", "is not valid YAML: one of its values is not what its tag or form says (month must be"),
+        ("- " * 1500, "is not valid YAML: it is nested too deep"),
+        ("stage: &a [*a]", "is not valid YAML: its aliases repeat more than 1,000,000 values, or themselves"),
+        (REPEATING, "is not valid YAML: its aliases repeat more than 1,000,000 values"),
     ],
 )
 def test_a_wrong_file_is_named_with_its_key(arguments, tmp_path, text, sentence):

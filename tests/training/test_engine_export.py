@@ -67,6 +67,27 @@ def test_eight_bits_keep_the_conditions(run_folder, tmp_path):
     assert 0 < (exact - rounded).square().mean() < 1e-3 * exact.var()
 
 
+@pytest.mark.parametrize(
+    ("card", "more", "expected"),
+    [
+        ("mine.md", (), "is a file that is no model card; choose another name, such as mine-card.md"),
+        (".", (), "is a folder; choose another name"),
+        ("out.safetensors", (), "is the file of weights itself; choose another name"),
+        ("missing/card.md", (), "there is no folder"),
+        ("card.md", ("--lora",), "would describe whole weights, not --lora's; leave one out"),
+    ],
+)
+def test_a_card_takes_no_other_file_s_place(run_folder, tmp_path, capsys, card, more, expected):
+    (tmp_path / "mine.md").write_text("# My own\n")
+    words = [str(run_folder), str(tmp_path / "out.safetensors"), "--model-card", str(tmp_path / card), *more]
+    assert export.main(words) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: --model-card: ")
+    assert expected in said
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.md"]
+    assert (tmp_path / "mine.md").read_text() == "# My own\n"
+
+
 def test_what_cannot_be_exported_is_a_sentence(run_folder, tmp_path, capsys, smoke_stages):
     output = tmp_path / "out.safetensors"
     assert export.main([str(tmp_path), str(output)]) == 1

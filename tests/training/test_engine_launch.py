@@ -1,15 +1,22 @@
 """The launchers that people use, with real processes: python -m, torchrun with restarts, accelerate launch."""
 
+import dataclasses
 import json
 import os
+import re
+import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
+from torch.distributed.run import get_args_parser
 
 from tests.training.launch import differences, train
+from training.engine.run_config import RunConfig
 
 # A busy machine may take minutes for what a quiet one does in seconds.
 pytestmark = pytest.mark.timeout(1800)
@@ -18,7 +25,6 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 LAUNCHERS = {
     "python": [sys.executable, "-m", "training.run"],
-    "torchrun": [*TORCHRUN, "-m", "training.run"],
     "accelerate": [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--module", "training.run"],
 }
 
@@ -43,6 +49,89 @@ def test_every_launcher_trains_with_the_processes_that_it_promised(smoke_stages,
     start = json.loads((tmp_path / "run" / "starts.jsonl").read_text())
     assert start["processes"] == (1 if launcher == "python" else 2)
     assert (tmp_path / "run/checkpoints/latest").read_text() == "step-00000003\n"
+
+
+SCRIPTS = Path(__file__).parents[2] / "training" / "launch"
+
+
+def test_two_launchers_meet_on_the_loopback_as_two_machines_do(smoke_stages, tmp_path, root):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    arguments = smoke_stages.arguments("lm", tmp_path / "run", "--steps", "3")
+    variables = {**environment(), "GPUS": "1", "PORT": port, "PYTHON": sys.executable}
+    command = ["bash", str(SCRIPTS / "two-machines.sh"), "127.0.0.1"]
+    options = {"cwd": root, "env": variables, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    machines = [subprocess.Popen([*command, str(rank), *arguments], **options) for rank in range(2)]
+    said = [machine.communicate(timeout=900)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    start = json.loads((tmp_path / "run" / "starts.jsonl").read_text())
+    assert start["processes"] == 2
+    assert (tmp_path / "run/checkpoints/latest").read_text() == "step-00000003\n"
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.sh")), ids=lambda path: path.name)
+def test_the_launch_scripts_parse_and_pass_options_that_exist(script):
+    assert subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True).stderr == ""
+    launcher, ours = script.read_text().split("torch.distributed.run")[1].split("-m training.run")
+    known = {option for action in get_args_parser()._actions for option in action.option_strings}
+    passed = set(re.findall(r"(?<=\s)--[a-z-]+", launcher))
+    assert len(passed) > 3
+    assert passed <= known
+    assert set(re.findall(r"--[a-z_.]+", ours.splitlines()[0])) == {"--resume"}
+    assert "resume" in {field.name for field in dataclasses.fields(RunConfig)}
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "expected"),
+    [
+        ("two-machines.sh", ["127.0.0.1"], "usage: "),
+        ("two-machines.sh", ["127.0.0.1", "first", "--config", "x"], "usage: "),
+        (
+            "two-machines.sh",
+            ["127.0.0.1", "2", "--config", "x"],
+            "error: RANK 2 is none of 0 to 1 for NODES=2 machines",
+        ),
+        ("slurm.sh", [], "usage: "),
+        ("slurm.sh", ["--config", "x"], "runs inside a Slurm job; submit it with sbatch"),
+    ],
+)
+def test_a_launch_script_says_what_it_lacks(script, words, expected):
+    clean = {name: value for name, value in environment().items() if not name.startswith("SLURM")}
+    done = subprocess.run(["bash", str(SCRIPTS / script), *words], env=clean, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert expected in done.stderr
+
+
+def slurm_job(folder, seconds, signal_after=None):
+    """Run slurm.sh with stand-ins for Slurm's two commands, which write down how they were called."""
+    tools = folder / "bin"
+    tools.mkdir()
+    (tools / "srun").write_text(
+        f'#!/bin/bash\necho "$@" >> {folder}/calls\ntrap "exit 7" TERM\nsleep {seconds} & wait\n'
+    )
+    (tools / "scontrol").write_text(f'#!/bin/bash\necho "$@" >> {folder}/calls\necho node-a\necho node-b\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    variables = {**environment(), "PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "71", "PYTHON": "python3"}
+    variables |= {"SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_JOB_NUM_NODES": "2", "SLURM_SUBMIT_DIR": str(folder)}
+    job = subprocess.Popen(["bash", str(SCRIPTS / "slurm.sh"), "--config", "my file.yaml"], env=variables)
+    if signal_after:
+        time.sleep(signal_after)
+        job.send_signal(signal.SIGTERM)
+    return job.wait(timeout=60), (folder / "calls").read_text().splitlines()
+
+
+def test_a_slurm_job_queues_again_when_it_was_stopped_and_only_then(tmp_path):
+    (tmp_path / "done").mkdir()
+    code, calls = slurm_job(tmp_path / "done", 0)
+    assert (code, len(calls)) == (0, 2)
+    assert calls[0] == "show hostnames node-[a-b]"
+    assert "--nnodes 2 " in calls[1]
+    assert "--rdzv-endpoint node-a:20071 -m training.run --config my file.yaml --resume auto" in calls[1]
+    (tmp_path / "stopped").mkdir()
+    code, calls = slurm_job(tmp_path / "stopped", 60, signal_after=1.5)
+    assert (code, calls[-1]) == (0, "requeue 71")
 
 
 def test_accelerate_that_starts_fewer_processes_than_asked_is_refused(smoke_stages, tmp_path, root):

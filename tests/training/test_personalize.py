@@ -24,6 +24,7 @@ from training.personalize.__main__ import main
 from training.personalize.photographs import Sizes, held_out, read_photographs
 from training.personalize.subject_run import Models
 from training.personalize.tuning import Tuning, TuningConfig, prompts_of
+from training.personalize.unfinished import owned
 
 SIDE = 16
 SEEN = 224
@@ -97,10 +98,10 @@ def test_tuning_starts_at_zero_shot_lowers_its_loss_and_counts_inside_the_masks_
     mask[:10, :10] = True
     Image.fromarray(mask).save(folder / "00.mask.png")
     found = read_photographs(folder, SIZES, lambda _: None)
-    model, parts = load_model(weights), tiny_parts()
+    model, frozen = load_model(weights), tiny_parts()
     config = TuningConfig(steps=12, rate=0.2, batch=4, seed=3)
     tuning = Tuning(
-        model, parts["unet"].eval(), parts["vae"].eval(), parts["scheduler"], found, [], "dog", config, "fp32"
+        model, frozen["unet"].eval(), frozen["vae"].eval(), frozen["scheduler"], found, [], "dog", config, "fp32"
     )
     views = torch.stack([model.image_embeddings(one.view) for one in found])
     expected = views.mean(0) * views.norm(dim=-1, keepdim=True).mean(0) / views.mean(0).norm(dim=-1, keepdim=True)
@@ -109,12 +110,17 @@ def test_tuning_starts_at_zero_shot_lowers_its_loss_and_counts_inside_the_masks_
     assert torch.equal(found[0].view, preprocess_image(Image.fromarray(cut), SEEN))
 
     rng = RowRng(0, 0)
+    shares = tuning.tuned_on.inside
+    assert 0 < shares[0].sum() < shares[1].sum() == shares[1].numel()
+    parts = [torch.ones_like(shares[0]), shares[0].clone(), 1 - shares[0]]
     with torch.no_grad():
-        inside = tuning.errors(tuning.start, tuning.tuned_on, rng, 2, spread=True)
-        tuning.tuned_on.inside[0, 0, 4:, :] = 1  # the lower half counts as well now
-        wider = tuning.errors(tuning.start, tuning.tuned_on, rng, 2, spread=True)
-    assert inside[1] == wider[1]
-    assert inside[0] != wider[0]
+        losses = []
+        for part in parts:  # all of the first photograph, its inside and its outside
+            shares[0] = part
+            losses.append(float(tuning.errors(tuning.start, tuning.tuned_on, rng, 2, spread=True)[0]))
+    sums = [loss * float(part.sum()) for loss, part in zip(losses, parts, strict=True)]
+    assert sums[0] == pytest.approx(sums[1] + sums[2], rel=1e-4)
+    assert losses[1] != losses[2]
 
     first = tuning.judge()
     while not tuning.finished():
@@ -155,6 +161,14 @@ def test_a_stopped_tuning_goes_on_to_the_same_file(run, tmp_path, capsys, monkey
     assert "exists already" in capsys.readouterr().err
 
 
+def test_an_output_is_tuned_by_one_command_at_a_time(run, tmp_path, capsys):
+    folder, output = photographs(tmp_path / "rex", 2), tmp_path / "rex.safetensors"
+    with owned(output):
+        assert run(folder, output) == 2
+    assert f"another command is tuning {output}" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rex"]
+
+
 def test_a_broken_state_is_refused_and_left_alone(run, tmp_path, capsys):
     folder, output = photographs(tmp_path / "rex", 2), tmp_path / "rex.safetensors"
     beside = tmp_path / "rex.safetensors.unfinished"
@@ -185,6 +199,7 @@ def _repeat(folder: Path) -> None:
         (_mark_nothing, "01.png is left out: its mask 01.mask.png marks no pixel"),
         (lambda folder: (folder / "01.mask.png").write_bytes(b"x"), "01.png is left out: its mask cannot be read"),
         (lambda folder: (folder / "01.txt").write_bytes(b"\xff\xff\0"), "out: its caption 01.txt cannot"),
+        (lambda folder: (folder / "01.txt").write_text("dog " * 9000), "01.txt cannot be read (36,000 bytes, expected"),
         (_repeat, "01.png is left out: it is the same picture as 00.png"),
     ],
 )

@@ -252,6 +252,15 @@ def test_recorded_clip_target_equals_the_loaded_text_encoder(tmp_path):
         torch.testing.assert_close(found, role.tensors("expected_stage2")["clip_target"], rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("kind", ["DiffusionPipeline", "ModularPipeline", "utils", "Nope", ["a"]])
+def test_a_folder_names_no_class_but_a_samplers(tmp_path, kind):
+    for part in ("unet", "scheduler"):
+        (tmp_path / part).mkdir()
+    (tmp_path / "scheduler/scheduler_config.json").write_text(json.dumps({"_class_name": kind}))
+    with pytest.raises(ValueError, match="which is no sampler of diffusers"):
+        StableDiffusion(str(tmp_path)).sampler()
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [

@@ -45,9 +45,14 @@ def changed(before: Path, after: Path) -> set[str]:
     return {name for name in other if not torch.equal(one[name], other[name])}
 
 
-def test_low_rank_additions_are_exported_merged_or_alone_and_go_on_from_a_checkpoint(smoke_stages, start, tmp_path):
+def test_low_rank_additions_are_exported_merged_or_alone_and_go_on_from_a_checkpoint(
+    smoke_stages, start, tmp_path, capsys
+):
     folder = trained(smoke_stages, start, tmp_path, 1, "--trainable.lora", "4")
     trained(smoke_stages, start, tmp_path, 2, "--trainable.lora", "4", "--resume", "auto")
+    without = smoke_stages.arguments("instruct", folder, "--steps", "3", "--resume", "auto")
+    assert run.main(without) == 2
+    assert "trainable.lora: 0, but" in capsys.readouterr().err
     whole, alone = tmp_path / "merged.safetensors", tmp_path / "lora.safetensors"
     assert export.main([str(folder), str(whole)]) == 0
     assert export.main([str(folder), str(alone), "--lora"]) == 0

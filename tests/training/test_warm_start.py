@@ -15,7 +15,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, Kosmos2Config, Kosmo
 
 from kosmos_core import KosmosG, KosmosGConfig, Tokenizer, load_model, save_model
 from training.engine.run_config import RunConfig
-from training.weights.foreign import read_tensors
+from training.weights.foreign import is_kosmos2, read_tensors
 from training.weights.warm_start import start_model
 
 TAGS = ("<mask>", "</doc>", "<image>", "</image>", "</chunk>", "</line>", "<phrase>", "</phrase>")
@@ -296,6 +296,12 @@ def test_a_file_without_a_vision_tower_is_refused(sizes, tokenizer_folder, tmp_p
     run = _run("lm", sizes, tokenizer=str(tokenizer_folder))
     with pytest.raises(ValueError, match="holds no CLIP vision tower"):
         start_model(run, "cpu", vision_weights=str(tmp_path / "text.safetensors"))
+
+
+def test_a_description_of_something_else_is_no_kosmos2(tmp_path):
+    for content in ("[]", "[" * 200_000, "3"):
+        (tmp_path / "config.json").write_text(content)
+        assert not is_kosmos2(tmp_path)
 
 
 def test_a_file_of_something_else_is_no_weights(tmp_path):

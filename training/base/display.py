@@ -30,6 +30,11 @@ def printable(text: object) -> str:
     )
 
 
+def printable_lines(text: object) -> str:
+    """The same for a message that may have several lines of its own."""
+    return "\n".join(map(printable, str(text).split("\n")))
+
+
 def markup(text: object) -> str:
     """The same for `rich`, where brackets would otherwise be taken for a style: a sample's key may be `x[/red]y`."""
     return escape(printable(text))

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from .errors import ConfigError
+from .yaml_text import load_yaml
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -82,13 +82,13 @@ def plain(value: Any) -> Any:
 def read_yaml(path: str) -> dict[str, Any]:
     """The keys and values of a configuration file; ConfigError where it has none."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = load_yaml(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError:
         raise ConfigError(f"--config {path}: is no text file; give a YAML file of `key: value` lines.") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--config {path}: is not valid YAML: {' '.join(str(error).split())}.") from None
+    except ValueError as error:
+        raise ConfigError(f"--config {path}: is not valid YAML: {error}.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path}: expected `key: value` lines, found {type(values).__name__}.")
     return values

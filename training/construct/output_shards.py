@@ -134,7 +134,7 @@ class ConstructionOutput:
         try:
             before = json.loads(record.read_text())
             before = dict(before, contents=dict(before.get("contents", {})))
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             before = None
         done = any(self.folder.rglob("*.stats.json"))
         if before is not None and done:
@@ -209,7 +209,7 @@ class ConstructionOutput:
                 (self.folder / f"{shard.name}{x}").is_file() for x in (".tar", ".tar.idx")
             )
             return stats["input"] == shard.fingerprint and there
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return False
 
     def write_part(self, chunk: Chunk, samples: list[EncodedSample]) -> ShardPart:

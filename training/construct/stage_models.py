@@ -88,7 +88,7 @@ def _weights_problem(folder: Path) -> str:
     for index in folder.glob("*.index.json"):
         try:
             names |= set(json.loads(index.read_text())["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
             return f"{index.name} is no index of weight files"
     names = names or {path.name for path in (*folder.glob("*.safetensors"), *folder.glob("*.bin"))}
     if not names:

@@ -185,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
             there = "" if rows else ", all there already"
             print(f"{printable(Path(path))}: {rows:,} rows of {options.what} made, {short(written)}B{there}.")
     except (ConfigError, DataError, WeightsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     return 0
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from kosmos_core.atomic import atomic_write
+from kosmos_core.safetensors_file import read_header
 
 from ..base.display import printable
 from .index import DataError, IndexedDataset
@@ -85,9 +86,11 @@ def write_rows(path: Path, maker: Maker, shard_size: int, rows: Mapping[bytes, T
 def made_by(path: Path) -> dict[str, Any]:
     """What a file says of its maker; empty where it is no such file."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return dict(json.loads((file.metadata() or {})["made"]))
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
+        header = read_header(path)
+        if header.shapes["keys"] != (header.shapes["rows"][0], 16) or header.dtypes["keys"] != "U8":
+            return {}
+        return dict(json.loads(header.metadata["made"]))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
         return {}
 
 

@@ -31,6 +31,7 @@ from kosmos_core.images import IMAGE_ENDINGS, is_image_name
 from ..base.text import TEXT_ENDINGS, decode_text
 from .decoding import check_size
 from .original_cookers import cook_original_instructpix2pix, cook_original_laion, cook_original_openimage
+from .sample_bounds import MOST_IMAGES
 from .sample_types import (
     BadSample,
     CaptionSample,
@@ -223,6 +224,8 @@ def cook(kind: str, crude: dict[str, Any], max_pixels: int) -> Any:
         images = [content for content in sample.contents() if isinstance(content, bytes)]
         for entity in getattr(sample, "entities", ()):
             images += [image for image in (entity.mask, entity.on_white) if image is not None]
+        if len(images) > MOST_IMAGES:
+            raise BadSample("too many pictures")
         for content in images:
             check_size(content, max_pixels)
         return sample

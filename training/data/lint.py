@@ -21,7 +21,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -98,37 +97,37 @@ class Checker:
                 sample = cook(self.kind, crude, self.max_pixels)
                 with one_bad_sample():
                     contents = sample.contents()
-                    images = [decode(content) for content in contents if isinstance(content, bytes)]
-                    oddities = _oddities(sample, images)
+                    sizes = [decode(content).size for content in contents if isinstance(content, bytes)]
+                    oddities = _oddities(sample, sizes)
                 oddities += [f"part not read: .{printable(ending)}" for ending in unknown_endings(crude)]
             except Filtered as bad:
                 found.left_out[bad.reason] += 1
             except BadSample as bad:
                 found.bad.setdefault(bad.reason, []).append(key or self.reader.key(index))
             else:
-                found.images += len(images)
-                found.without_image += not images
+                found.images += len(sizes)
+                found.without_image += not sizes
                 found.characters += sum(len(content) for content in contents if isinstance(content, str))
                 for oddity in oddities:
                     found.odd.setdefault(oddity, []).append(key)
         return found
 
 
-def _oddities(sample: Any, images: list[Image.Image]) -> list[str]:
-    """What is odd about a sample. images: its pictures, decoded, in the order of `contents`."""
+def _oddities(sample: Any, sizes: list[tuple[int, int]]) -> list[str]:
+    """What is odd about a sample. sizes: of its pictures, in the order of `contents`."""
     odd = set()
     if isinstance(sample, EditSample):
-        if any(before.size != after.size for before, after in zip(images[::2], images[1::2], strict=True)):
+        if any(before != after for before, after in zip(sizes[::2], sizes[1::2], strict=True)):
             odd.add("before and after differ in size")
     elif isinstance(sample, CompositionalSample):
         if not sample.entities:
             odd.add("no entity")
-        for entity, crop in zip(sample.entities, images, strict=False):
-            if crop.width != crop.height:
+        for entity, (width, height) in zip(sample.entities, sizes, strict=False):
+            if width != height:
                 odd.add("crop is not square")
             if entity.mask is not None:
                 mask = decode_mask(entity.mask)
-                if mask.size != crop.size:
+                if mask.size != (width, height):
                     odd.add("mask and crop differ in size")
                 if mask.getextrema()[1] < 128:
                     odd.add("mask is empty")
@@ -238,7 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise DataError(f"No sample can be read in {given.path}.")
     except (DataError, BadSample) as error:
         unknown = f"{given.path}: {error}; name it with --kind. See docs/data-layouts.md."
-        print(error if isinstance(error, DataError) else unknown, file=sys.stderr)
+        print(printable(error if isinstance(error, DataError) else unknown), file=sys.stderr)
         return 2
     max_pixels = int(given.max_megapixels * 1e6)
     checker = Checker(dataset, kind, max_pixels, given.max_megabytes)

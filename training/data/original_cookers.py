@@ -24,6 +24,9 @@ from ..base.text import decode_text
 from .sample_types import BadSample, CaptionSample, CompositionalSample, EditSample, Entity, Filtered
 
 COLOURS = "black blue brown cyan gold golden gray green grey orange pink purple red silver white yellow"
+# Names are searched as regular expressions in each other; two of these in one can take longer than anybody lives.
+REPEATS = "*+?{|"
+MOST_NAMES, LONGEST_NAME = 500, 200
 WORD_ENDS = " ,.!?;:)]}"
 
 
@@ -91,8 +94,13 @@ def cook_original_openimage(crude: dict[str, Any]) -> CompositionalSample:
 def placed_entities(caption: str, names: list[str]) -> list[tuple[int, int, int]]:
     """(number in `names`, start, end) of the names that are placed in the caption, in the order of placing.
 
-    Raises BadSample where a name is no valid regular expression, which the original's search for it needed.
+    Raises BadSample where a name is no valid regular expression, which the original's search for it needed, or one
+    whose search may have no end.
     """
+    if len(names) > MOST_NAMES or max(map(len, names)) > LONGEST_NAME:
+        raise BadSample("too many entity names")
+    if any(sum(map(name.count, REPEATS)) > 1 for name in names):
+        raise BadSample("bad entity name")
     kept = []
     for number, name in enumerate(names):
         found = re.search(rf"\b{re.escape(name)}\b", caption, re.IGNORECASE)

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kosmos_core import Tokenizer
 
 from ..base.errors import ConfigError
+from ..base.yaml_text import load_yaml
 from ..weights.provenance import TOKENIZER_FILES, TOKENIZER_FOLDER
 from .checkpoint import SETTINGS
 
@@ -30,8 +29,8 @@ def stored_settings(checkpoint: Path) -> dict[str, Any]:
     """
     for folder in (checkpoint, run_folder_of(checkpoint)):
         try:
-            settings = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
+            settings = load_yaml((folder / SETTINGS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             continue
         if isinstance(settings, dict):
             return settings

@@ -1,15 +1,17 @@
 """Partial training for small cards: AlignerNet alone, or low-rank additions to frozen weights (arXiv 2106.09685).
 
-The additions are peft's, put into language model and AlignerNet where the stage trains a linear layer. A checkpoint
-then holds a layer's weight as `LAYER.base_layer.weight` and its addition as `LAYER.lora_A.default.weight` (rank, in)
-and `LAYER.lora_B.default.weight` (out, rank); `merge` gives the plain weights back.
+Additions go into language model and AlignerNet where the stage trains a linear layer. A checkpoint then holds the
+layer's weight as `LAYER.base_layer.weight` and its addition as `LAYER.lora_A.weight` (rank, in) and
+`LAYER.lora_B.weight` (out, rank), as peft names them; `merge` gives the plain weights back. peft itself moves what it
+makes about in a way that the simulated tensors of a plan do not bear.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +19,7 @@ from torch import Tensor, nn
 from ..base.errors import ConfigError
 from ..base.rng import seed_of
 
-ADAPTER = "default"
-BASE, DOWN, UP = "base_layer", f"lora_A.{ADAPTER}.weight", f"lora_B.{ADAPTER}.weight"
+BASE, DOWN, UP = "base_layer", "lora_A.weight", "lora_B.weight"
 PARTS = {"decoder": ("decoder.",), "aligner": ("aligner.",)}
 COMFYUI = "text_encoders.model."  # before a layer's name, what ComfyUI's own LoRA loader looks for in any text encoder
 
@@ -58,19 +59,50 @@ def restrict(model: nn.Module, config: TrainableConfig, kind: str, seed: int) ->
         _add_low_rank(model, config.lora, seed)
 
 
-def _add_low_rank(model: nn.Module, rank: int, seed: int) -> None:
-    from peft import LoraConfig, inject_adapter_in_model  # a second, which only these runs wait for
+def check_rank(checkpoint: Path, stored: Mapping[str, Any], config: TrainableConfig) -> None:
+    """ConfigError where a run would go on from a checkpoint with additions of another rank, or with none."""
+    before = (stored.get("trainable") or {}).get("lora", 0)
+    if before != config.lora:
+        raise ConfigError(
+            f"trainable.lora: {config.lora}, but {checkpoint} was trained with {before}; give that, or begin a run of "
+            "its own with --weights from `python -m training.export`."
+        )
 
+
+class LowRankLinear(nn.Module):
+    """A frozen linear layer and a trained addition to its weight, which is zero at first."""
+
+    def __init__(self, base: nn.Linear, rank: int) -> None:
+        super().__init__()
+        device = base.weight.device
+        self.base_layer = base
+        self.lora_A = nn.Linear(base.in_features, rank, bias=False, device=device)
+        self.lora_B = nn.Linear(rank, base.out_features, bias=False, device=device)
+        nn.init.zeros_(self.lora_B.weight)
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight, whose type is the one to compute in."""
+        return self.base_layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out)."""
+        return self.base_layer(x) + self.lora_B(self.lora_A(x))
+
+
+def _add_low_rank(model: nn.Module, rank: int, seed: int) -> None:
     within = (*PARTS["decoder"], *PARTS["aligner"])
     targets = [
-        name
+        (name, module)
         for name, module in model.named_modules()
         if type(module) is nn.Linear and name.startswith(within) and module.weight.requires_grad
     ]
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "low-rank additions"))
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), model, ADAPTER)
+        for name, module in targets:
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, LowRankLinear(module, rank))
 
 
 def stored_names(names: Iterable[str], stored: Mapping[str, object]) -> dict[str, str]:

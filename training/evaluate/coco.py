@@ -88,7 +88,7 @@ def sample_captions(annotations: str | Path, count: int | None) -> list[tuple[in
     try:
         entries = json.loads(decode_text(Path(annotations).read_bytes()))["annotations"]
         found = [(int(entry["image_id"]), str(entry["caption"])) for entry in entries]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ConfigError(
             f"--annotations: {annotations} holds no COCO captions ({error!r:.100}); give captions_val2014.json"
         ) from error

@@ -10,8 +10,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kosmos_core import Prompt, PromptError
 from kosmos_core.file_names import file_name_parts
 
@@ -19,6 +17,7 @@ from ..base.errors import ConfigError
 from ..base.precision import DTYPES
 from ..base.processes import ProcessGroup
 from ..base.text import decode_text
+from ..base.yaml_text import load_yaml
 from .command_options import contents_of_jobs, open_generators, open_output, sampling_of
 from .feature_networks import FeatureNets
 from .generate import generate
@@ -86,8 +85,8 @@ def read_prompts(path: str | Path) -> list[PromptEntry]:
     """
     path = Path(path)
     try:
-        entries = yaml.safe_load(decode_text(path.read_bytes()))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        entries = load_yaml(decode_text(path.read_bytes()))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"--prompts: {path} cannot be read: {error}") from error
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"--prompts: {path} must be a list of entries with `prompt` and `images`")

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..base.errors import ConfigError
 from ..base.text import decode_text
+from ..base.yaml_text import load_yaml
 from .protocols import Protocol, mark_nouns, prompt_of, words_of
 from .subjects import SubjectSet, subject_images
 
@@ -84,10 +83,10 @@ def pair_jobs(path: str | Path, subjects: SubjectSet, data: str | Path, protocol
     path = Path(path)
     try:
         content = decode_text(path.read_bytes())
-        entries = json.loads(content) if path.suffix == ".json" else yaml.safe_load(content)["pairs"]
+        entries = json.loads(content) if path.suffix == ".json" else load_yaml(content)["pairs"]
         if not isinstance(entries, list) or not entries:
             raise ValueError(f"it holds {entries!r:.100}")
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(
             f"the list of pairs {path} cannot be read ({error}); expected a .json list of prompts with image_paths, "
             "or .yaml with `pairs`"

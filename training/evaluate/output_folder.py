@@ -163,7 +163,9 @@ class OutputFolder:
         for path in sorted(self.path.glob(f"{kind}-*.jsonl")):
             if path.is_file():
                 for line in path.read_bytes()[: _complete_bytes(path)].splitlines():
-                    with contextlib.suppress(ValueError, LookupError, TypeError):  # a broken line is written again
+                    with contextlib.suppress(
+                        ValueError, LookupError, TypeError, RecursionError
+                    ):  # a broken line is written again
                         record = json.loads(line)
                         found[record["path"]] = record
         return found
@@ -176,7 +178,7 @@ class OutputFolder:
         if self.rank == 0:
             record = self.path / "scorer.json"
             before = None
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
                 before = dict(json.loads(record.read_text()))
             stale = list(self.path.glob("scores-*.jsonl"))
             if before != scorer:

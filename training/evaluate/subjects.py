@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from PIL import Image
 
 from kosmos_core import images as core_images
@@ -21,6 +20,7 @@ from kosmos_core.images import is_image_name
 
 from ..base.errors import ConfigError
 from ..base.text import decode_text
+from ..base.yaml_text import load_yaml
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ def read_subjects(path: str | Path) -> SubjectSet:
     which entry is wrong.
     """
     try:
-        content = yaml.safe_load(decode_text(Path(path).read_bytes()))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        content = load_yaml(decode_text(Path(path).read_bytes()))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"the subject list {path} cannot be read: {error}") from error
     if not isinstance(content, dict) or not content.get("subjects") or not isinstance(content.get("prompts"), dict):
         raise ConfigError(f"the subject list {path} needs `prompts` (a list for each kind) and `subjects`")

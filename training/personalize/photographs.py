@@ -27,6 +27,7 @@ from ..data.decoding import target_pixels
 MASK = ".mask.png"
 SMALLEST = 0.5  # of the size that is painted: a photograph enlarged more than twice teaches its blur
 HELD_OUT = 5  # one of so many
+LONGEST_CAPTION = 8_000  # bytes; far beyond what a prompt has places for
 LISTED = 5  # names shown of a long list
 
 Note = Callable[[str], None]
@@ -150,6 +151,8 @@ def _caption(path: Path) -> str:
     if beside is None:
         return ""
     try:
+        if (size := beside.stat().st_size) > LONGEST_CAPTION:
+            raise ValueError(f"{size:,} bytes, expected at most {LONGEST_CAPTION:,}")
         return " ".join(decode_text(beside.read_bytes()).split())
     except (OSError, ValueError) as error:
         raise ValueError(f"its caption {beside.name} cannot be read ({error}); give a text in UTF-8") from error

@@ -110,8 +110,9 @@ def tune_all(
     """Tune one subject after the other; False where a signal asked to stop, with all that was done kept."""
     for number, task in enumerate(tasks, 1):
         say(f"{task.name} ({number} of {len(tasks)}): {_described(task)}")
-        if not _tune(task, models, config, stop, resume, say):
-            return False
+        with unfinished.owned(task.output):
+            if not _tune(task, models, config, stop, resume, say):
+                return False
     return True
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
+from filelock import FileLock, Timeout
 
-from kosmos_core.safetensors_file import WeightsError, read_header, write
+from kosmos_core.safetensors_file import read_header, write
 
 from ..base.errors import ConfigError
 from ..base.precision import LossScale
@@ -18,6 +21,24 @@ from .tuning import Progress
 
 SUFFIX = ".unfinished"
 TENSORS = ("embeddings", "best", "first_moment", "second_moment")
+
+
+@contextlib.contextmanager
+def owned(output: Path) -> Iterator[None]:
+    """Own the output while within; ConfigError where another command is tuning it. The lock ends with its process."""
+    path = output.with_name(f"{output.name}.lock")
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"--output: another command is tuning {output}; wait until it has ended, or choose another name."
+        ) from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 def path_beside(output: Path) -> Path:
@@ -40,12 +61,15 @@ def load(output: Path, settings: dict[str, Any], like: Progress) -> Progress:
     anew = f"give what it was begun with, or remove {path.name} to begin anew"
     try:
         metadata = read_header(path).metadata
-        stored, counts = json.loads(metadata["settings"]), json.loads(metadata["progress"])
+        stored, counts = dict(json.loads(metadata["settings"])), dict(json.loads(metadata["progress"]))
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name).clone().to(like.best.device) for name in TENSORS}
+        for name, tensor in tensors.items():
+            if tensor.shape != like.best.shape:
+                raise ValueError(f"its {name} are {tuple(tensor.shape)}, expected {tuple(like.best.shape)}")
         counts = {field.name: counts[field.name] for field in fields(Progress) if field.name not in TENSORS}
         progress = Progress(**tensors, **{**counts, "loss_scale": LossScale(**counts["loss_scale"])})
-    except (WeightsError, safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"--resume: {path} cannot be read ({error}); remove it to begin anew.") from error
     for name, value in settings.items():
         if stored.get(name) != value:

@@ -6,10 +6,9 @@ null condition, which takes the place of 10 % of the conditions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -23,18 +22,16 @@ from ..base.rng import RowRng
 from ..data import InstructData, instruct_stream
 from ..data.batch_stream import Batch, BatchStream, Stream
 from ..data.cached_rows import Maker, weights_digest
-from ..data.held_out import HeldOutSource, held_out_rows, held_out_stream, only_held_out
 from ..weights.warm_start import start_model
-from . import instruct_validation
-from .align_validation import CaptionStates
 from .alignment_loss import caption_errors
-from .caption_replay import Replay, ReplayStream, replay_errors
+from .caption_replay import ReplayStream, replay_errors
 from .diffusion_loss import batch_latents, loss, sample_losses, snr_weights
 from .frozen_diffusion import configured_stable_diffusion
-from .held_out_images import RowValues, without_images
 from .image_embeddings import train_vision_end
+from .instruct_config import Config
+from .instruct_validation import InstructValidation
 from .losses import Losses
-from .preview import Preview, rows_to_show, sample_sheet
+from .preview import rows_to_show, sample_sheet
 from .stage_config import StageConfig
 
 __all__ = ["Config", "DataConfig", "InstructStage", "build", "loss"]
@@ -42,40 +39,7 @@ DataConfig = InstructData
 
 
 @dataclass
-class Config:
-    """What the stage trains through."""
-
-    stable_diffusion: str = ""
-    """Any Stable Diffusion 1.5 model: a diffusers folder or a single file."""
-    null_probability: float = 0.1
-    """Share of the samples whose condition is replaced by the null condition, for classifier-free guidance."""
-    vision_last_block: Literal["trained", "frozen"] = "trained"
-    """frozen reproduces the original, whose activation checkpointing kept the last block from learning."""
-    snr_bounds: tuple[float, float] | None = None
-    """Weighs a sample's loss by clamp(SNR, low, high) / SNR of its timestep: min-SNR (arXiv 2303.09556) with a lower
-    bound, since the condition decides where noise hides the picture, and there errors are small. Empty: 1 (paper)."""
-    alignment: float = 0.0
-    """Adds so much of stage 2's squared error, to CLIP's states of the target's caption where the data tells it. The
-    paper's 0 asks for many samples: through the U-Net the gradient is faint beside its noise."""
-    padding_weight: float = 1.0
-    """Weight of CLIP's states behind a caption's end in `alignment` and `replay`, as in stage 2."""
-    replay: Replay = field(default_factory=Replay)
-    """Captions of stage 2 beside the rows, which keep the words that stage 3's pictures do not show."""
-    clip_tokenizer: str | None = None
-    """As in stage 2; needed with `alignment` or `replay` and a single file."""
-    preview: Preview = field(default_factory=Preview)
-    """The prompts that are sampled every log.sample_every steps."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.null_probability <= 1:
-            raise ValueError(f"task.null_probability: {self.null_probability} must be from 0 to 1.")
-        for key in ("alignment", "padding_weight"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"task.{key}: {getattr(self, key)} must be 0 or more.")
-
-
-@dataclass
-class InstructStage:
+class InstructStage(InstructValidation):
     """The engine's view of stage 3."""
 
     model: KosmosG
@@ -86,9 +50,6 @@ class InstructStage:
     frozen: dict[str, nn.Module] = field(default_factory=dict)
     clip_tokenizer: Any = None  # with `alignment`, `replay` or held-out sources only
     shown: Batch | None = None  # the prompts of `sample`, read once
-
-    def __post_init__(self) -> None:
-        self.caption_states = CaptionStates(self.frozen.get("clip"))
 
     def set_trainable(self) -> None:
         model = self.model.train().requires_grad_(False)
@@ -103,11 +64,9 @@ class InstructStage:
         settings = self.task.replay, self.data, stream, self.model.tokenizer, self.clip_tokenizer
         return ReplayStream.beside(rows, *settings)
 
-    def _stream(
-        self, data: InstructData, stream: Stream, clip_tokenizer: Any, maker: Maker | None = None
-    ) -> BatchStream:
+    def _stream(self, data: InstructData, stream: Stream, clip: Any, maker: Maker | None = None) -> BatchStream:
         side = self.model.config.vision.image_size
-        return instruct_stream(data, stream, self.model.tokenizer, side, clip_tokenizer, maker)
+        return instruct_stream(data, stream, self.model.tokenizer, side, clip, maker)
 
     @property
     def indexed(self) -> InstructData:
@@ -139,26 +98,6 @@ class InstructStage:
         return replace(
             found, total=found.total + beside, parts={**found.parts, "replay": (errors.detach().sum(), len(errors))}
         )
-
-    def held_out(self, name: str, source: HeldOutSource, rows: int, size: int) -> Iterable[Batch]:
-        data = only_held_out(self.data, name, source)
-        in_words = replace(data, drop_entity=0.0, drop_caption=0.0)
-        first, second = (
-            held_out_rows(self._stream(settings, held_out_stream(rows), self.clip_tokenizer), size)
-            for settings in (data, in_words)
-        )
-        for batch, words in zip(first, second, strict=True):
-            yield batch | {"words": without_images(words["token_ids"], self.model.config.ids)[0]}
-
-    def prepared(self, batch: Batch, first_row: int) -> Batch:
-        steps = self.scheduler.config.num_train_timesteps
-        return instruct_validation.prepare(batch, first_row, self.frozen["vae"], steps)
-
-    def metrics(self, images: bool) -> dict[str, str]:
-        return instruct_validation.metrics(images)
-
-    def validation_step(self, model: KosmosG, batch: Batch, images: bool) -> RowValues:
-        return instruct_validation.row_values(model, self.frozen, self.scheduler, batch, images, self.caption_states)
 
     def sample(self, model: KosmosG) -> Image:
         self.shown = self.shown or rows_to_show(self.task.preview, self.data, model)

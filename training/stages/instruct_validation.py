@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from kosmos_core import KosmosG
 
 from ..base.rng import RowRng
 from ..data.batch_stream import Batch
+from ..data.held_out import HeldOutSource, held_out_rows, held_out_stream, only_held_out
 from .align_validation import METRICS as CAPTION_METRICS
 from .align_validation import CaptionStates, caption_values
 from .diffusion_loss import encode_images, noise_errors
@@ -104,3 +107,31 @@ def row_values(
             whole = [torch.zeros(len(text), device=text.device) for _ in parts]
             values[name] = tuple(w.masked_scatter(batch["captioned"], p) for w, p in zip(whole, parts, strict=True))
     return values
+
+
+class InstructValidation:
+    """What the engine asks of stage 3 for held-out rows; `InstructStage` has the rest."""
+
+    @cached_property
+    def caption_states(self) -> CaptionStates:
+        return CaptionStates(self.frozen.get("clip"))
+
+    def held_out(self, name: str, source: HeldOutSource, rows: int, size: int) -> Iterable[Batch]:
+        data = only_held_out(self.data, name, source)
+        in_words = replace(data, drop_entity=0.0, drop_caption=0.0)
+        first, second = (
+            held_out_rows(self._stream(settings, held_out_stream(rows), self.clip_tokenizer), size)
+            for settings in (data, in_words)
+        )
+        for batch, words in zip(first, second, strict=True):
+            yield batch | {"words": without_images(words["token_ids"], self.model.config.ids)[0]}
+
+    def prepared(self, batch: Batch, first_row: int) -> Batch:
+        steps = self.scheduler.config.num_train_timesteps
+        return prepare(batch, first_row, self.frozen["vae"], steps)
+
+    def metrics(self, images: bool) -> dict[str, str]:
+        return metrics(images)
+
+    def validation_step(self, model: KosmosG, batch: Batch, images: bool) -> RowValues:
+        return row_values(model, self.frozen, self.scheduler, batch, images, self.caption_states)

@@ -180,7 +180,7 @@ def is_kosmos2(folder: Path) -> bool:
     """Whether a folder is a Kosmos-2 model as transformers saves it."""
     try:
         return json.loads((folder / "config.json").read_text()).get("model_type") == "kosmos-2"
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 
@@ -196,7 +196,8 @@ def kosmos2(folder: Path, sizes: KosmosGConfig, tokenizer: Tokenizer) -> Mapped:
             "file."
         )
     described = json.loads((folder / "config.json").read_text())
-    heads = (described.get("text_config") or {}).get("attention_heads", 32)
+    text = described.get("text_config")
+    heads = text.get("attention_heads", 32) if isinstance(text, dict) else 32
     if heads != sizes.decoder.heads or heads != sizes.resampler.heads:
         raise ValueError(
             f"{folder} has {heads} attention heads; set model.decoder.heads and model.resampler.heads to that."
@@ -222,10 +223,14 @@ def kosmos2(folder: Path, sizes: KosmosGConfig, tokenizer: Tokenizer) -> Mapped:
 
 def _bridge_vocabulary(mapped: Mapped, folder: Path, tokenizer: Tokenizer) -> None:
     """Turn Kosmos-2's embedding table into rows for those of our pieces that it has."""
-    table = mapped.weights.pop("decoder.embedding.weight")
+    table = mapped.weights.pop("decoder.embedding.weight", None)
+    if table is None or table.dim() != 2:
+        raise ValueError(f"{folder} has no table of embeddings; copy the folder anew.")
     theirs = _pieces(folder)
     names = enumerate(map(tokenizer.piece, range(tokenizer.vocabulary)))
     shared = [(number, theirs[piece]) for number, piece in names if theirs.get(piece, len(table)) < len(table)]
+    if not shared:
+        raise ValueError(f"{folder} shares no piece with the tokenizer; give the folder that its tokenizer is from.")
     ours, rows = (torch.tensor(column) for column in zip(*shared, strict=True))
     mapped.rows["decoder.embedding.weight"] = (ours, table[rows])
     missing = sorted(set(range(tokenizer.vocabulary)) - set(ours.tolist()))
@@ -243,10 +248,13 @@ def _pieces(folder: Path) -> dict[str, int]:
     try:
         described = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         ids = {piece: number for number, (piece, _) in enumerate(described["model"]["vocab"])}
-        return ids | {token["content"]: token["id"] for token in described["added_tokens"]}
+        ids |= {token["content"]: token["id"] for token in described["added_tokens"]}
+        if not all(type(number) is int and number >= 0 for number in ids.values()):
+            raise ValueError("an id that is no number")
+        return ids
     except FileNotFoundError:
         pass
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{folder / 'tokenizer.json'} cannot be read ({error}); copy the folder anew.") from error
     model = folder / "sentencepiece.bpe.model"
     if not model.is_file():

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ...base.display import markup
+from ...base.display import markup, printable
 from ...base.signals import stoppable
 from ..index import DataError
 from .conversion import FOLDER, PLAN, Converter, Outcome, convert_all
@@ -120,15 +120,12 @@ def main(arguments: list[str] | None = None) -> int:
             converter = _opened(given)
             outcome = convert_all(converter, given.output, given.shard_size, given.workers, progress)
     except DataError as error:
-        print(error, file=sys.stderr)
+        print(printable(error), file=sys.stderr)
         return 2
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
-        print(
-            f"{given.output}: {error.strerror or error}{place}. The complete shards stay; the same command goes on "
-            "from there.",
-            file=sys.stderr,
-        )
+        told = f"{given.output}: {error.strerror or error}{place}. The complete shards stay; the same command goes on"
+        print(printable(f"{told} from there."), file=sys.stderr)
         return 1
     show(outcome, given.output, console)
     return 0

@@ -22,6 +22,7 @@ from rich.progress import Progress
 
 from kosmos_core.atomic import UNFINISHED, write_file
 
+from ..cookers import read_json
 from ..index import DataError, index_dataset, visible_files
 from ..process_map import process_map
 from ..sample_types import BadSample, one_bad_sample
@@ -137,13 +138,17 @@ def _counts(work: Path, shard: int) -> Path:
 def _sum(work: Path, shards: range) -> Outcome:
     items, written, skipped, lacking, examples = 0, Counter(), Counter(), Counter(), {}
     for shard in shards:
-        counts = json.loads(_counts(work, shard).read_bytes())
-        items += counts["items"]
-        written.update(counts["written"])
-        skipped.update(counts["skipped"])
-        lacking.update(counts.get("lacking", {}))  # earlier releases did not count it
-        for reason, numbers in counts["examples"].items():
-            examples[reason] = [*examples.get(reason, []), *numbers][:EXAMPLES]
+        path = _counts(work, shard)
+        counts = _recorded(path)
+        try:
+            items += counts["items"]
+            written.update(counts["written"])
+            skipped.update(counts["skipped"])
+            lacking.update(counts.get("lacking", {}))  # earlier releases did not count it
+            for reason, numbers in counts["examples"].items():
+                examples[reason] = [*examples.get(reason, []), *numbers][:EXAMPLES]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _no_record(path, "no counts") from error
     return Outcome(items, dict(written), dict(skipped.most_common()), examples, dict(lacking.most_common()))
 
 
@@ -157,7 +162,7 @@ def _claimed(work: Path, plan: dict[str, Any]) -> Iterator[None]:
         raise DataError(f"Another conversion is writing to {work.parent}. Wait for it, or choose another.") from error
     with held:
         planned = work / PLAN
-        if planned.exists() and (before := json.loads(planned.read_bytes())) != json.loads(json.dumps(plan)):
+        if planned.exists() and (before := _recorded(planned)) != json.loads(json.dumps(plan)):
             changed = [name for name in plan | before if before.get(name) != plan.get(name)]
             raise DataError(
                 f"{work.parent} holds a conversion with another {', '.join(changed)} "
@@ -168,6 +173,18 @@ def _claimed(work: Path, plan: dict[str, Any]) -> Iterator[None]:
             raise DataError(f"{work.parent} is not empty ({others[0]}). Choose an empty folder for the output.")
         write_file(planned, json.dumps(plan, indent=1, sort_keys=True))
         yield
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """What an earlier run wrote. Raises DataError where something else stands there."""
+    try:
+        return read_json(path.read_bytes())
+    except BadSample as bad:
+        raise _no_record(path, bad.reason) from bad
+
+
+def _no_record(path: Path, reason: str) -> DataError:
+    return DataError(f"{path} is no record of a conversion ({reason}). Choose another folder, or delete {path.parent}.")
 
 
 def key_of(item: int | str) -> str:

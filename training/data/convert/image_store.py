@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sqlite3
 from collections.abc import Iterator
 from functools import cached_property
@@ -12,9 +13,11 @@ from pathlib import Path
 from ..cookers import find_image, read_json
 from ..index import DataError, index_dataset
 from ..reader import Reader
+from ..sample_bounds import SampleBound
 from ..sample_types import BadSample
 from .conversion import folder_state, source_files
 
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can name half a letter; neither SQLite nor a URL can
 BUSY_SECONDS = 3600  # how long to wait for another process that lists the same tars
 
 
@@ -40,24 +43,31 @@ class ImageStore:
 
     @cached_property
     def _rows(self) -> sqlite3.Connection:
-        return sqlite3.connect(f"file:{self.table}?mode=ro&immutable=1", uri=True)
+        return sqlite3.connect(f"{self.table.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
 
     def fingerprint(self) -> dict[str, str]:
         """What the pictures depend on, for `Converter.fingerprint`."""
         return {"pictures": str(self.root.resolve()), "picture files": folder_state(self.root)}
 
-    def get(self, *names: str | None) -> bytes:
-        """The encoded picture of the first name, path or URL that is there. Raises BadSample where none is."""
-        for name in names:
-            if name and (content := (self.dataset and self._in_tars(name)) or self._in_folder(name)) is not None:
+    def get(self, *names: str | None, bound: SampleBound | None = None) -> bytes:
+        """The encoded picture of the first name, path or URL that is there.
+
+        bound: counts the pictures of one sample. Raises BadSample where there is no such picture, or it is too much.
+        """
+        bound = bound or SampleBound()
+        for name in filter(None, names):
+            if self.dataset and (content := self._in_tars(name)) is not None:
+                bound.add(len(content))
+                return content
+            if (content := self._in_folder(name, bound)) is not None:
                 return content
         raise BadSample("picture not found")
 
-    def _in_folder(self, name: str) -> bytes | None:
+    def _in_folder(self, name: str, bound: SampleBound) -> bytes | None:
         path = self.root / name.lstrip("/")
         try:
             inside = path.resolve().is_relative_to(self.root.resolve())
-            return path.read_bytes() if inside and path.is_file() else None
+            return bound.read(path) if inside and path.is_file() else None
         except (OSError, ValueError):  # a URL is no file name
             return None
 
@@ -75,20 +85,29 @@ class ImageStore:
         """
         state = json.dumps([[shard.name, shard.size, shard.modified] for shard in self.dataset.shards])
         self.table.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(sqlite3.connect(self.table, BUSY_SECONDS, isolation_level=None)) as rows, rows:
-            rows.execute("begin immediate")
-            with contextlib.suppress(sqlite3.Error):
-                if rows.execute("select tars from made_of").fetchone() == (state,):
-                    return
-            for table in ("pictures", "made_of"):
-                rows.execute(f"drop table if exists {table}")
-            rows.execute("create table pictures (name text primary key, number integer) without rowid")
-            rows.execute("create table made_of (tars text)")
-            reader = Reader(self.dataset, "pictures", lambda part: part == "json")
-            for number in range(len(reader)):
-                with contextlib.suppress(BadSample):
-                    rows.executemany("insert or ignore into pictures values (?, ?)", _names(reader[number], number))
-            rows.execute("insert into made_of values (?)", (state,))
+        try:
+            with contextlib.closing(sqlite3.connect(self.table, BUSY_SECONDS, isolation_level=None)) as rows, rows:
+                self._fill(rows, state)
+        except sqlite3.Error as error:
+            raise DataError(
+                f"The list of pictures {self.table} cannot be read or written ({error}). Make room, or delete it, and "
+                "give the same command again."
+            ) from error
+
+    def _fill(self, rows: sqlite3.Connection, state: str) -> None:
+        rows.execute("begin immediate")
+        with contextlib.suppress(sqlite3.Error):
+            if rows.execute("select tars from made_of").fetchone() == (state,):
+                return
+        for table in ("pictures", "made_of"):
+            rows.execute(f"drop table if exists {table}")
+        rows.execute("create table pictures (name text primary key, number integer) without rowid")
+        rows.execute("create table made_of (tars text)")
+        reader = Reader(self.dataset, "pictures", lambda part: part == "json")
+        for number in range(len(reader)):
+            with contextlib.suppress(BadSample):
+                rows.executemany("insert or ignore into pictures values (?, ?)", _names(reader[number], number))
+        rows.execute("insert into made_of values (?)", (state,))
 
 
 def _tars(root: Path) -> Iterator[Path]:
@@ -99,4 +118,4 @@ def _names(crude: dict, number: int) -> list[tuple[str, int]]:
     names = [crude["__key__"].rpartition("/")[2]]
     with contextlib.suppress(BadSample, KeyError):
         names.append(read_json(crude["json"])["url"])
-    return [(name, number) for name in names if isinstance(name, str)]
+    return [(name, number) for name in names if isinstance(name, str) and not _SURROGATE.search(name)]

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from kosmos_core.images import is_image_name
 
 from ..cookers import read_json
 from ..index import DataError
+from ..sample_bounds import SampleBound
 from ..sample_types import BadSample
 from .conversion import Converted, folder_state, key_of, source_files
 from .parts import edit_parts
@@ -38,7 +39,7 @@ class FolderEdits:
             else:
                 prompts = (path for path in source_files(source) if path.name == "prompt.json")
                 self.items = [(name, None) for name in sorted(p.parent.relative_to(source).as_posix() for p in prompts)]
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise DataError(f"{listed} is not a list of [name, [seed, ...]]: {error}.") from error
         if not self.items:
             raise DataError(f"{source} holds neither seeds.json nor folders with a prompt.json.")
@@ -52,6 +53,8 @@ class FolderEdits:
 
     def convert(self, number: int) -> Converted:
         name, seeds = self.items[number]
+        if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+            raise BadSample("a name outside of the source")
         folder = self.source / name
         try:
             prompt = read_json((folder / "prompt.json").read_bytes())
@@ -62,10 +65,10 @@ class FolderEdits:
         images = {path.stem: path for path in sorted(folder.iterdir()) if is_image_name(path.name)}
         if seeds is None:
             seeds = sorted({name[:-2] for name in images if name.endswith(("_0", "_1")) and not name.startswith(".")})
-        pairs = []
+        pairs, bound = [], SampleBound()
         for seed in seeds:
             with contextlib.suppress(OSError, KeyError):
-                pairs.append(tuple(images[f"{seed}_{moment}"].read_bytes() for moment in (0, 1)))
+                pairs.append(tuple(bound.read(images[f"{seed}_{moment}"]) for moment in (0, 1)))
         if not pairs:
             raise BadSample("missing picture")
         caption, edited = (str(prompt.get(name) or "") for name in ("input", "output"))

@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..sample_bounds import SampleBound
 from ..sample_types import BadSample, Entity
 from .conversion import Converted, key_of
 from .image_store import ImageStore
@@ -58,7 +59,9 @@ class ImageInstructions:
             raise BadSample("empty instruction")
         if not isinstance(output, str) or not all(isinstance(name, str) for name in inputs):
             raise BadSample("bad row")
-        target, images = self.images.get(output), [self.images.get(name) for name in inputs]
+        bound = SampleBound()
+        target = self.images.get(output, bound=bound)
+        images = [self.images.get(name, bound=bound) for name in inputs]
         if not images:
             return Converted("captions", key_of(number), caption_parts(target, text))
         if len(images) == 1 and "edit" in str(row.get("task_type", "")).lower():

@@ -30,7 +30,7 @@ class OpenImagesRows:
             with source.open("rb") as file:
                 self.columns = next(csv.reader([file.readline().decode("utf-8-sig")]), [])
                 self.offsets = np.fromiter(_line_starts(file), np.int64)
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{source} cannot be read: {error}.") from error
         missing = [name for name in ("ImageID", "Rotation") if name not in self.columns]
         if missing:

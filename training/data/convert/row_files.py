@@ -20,7 +20,7 @@ from ..sample_types import BadSample
 from .conversion import file_state, source_files
 
 ENDINGS = (".parquet", ".jsonl", ".json")
-PIECE = 64  # rows of a row group that are in memory at a time: a group may hold all pictures of its file
+PIECE = 8  # rows of a row group in memory at a time: it may hold all pictures of its file, or one for every row
 
 
 class Rows:
@@ -37,7 +37,7 @@ class Rows:
         self._groups: list[tuple[int, int]] = []  # (file, row group) of parquet files
         try:
             counts = self._count()
-        except (OSError, ValueError, pa.ArrowException) as error:
+        except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
             raise DataError(f"{source} cannot be read: {error}.") from error
         self._starts = [0, *accumulate(counts)]
         self._open: tuple[int, _Forwards] | None = None  # the block that was read last
@@ -73,7 +73,9 @@ class Rows:
             return [len(next(self._read(number))) for number in range(len(self.files))]
         counts = []
         for number, path in enumerate(self.files):
-            metadata = parquet.read_metadata(path)
+            metadata, size = parquet.read_metadata(path), path.stat().st_size
+            if metadata.num_rows > size:  # the same row again takes no space; no list of pictures is like that
+                raise ValueError(f"{path.name} claims {metadata.num_rows:,} rows in {size:,} bytes")
             self._check_columns(path, metadata.schema.to_arrow_schema().names)
             for group in range(metadata.num_row_groups):
                 self._groups.append((number, group))

@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..sample_bounds import MOST_IMAGES, SampleBound
 from ..sample_types import BadSample
 from .conversion import Converted, key_of
 from .image_store import ImageStore
@@ -47,13 +48,15 @@ class WebDocuments:
             segments = self._mmc4(row) if self.layout == "mmc4" else self._obelics(row)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise BadSample("bad document") from error
-        listed, parts, lacks = [], {}, []
+        listed, parts, lacks, bound = [], {}, [], SampleBound()
         for text, names in segments:
             if not names:
                 listed += [{"text": text}] * bool(text.strip())
                 continue
+            if bound.images == MOST_IMAGES:  # the rest cannot be there either, and need not be looked for
+                raise BadSample("too many pictures")
             try:
-                part = image_part(self.images.get(*names), f"{len(parts)}.")
+                part = image_part(self.images.get(*names, bound=bound), f"{len(parts)}.")
             except BadSample as bad:
                 lacks.append(bad.reason)
                 continue

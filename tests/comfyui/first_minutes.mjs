@@ -1,0 +1,65 @@
+// A newcomer in front of an empty ComfyUI: searches a node, meets a loader without a file, opens a workflow, presses once.
+//
+//   node first_minutes.mjs JOB.json     JOB: {playwright, chromium, address, pack}
+//
+// Prints {added, found, button, told, clicks, drawn, chosen, view}.
+import { job, openPage } from "../../dev/chromium.mjs";
+
+const { browser, page } = await openPage(1600, 900, 300000);
+await page.route("**/*", (route) =>
+  new URL(route.request().url()).hostname === "127.0.0.1" ? route.continue() : route.abort());
+await page.goto(`http://${job.address}/`);
+await page.waitForFunction(() => window.app?.graph && window.LiteGraph?.registered_node_types?.KosmosGTextEncode
+  && window.app.extensionManager);
+await page.waitForTimeout(1000);
+const seen = { found: {} };
+
+async function search(words) {
+  const typing = () => page.evaluate(() => document.activeElement?.tagName === "INPUT");
+  for (let tries = 0; tries < 30 && !(await typing()); tries++) { // before, letters are ComfyUI's keys
+    await page.keyboard.press("Escape");
+    await page.mouse.dblclick(800, 600);
+    await page.waitForTimeout(1000);
+  }
+  await page.keyboard.type(words, { delay: 20 });
+  await page.waitForTimeout(1500);
+}
+
+await page.evaluate(() => app.graph.clear());
+for (const words of ["image prompt", "subject", "reference"]) {
+  await search(words);
+  seen.found[words] = await page.evaluate(() => document.body.innerText.includes("Kosmos-G Prompt"));
+  await page.keyboard.press("Escape");
+  await page.keyboard.press("Escape");
+  await page.waitForTimeout(500);
+}
+await page.evaluate(() => app.refreshComboInNodes()); // as the key R does
+await search("kosmos");
+await page.keyboard.press("Enter");
+await page.waitForFunction(() => app.graph._nodes.length);
+seen.added = await page.evaluate(() => app.graph._nodes.map((node) => [node.type, node.title, node.bgcolor]));
+
+seen.button = await page.evaluate(() => {
+  const node = LiteGraph.createNode("KosmosGLoader");
+  return node.widgets.map((widget) => [widget.name, widget.value ?? null, widget.serialize !== false]);
+});
+await page.evaluate(() => app.graph.clear());
+
+await page.evaluate(async (pack) => {
+  window.ended = new Promise((resolve) => ["execution_success", "execution_error"].forEach((kind) =>
+    app.api.addEventListener(kind, () => resolve(kind), { once: true })));
+  const response = await app.api.fetchApi(`/workflow_templates/${pack}/two_subjects.json`);
+  await app.loadGraphData(await response.json(), true, true, "two_subjects", { openSource: "template" });
+}, job.pack);
+await page.waitForSelector("dialog.kosmos-g-samples");
+seen.told = await page.locator("dialog.kosmos-g-samples").innerText();
+await page.getByText("Copy and draw", { exact: true }).click();
+seen.clicks = 1;
+seen.drawn = await page.evaluate(() => window.ended);
+seen.chosen = await page.evaluate(() => app.graph._nodes.filter((node) => node.type === "KosmosGLoader")
+  .flatMap((node) => node.widgets.map((widget) => widget.name + "=" + widget.value)));
+await page.waitForFunction(() => app.graph._nodes.filter((node) => node.type === "LoadImage")
+  .every((node) => node.imgs?.length && node.imgs.every((image) => image.naturalWidth)));
+seen.view = await page.evaluate(() => app.canvas.ds.scale);
+console.log(JSON.stringify(seen));
+await browser.close();
