@@ -7,7 +7,7 @@
     states     stage 2: CLIP's states read beside the shards against captions encoded
 
 Stable Diffusion's parts that are left out are of its own size with random weights, the model is `medium`, batch 4; in
-stage 3 the U-Net is a tiny one and images have 128 pixels, for a step on one CPU thread. A step is data, forward,
+stage 3 the U-Net is a tiny one and images have 64 pixels, for a step on one CPU thread. A step is data, forward,
 backward and update, by processor time, median. Beside it stands what arithmetic says at official size (512 pixels, one
 image a row): operations of a step with and without, and the plan's memory. Prints one JSON object for each part.
 """
@@ -101,7 +101,7 @@ def official_operations(part: str) -> dict[str, float]:
 
 def prepare(folder: Path, part: str) -> Tokenizer:
     """Data, a Stable Diffusion and, where the part reads them, what lies beside the shards."""
-    write_all(folder / "data", samples=40, size=256)
+    write_all(folder / "data", samples=16, size=128)
     diffusion = folder / "stable-diffusion"
     smoke.make_stable_diffusion(diffusion)
     torch.manual_seed(0)
@@ -114,7 +114,7 @@ def prepare(folder: Path, part: str) -> Tokenizer:
         CLIPTextModel(CLIPTextConfig(**sizes)).save_pretrained(diffusion / "text_encoder")
     if large:
         sets = [str(folder / "data" / name) for name in ("compositional", "edit", "pairs")]
-        options = ["--stable_diffusion", str(diffusion), "--precision", "fp32", "--resolution", "128", "--workers", "0"]
+        options = ["--stable_diffusion", str(diffusion), "--precision", "fp32", "--resolution", "64", "--workers", "0"]
         what = "latents" if large == "vae" else "states"
         assert cache.main([*(sets if large == "vae" else sets[-1:]), *options, "--what", what, "--device", "cpu"]) == 0
     return Tokenizer.from_files(folder / "data" / "spm.model", folder / "data" / "dict.txt")
@@ -131,7 +131,7 @@ def measure(part: str, steps: int) -> dict[str, object]:
         sizes += ["--model.aligner.width", "768", "--model.aligner.heads", "12"]
         common = [*own, *sizes, "--run_folder", str(folder / "run"), "--data.workers", "0"]
         common += ["--precision", "bf16"] if part == "frozen" else ["--precision", "fp32"]
-        common += ["--data.resolution", "128"] if stage == "instruct" else []
+        common += ["--data.resolution", "64"] if stage == "instruct" else []
         pair = [Steps([*common, *options]) for options in (cheap, dear)]
         for number in range(steps + 1):  # the first is not counted
             losses = [one.step(number) for one in pair]

@@ -85,14 +85,14 @@ OWN: tuple[tuple[str, ...], ...] = (
     (
         "the copy guard looks at the whole picture",
         "training/evaluate/score.py",
-        "references.of(subject, False).foreground @ result.foreground[row]",
-        "references.of(subject, False).dino @ result.dino[row]",
+        "references.of(subject, bool(job.tuned)).foreground @ result.foreground[row]",
+        "references.of(subject, bool(job.tuned)).dino @ result.dino[row]",
         "tests/evaluate/test_scores.py",
     ),
     (
         "the copy guard looks at pictures that were not shown",
         "training/evaluate/score.py",
-        "references.of(subject, False).foreground",
+        "references.of(subject, bool(job.tuned)).foreground",
         "references.of(subject, True).foreground",
         "tests/evaluate/test_scores.py",
     ),
