@@ -25,7 +25,7 @@ def test_it_holds_the_pack_with_its_sample_files_and_neither_tests_nor_training(
     assert tops >= {"__init__.py", "nodes", "kosmos_core", "web", "locales", "workflows", "LICENSE", "pyproject.toml"}
     assert not tops & {"tests", "training", "emoji_world", "dev", ".ci", ".github", ".comfyui", "Makefile"}
     assert {"kosmos_core/convert.py", "kosmos_core/pipeline.py"} <= set(names)
-    assert {f"web/docs/{page.name}" for page in (ROOT / "web/docs").iterdir()} <= set(names)
+    assert {page.relative_to(ROOT).as_posix() for page in (ROOT / "web/docs").rglob("*.md")} <= set(names)
     assert not [name for name in names if name.startswith("docs/")]
     assert not [name for name in names if name.startswith(("kosmos_core/original/", "kosmos_core/diffusers/"))]
     samples = {name for name in names if name.startswith("assets/")}

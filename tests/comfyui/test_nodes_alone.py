@@ -303,7 +303,8 @@ def encoded(pack: Pack, clip: Any, text: str, negative: str = "", **images: torc
 
 
 def test_what_is_encoded_for_the_first_time_fills_the_progress_bar_by_its_blocks_alone(pack, clip, steps):
-    images = {"image_1": filled(RED)[None], "image_2": filled(GREEN)[None]}
+    # Images and texts that no other test has had encoded.
+    images = {"image_1": filled(RED + 0.1)[None], "image_2": filled(GREEN + 0.1)[None]}
     encoded(pack, clip, "a dog <i> and <i2>", "a hat", **images)
     *counted, last = steps
     model = pack("nodes.adapter").encoder_of(clip).model

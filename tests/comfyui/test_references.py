@@ -116,7 +116,7 @@ def test_an_inverted_mask_is_noticed_and_a_switch_inverts_it(
     client: Client, graph: SamplingGraph, probed: Probed
 ) -> None:
     image = load(graph, "dog.png")
-    mask = mask_link(graph, 40, 60, 50, 50, (200, 280))
+    mask = mask_link(graph, 44, 64, 46, 46, (200, 280))  # its own: what is remembered shows no view again
     inverted = link(graph.add("InvertMask", mask=mask))
     made = {
         "right": cut(graph, image, mask=mask),
