@@ -21,6 +21,7 @@ from ..kosmos_core import Prompt, PromptError, Tokenizer
 from ..kosmos_core.reference import Reference, View
 from ..kosmos_core.safetensors_file import WeightsError, read_header
 from ..kosmos_core.weights import read_tokenizer
+from .file_lists import listed_files
 from .image_inputs import SLOTS, PromptImages
 from .loader import kosmos_files
 
@@ -151,7 +152,7 @@ def condition_width(checkpoint: str) -> int | None:
 
     From the file's header; None where the file has no such U-Net or is no safetensors file.
     """
-    if checkpoint not in folder_paths.get_filename_list("checkpoints"):
+    if checkpoint not in listed_files("checkpoints"):
         return None
     path = folder_paths.get_full_path("checkpoints", checkpoint)
     try:
