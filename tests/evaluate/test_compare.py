@@ -102,7 +102,8 @@ def test_a_wrong_number_of_marks_stops_before_anything_is_written(prompts, weigh
     arguments = ["--prompts", str(prompts), "--sd", str(sd), "--output", str(tmp_path / "out")]
     assert main(["compare", "--weights", str(weights), *arguments]) == 2
     error = capsys.readouterr().err
-    assert "a <i> and <i>" in error
+    assert "More marks than pictures" in error
+    assert "(at “<i>” after “a <i> and”" in error
     assert not (tmp_path / "out").exists()
     prompts.write_text("- {prompt: a dog}")
     assert main(["compare", "--weights", str(tmp_path / "none"), *arguments]) == 2

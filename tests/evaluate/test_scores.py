@@ -106,7 +106,7 @@ def test_oracle_echo_and_copy_threshold_follow_from_the_features():
     references = References({}, {"one": features(0, numpy.pi / 3, numpy.pi / 3)}, {"one": 0})
 
     class Job:
-        group, subjects, text = "one", ("one",), "a thing"
+        group, subjects, text, tuned = "one", ("one",), "a thing", ()
 
     [record] = oracle(references, [Job()])
     assert record["dino"] == pytest.approx((0.5 + 0.5 + 1.0) / 3, abs=1e-6)
@@ -137,7 +137,7 @@ def test_each_score_is_of_its_own_features_and_a_copy_is_one_of_any_shown_pictur
     references = References({}, features, {"one": 0, "two": 1})
 
     class Job:
-        subjects = ("one", "two")
+        subjects, tuned = ("one", "two"), ()
 
     result = ImageFeatures(unit(3.0, 0.9), unit(3.0, 0.8), unit(3.0, 0.7))
     scores = fidelity(result, 1, Job(), references, True)

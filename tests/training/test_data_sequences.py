@@ -92,14 +92,14 @@ def test_captions_are_chosen_as_the_original_chose_them(original, tmp_path):
     expected, tokenizer, folder = original
     config = InstructData(min_side=384, max_tokens=128)
     task = InstructTask(config, tokenizer)
-    rows = _read_all(folder, "laion", lambda sample: task._row(sample, random.Random(0)))
+    rows = _read_all(folder, "laion", lambda sample: task._row(None, sample, random.Random(0)))
     wanted = expected["laion.align0.drop0.5"]
     assert [row.token_ids for row in rows] == [line["tokens"][:-1] for line in wanted]  # its collate drops the </s>
     colours = [row.target[:, 0, 0].tolist() for row in rows]
     assert [[colour] for colour in colours] == [line["image_colours"] for line in wanted]
 
     words = AlignTask(AlignData(max_clip_tokens=75), tokenizer, _WordTokenizer())
-    rows = _read_all(folder, "laion", lambda sample: words._row(sample, random.Random(0)))
+    rows = _read_all(folder, "laion", lambda sample: words._row(None, sample, random.Random(0)))
     assert [row.token_ids for row in rows] == [line["tokens"][:-1] for line in expected["laion.align1.drop0.5"]]
 
 
@@ -373,21 +373,21 @@ def test_a_picture_that_a_document_names_but_lacks_makes_it_bad():
 def test_half_a_surrogate_pair_is_a_reason_and_no_crash(tiny_tokenizer, tmp_path):
     task = AlignTask(AlignData(), tiny_tokenizer, letter_tokenizer(tmp_path / "clip"))
     with pytest.raises(BadSample):
-        task._row(TextSample(**KEYS, text="a \ud800 dog"), random.Random(0))
+        task._row(None, TextSample(**KEYS, text="a \ud800 dog"), random.Random(0))
 
 
 def test_a_caption_too_long_for_the_prompt_is_left_out(tiny_tokenizer):
     task = InstructTask(InstructData(max_tokens=3, resolution=16), tiny_tokenizer)
     sample = CaptionSample(**KEYS, caption="a photo of a red dog on the beach", image=IMAGE.getvalue())
     with pytest.raises(Filtered, match="caption too long"):
-        task._row(sample, random.Random(0))
+        task._row(None, sample, random.Random(0))
 
 
 def test_alignment_takes_pictures_for_words_and_keeps_the_whole_caption_as_target(tiny_tokenizer, tmp_path):
     sample = cook_compositional(KEYS | next(compositional_samples(random.Random(5), 1, 48)))
     task = AlignTask(AlignData(drop_entity=1.0), tiny_tokenizer, letter_tokenizer(tmp_path / "clip"), image_size=16)
-    shown = task._row(sample, random.Random(0))
-    told = task._row(TextSample(**KEYS, text=sample.caption), random.Random(0))
+    shown = task._row(None, sample, random.Random(0))
+    told = task._row(None, TextSample(**KEYS, text=sample.caption), random.Random(0))
     images = len(sample.entities)
     assert images
     assert shown.clip_ids == told.clip_ids
@@ -402,7 +402,7 @@ def test_alignment_takes_pictures_for_words_and_keeps_the_whole_caption_as_targe
 def test_empty_captions_align_the_null_condition(tiny_tokenizer, tmp_path):
     clip = letter_tokenizer(tmp_path / "clip")
     task = AlignTask(AlignData(empty_captions=1.0), tiny_tokenizer, clip, image_size=16)
-    row = task._row(_compositional(), random.Random(0))
+    row = task._row(None, _compositional(), random.Random(0))
     assert row.token_ids == tiny_tokenizer.layout("").token_ids
     assert row.clip_ids == clip("", padding="max_length", max_length=77).input_ids
     assert not row.pixels
@@ -416,12 +416,12 @@ def test_stage_three_reads_the_caption_of_its_target_where_the_data_tells_it(tin
     told = cook_edit(KEYS | edit | {"json": json.dumps(described).encode()})
     compositional = cook_compositional(KEYS | next(compositional_samples(random.Random(0), 1, 48)))
     samples = [cook_edit(KEYS | edit), told, compositional]
-    batch = task.batch([task._row(sample, random.Random(0)) for sample in samples])
+    batch = task.batch([task._row(None, sample, random.Random(0)) for sample in samples])
     captions = [told.edited, compositional.caption]
     assert batch["captioned"].tolist() == [False, True, True]
     assert [clip.decode(ids, skip_special_tokens=True) for ids in batch["clip_ids"]] == captions
     plain = InstructTask(InstructData(resolution=32), tiny_tokenizer, 16)
-    assert "clip_ids" not in plain.batch([plain._row(sample, random.Random(0)) for sample in samples])
+    assert "clip_ids" not in plain.batch([plain._row(None, sample, random.Random(0)) for sample in samples])
 
 
 def test_an_output_that_is_no_caption_is_a_bad_sample():

@@ -15,8 +15,10 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import time
 from typing import Any
 
+import regex
 from megatron.energon import basic_sample_keys, stateless
 from megatron.energon.task_encoder.cooking import cooker
 
@@ -24,8 +26,9 @@ from ..base.text import decode_text
 from .sample_types import BadSample, CaptionSample, CompositionalSample, EditSample, Entity, Filtered
 
 COLOURS = "black blue brown cyan gold golden gray green grey orange pink purple red silver white yellow"
-# Names are searched as regular expressions in each other; two of these in one can take longer than anybody lives.
+# Names are searched as regular expressions in each other, and those with several of these may take for ever.
 REPEATS = "*+?{|"
+SEARCH_SECONDS = 1.0  # all searches of one sample together; the original's own samples take some microseconds
 MOST_NAMES, LONGEST_NAME = 500, 200
 WORD_ENDS = " ,.!?;:)]}"
 
@@ -91,6 +94,14 @@ def cook_original_openimage(crude: dict[str, Any]) -> CompositionalSample:
     )
 
 
+def _found(pattern: str, text: str, deadline: float) -> bool:
+    """Whether a pattern is found in a text; TimeoutError where that is not known by `deadline`."""
+    if sum(map(pattern.count, REPEATS)) <= 1:
+        return bool(re.search(pattern, text))
+    re.compile(pattern)  # what it takes for an error, the original took for one
+    return bool(regex.search(pattern, text, timeout=max(1e-3, deadline - time.monotonic())))
+
+
 def placed_entities(caption: str, names: list[str]) -> list[tuple[int, int, int]]:
     """(number in `names`, start, end) of the names that are placed in the caption, in the order of placing.
 
@@ -99,14 +110,12 @@ def placed_entities(caption: str, names: list[str]) -> list[tuple[int, int, int]
     """
     if len(names) > MOST_NAMES or max(map(len, names)) > LONGEST_NAME:
         raise BadSample("too many entity names")
-    if any(sum(map(name.count, REPEATS)) > 1 for name in names):
-        raise BadSample("bad entity name")
-    kept = []
+    kept, deadline = [], time.monotonic() + SEARCH_SECONDS
     for number, name in enumerate(names):
         found = re.search(rf"\b{re.escape(name)}\b", caption, re.IGNORECASE)
         try:
-            alone = sum(bool(re.search(rf"\b{name}\b", other)) for other in names) <= 1
-        except re.error as error:
+            alone = sum(_found(rf"\b{name}\b", other, deadline) for other in names) <= 1
+        except (re.error, regex.error, TimeoutError) as error:
             raise BadSample("bad entity name") from error
         if name and name not in COLOURS.split() and found and alone:
             kept.append((found.end(), number, name))
