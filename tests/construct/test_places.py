@@ -1,6 +1,7 @@
 """Where processes find room on a cluster, and a run in which nothing moves."""
 
 import io
+import signal
 import socket
 import time
 from dataclasses import replace
@@ -99,13 +100,17 @@ def test_a_run_whose_head_is_gone_ends_with_the_way_on(ray_instance, monkeypatch
 
     monkeypatch.setattr(stall, "EVERY", 0.05)
     monkeypatch.setattr(stall, "HEAD_GRACE", 0.2)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background ignore it
     with socket.socket() as bound:  # nobody else takes the port, and nobody listens there
         bound.bind(("127.0.0.1", 0))
         watch = stall.Watch(Console(quiet=True))
         watch.head = f"127.0.0.1:{bound.getsockname()[1]}"
         said = r"has not answered .* finished shards are kept.*ray start"
-        with pytest.raises(stall.ConstructionStopped, match=said), watch:
-            time.sleep(20)
+        try:
+            with pytest.raises(stall.ConstructionStopped, match=said), watch:
+                time.sleep(20)
+        finally:
+            signal.signal(signal.SIGINT, handler)
 
 
 def test_input_that_a_node_does_not_see_is_named_with_the_node(ray_instance, tmp_path, monkeypatch):
