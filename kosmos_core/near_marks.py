@@ -82,6 +82,16 @@ def near_marks(text: str, faint: bool = False) -> Iterator[NearMark]:
         yield NearMark(start, end, int(digits) or None if digits else None, _fault(kind, spelled, match))
 
 
+_FAULTS = {
+    "open": ", its > is missing",
+    "close": ", its < is missing",
+    "several": ", a mark names one image",
+    "doubled": ", one pair of brackets is enough",
+    "escaped": r", its \ makes it text",
+    "number": ", its i is missing",
+}
+
+
 def _kind(match: re.Match) -> str:
     return next(
         name for name, found in match.groupdict().items() if found is not None and not re.fullmatch(r"n\d|weight", name)
@@ -93,20 +103,10 @@ def _fault(kind: str, spelled: str, match: re.Match) -> str:
     invisible = next((char for char in spelled if _is_invisible(char)), None)
     if invisible:
         return f", it holds the invisible character U+{ord(invisible):04X}"
-    if kind == "open":
-        return ", its > is missing"
-    if kind == "close":
-        return ", its < is missing"
     if kind == "weighted":
         return f", a weight stands outside as in (<i>:{match['weight']})"
-    if kind == "several":
-        return ", a mark names one image"
-    if kind == "doubled":
-        return ", one pair of brackets is enough"
-    if kind == "escaped":
-        return r", its \ makes it text"
-    if kind == "number":
-        return ", its i is missing"
+    if kind in _FAULTS:
+        return _FAULTS[kind]
     if _ESCAPED_BRACKET.search(spelled):
         return ", < and > are escaped in it"
     if kind == "angle" and (spelled[0], spelled[-1]) != ("<", ">"):

@@ -23,12 +23,17 @@ class WeightFile:
         self.path = Path(path)
         self._state = _state(self.path)
 
+    @property
+    def unchanged(self) -> bool:
+        """Whether the file is still the one that was loaded."""
+        return _state(self.path) == self._state
+
     def fingerprint(self, model: nn.Module, whole: bool = False) -> str:
         """Hash of the file's parts that make embeddings of pictures, or of the `whole` encoder.
 
         ValueError where the file is not the one that was loaded, or `model` has other weights by now.
         """
-        if _state(self.path) != self._state:
+        if not self.unchanged:
             raise ValueError(
                 f"{self.path} was replaced or removed after it was loaded, so that references from files cannot be "
                 "told to belong to it or not; load the model anew"

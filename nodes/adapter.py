@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -50,7 +49,6 @@ class TextEncoder(torch.nn.Module):
         _, described = read_config(path)
         provenance = {**described["provenance"], "saved": f"by ComfyUI, from {Path(path).name}"}
         self.description = file_metadata(self.model.config, described["stage"], {dtype}, provenance)
-        self._file_state = _file_state(path)
         self._vision_sample = weight_sample(self.model.vision, self.model.resampler)
         self.dtypes = {dtype}
         self.device = device  # where the layers compute; ComfyUI's model patcher changes it
@@ -133,7 +131,7 @@ class TextEncoder(torch.nn.Module):
         A LoRA on the language model or AlignerNet changes none of that: it is an artist's wish on top of the file.
         Raises ValueError where other weights than the file's are in place there: they have no file to be known by.
         """
-        if _file_state(self.path) != self._file_state:
+        if not self.model.file.unchanged:
             raise ValueError(
                 f"{self.path} was replaced or removed after it was loaded, so that saved references cannot be told to "
                 "belong to it or not: run the graph again, which loads the file anew."
@@ -220,14 +218,6 @@ class TextEncoder(torch.nn.Module):
     def load_sd(self, sd: dict[str, Tensor]) -> Any:
         """Load a state dict of the model, as ComfyUI's own encoders do."""
         return self.model.load_state_dict(sd, strict=False)
-
-
-def _file_state(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
 
 
 def load_clip(

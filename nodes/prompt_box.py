@@ -10,7 +10,6 @@ import asyncio
 import functools
 import json
 import os
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from ..kosmos_core.weights import read_tokenizer
 from .file_lists import listed_files
 from .image_inputs import SLOTS, PromptImages
 from .loader import kosmos_files
+from .routes import json_response, server_routes
 
 LONGEST_TEXT = 20_000  # characters; far beyond what a model has places for
 LONGEST_BODY = 16 * LONGEST_TEXT  # bytes
@@ -46,20 +46,19 @@ class Question:
 
 def register_prompt_route() -> None:
     """Answer POST /kosmos_g/prompt; without a server there is nothing to do."""
-    server = sys.modules.get("server")
-    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
-    if instance is None:
+    routes = server_routes()
+    if routes is None:
         return
 
-    @instance.routes.post("/kosmos_g/prompt")
+    @routes.post("/kosmos_g/prompt")
     async def prompt(request: Any) -> Any:
         try:
             question = read_question(_json(await _body(request)))
         except QuestionError as error:
-            return server.web.json_response({"error": str(error)}, status=400)
+            return json_response({"error": str(error)}, status=400)
         # Reading a vocabulary takes a second: not in the loop that serves everybody.
         found = await asyncio.get_running_loop().run_in_executor(None, answer, question)
-        return server.web.json_response(found)
+        return json_response(found)
 
 
 async def _body(request: Any) -> bytes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import filecmp
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from ..kosmos_core.atomic import atomic_write
 from ..kosmos_core.reference import Encoded, Reference, load_reference, model_fingerprint, save_reference
 from ..kosmos_core.safetensors_file import WeightsError
 from .reference_files import FOLDER as REFERENCES
+from .routes import json_response, server_routes
 
 PACK = Path(__file__).resolve().parents[1]
 WORLD = PACK / "assets/world"
@@ -114,7 +114,7 @@ def report() -> dict[str, Any]:
 def copy_samples() -> dict[str, Any]:
     """Copy what is missing: {copied: [name], left: [sentence], remark}."""
     copied, left = [], []
-    for sample in samples():
+    for sample in (known := samples()):
         try:
             if sample.state() == "missing":
                 sample.put()
@@ -136,24 +136,23 @@ def copy_samples() -> dict[str, Any]:
                 f"{sample.target} is another file, which was left as it is: rename or move it and get the sample files "
                 "again."
             )
-    return {"copied": copied, "left": left, "remark": None if samples() else NOT_HERE.format(KOSMOS, CHECKPOINT)}
+    return {"copied": copied, "left": left, "remark": None if known else NOT_HERE.format(KOSMOS, CHECKPOINT)}
 
 
 def register_sample_routes() -> None:
     """Answer GET and POST /kosmos_g/samples; without a server there is nothing to do."""
-    server = sys.modules.get("server")
-    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
-    if instance is None:
+    routes = server_routes()
+    if routes is None:
         return
 
     async def answer(act: Any) -> Any:
         # Tens of megabytes are compared or copied: not in the loop that serves everybody.
-        return server.web.json_response(await asyncio.get_running_loop().run_in_executor(None, act))
+        return json_response(await asyncio.get_running_loop().run_in_executor(None, act))
 
-    @instance.routes.get("/kosmos_g/samples")
+    @routes.get("/kosmos_g/samples")
     async def get_samples(request: Any) -> Any:
         return await answer(report)
 
-    @instance.routes.post("/kosmos_g/samples")
+    @routes.post("/kosmos_g/samples")
     async def post_samples(request: Any) -> Any:
         return await answer(copy_samples)
