@@ -125,6 +125,16 @@ def train_and_export(train: list[str], save: list[str]) -> None:
         raise RuntimeError("its weights could not be exported; see above")
 
 
+def emptied(folder: Path, mark: str, what: str) -> str | None:
+    """Empty a folder that holds `what`, known by a file `mark` in it, or make it; what is wrong where it holds else."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / mark).exists():
+        return f"--folder {folder} holds something else than a {what}; choose another."
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / mark).touch()
+    return None
+
+
 def smoke(folder: Path) -> Path:
     """Make data, train the stages one after the other, export each; returns the last stage's weight file.
 
@@ -147,13 +157,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="where everything goes; emptied first")
     folder = parser.parse_args(arguments).folder
     started = time.perf_counter()
-    marker = folder / "smoke"
-    if folder.exists() and any(folder.iterdir()) and not marker.exists():
-        print(f"error: --folder {folder} holds something else than a smoke run; choose another.", file=sys.stderr)
+    if problem := emptied(folder, "smoke", "smoke run"):
+        print(f"error: {problem}", file=sys.stderr)
         return 2
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    marker.touch()
     try:
         path = smoke(folder)
     except RuntimeError as error:

@@ -30,7 +30,7 @@ from ..base.errors import ConfigError
 from ..base.precision import DTYPES, Choice, choose_precision
 from ..base.processes import choose_device
 from ..base.signals import stoppable
-from .cached_rows import Maker, cache_path, content_key, made_by, weights_digest, write_rows
+from .cached_rows import Maker, cache_path, content_key, made_by, write_rows
 from .cookers import cook
 from .data_config import DataConfig, Kind
 from .decoding import centred, decode, target_pixels
@@ -174,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
         latents = options.what == "latents"
         model = diffusion.vae() if latents else diffusion.text_encoder()
         tokenizer = None if latents else diffusion.tokenizer()
-        maker = Maker(options.what, weights_digest(model), precision, options.resolution if latents else None)
+        maker = Maker.of(options.what, model, options.resolution if latents else None)
         for path in options.path:
             dataset = index_dataset(path, options.index_folder)
             try:

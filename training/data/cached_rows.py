@@ -26,6 +26,7 @@ from kosmos_core.atomic import atomic_write
 from kosmos_core.safetensors_file import read_header
 
 from ..base.display import printable
+from ..base.precision import name_of
 from .index import DataError, IndexedDataset
 
 VERSION = 1  # of the way from a sample to its row; raise it where that changes
@@ -42,6 +43,11 @@ class Maker:
     precision: str
     resolution: int | None = None  # of latents
     version: int = VERSION
+
+    @classmethod
+    def of(cls, what: str, module: nn.Module, resolution: int | None = None) -> Maker:
+        """What a frozen model as it is makes."""
+        return cls(what, weights_digest(module), name_of(module.dtype), resolution)
 
     def difference(self, made: Mapping[str, Any]) -> str | None:
         """In words what of a file's maker is not as here; None where all is."""

@@ -18,11 +18,10 @@ from torch import nn
 from kosmos_core import KosmosG
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 
-from ..base.precision import name_of
 from ..base.rng import RowRng
 from ..data import AlignData, align_stream
 from ..data.batch_stream import Batch, BatchStream, Stream
-from ..data.cached_rows import Maker, weights_digest
+from ..data.cached_rows import Maker
 from ..data.frozen_outputs import caption_states
 from ..data.held_out import HeldOutSource, held_out_rows, held_out_stream, only_held_out
 from ..weights.warm_start import start_model
@@ -69,8 +68,7 @@ class AlignStage:
     @cached_property
     def maker(self) -> Maker:
         """Of the CLIP states that may lie beside the shards."""
-        clip = self.frozen["clip"]
-        return Maker("states", weights_digest(clip), name_of(clip.dtype))
+        return Maker.of("states", self.frozen["clip"])
 
     def training_step(self, model: KosmosG, batch: Batch, rng: RowRng) -> Losses:
         target = caption_states(self.frozen["clip"], batch)

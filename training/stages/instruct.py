@@ -17,11 +17,10 @@ from torch import nn
 from kosmos_core import KosmosG
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 
-from ..base.precision import name_of
 from ..base.rng import RowRng
 from ..data import InstructData, instruct_stream
 from ..data.batch_stream import Batch, BatchStream, Stream
-from ..data.cached_rows import Maker, weights_digest
+from ..data.cached_rows import Maker
 from ..weights.warm_start import start_model
 from .alignment_loss import caption_errors
 from .caption_replay import ReplayStream, replay_errors
@@ -75,8 +74,7 @@ class InstructStage(InstructValidation):
     @cached_property
     def maker(self) -> Maker:
         """Of the latents that may lie beside the shards."""
-        vae = self.frozen["vae"]
-        return Maker("latents", weights_digest(vae), name_of(vae.dtype), self.data.resolution)
+        return Maker.of("latents", self.frozen["vae"], self.data.resolution)
 
     def training_step(self, model: KosmosG, batch: Batch, rng: RowRng) -> Losses:
         latents = batch_latents(self.frozen["vae"], batch, rng)
