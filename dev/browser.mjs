@@ -4,16 +4,10 @@
 //
 // Pictures are drawn small and in two steps; the workflows named in `results` as they are, and their shots show them.
 // Prints one JSON object: {name: {saved, prompt, events, refused, missing}}.
-import { job, openPage } from "./chromium.mjs";
+import { job, openComfyUI } from "./chromium.mjs";
 
 // A machine that does other things as well is slow, not wrong: it has five minutes.
-const { browser, page } = await openPage(1920, 1080, 300000);
-// Nothing outside this machine is asked for anything.
-await page.route("**/*", (route) =>
-  new URL(route.request().url()).hostname === "127.0.0.1" ? route.continue() : route.abort());
-await page.goto(`http://${job.address}/`);
-await page.waitForFunction(() => window.app?.graph && window.LiteGraph?.registered_node_types?.KosmosGTextEncode
-  && window.app.extensionManager);
+const { browser, page } = await openComfyUI(1920, 1080, 300000);
 // A picture of the graph alone: no menus, no announcements.
 await page.addStyleTag({ content: `body * { visibility: hidden !important }
   #graph-canvas, .dom-widget, .dom-widget * { visibility: visible !important }` });

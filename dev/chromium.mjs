@@ -16,3 +16,19 @@ export async function openPage(width, height, timeout) {
   page.setDefaultTimeout(timeout);
   return { browser, page };
 }
+
+/** Wait until the front end of a page knows the pack's nodes. */
+export function ready(page) {
+  return page.waitForFunction(() => window.app?.graph && window.LiteGraph?.registered_node_types?.KosmosGTextEncode
+    && window.app.extensionManager);
+}
+
+/** The front end of the job's server, which asks nothing outside this machine for anything. */
+export async function openComfyUI(width, height, timeout) {
+  const opened = await openPage(width, height, timeout);
+  await opened.page.route("**/*", (route) =>
+    new URL(route.request().url()).hostname === "127.0.0.1" ? route.continue() : route.abort());
+  await opened.page.goto(`http://${job.address}/`);
+  await ready(opened.page);
+  return opened;
+}

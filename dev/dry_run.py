@@ -17,7 +17,6 @@ import io
 import json
 import os
 import random
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +34,7 @@ from training.data import cache, lint
 from training.data.convert import __main__ as convert_command
 from training.data.synthetic import encoded, train_vocabulary, write_tars
 from training.plan.recipe import read_recipe
-from training.smoke import make_stable_diffusion, train_and_export
+from training.smoke import emptied, make_stable_diffusion, train_and_export
 
 RECIPE = Path(__file__).resolve().parents[1] / "training" / "configs" / "kosmos2"
 STAGE_ONE = RECIPE.parent / "lm" / "smoke.yaml"
@@ -221,13 +220,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--folder", type=Path, default=Path("runs/dry-run"), help="where everything goes; emptied first"
     )
     folder = parser.parse_args(arguments).folder.absolute()
-    started, marker = time.perf_counter(), folder / "dry-run"
-    if folder.exists() and any(folder.iterdir()) and not marker.exists():
-        print(f"error: --folder {folder} holds something else than a dry run; choose another.", file=sys.stderr)
+    started = time.perf_counter()
+    if problem := emptied(folder, "dry-run", "dry run"):
+        print(f"error: {problem}", file=sys.stderr)
         return 2
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    marker.touch()
     try:
         path = dry_run(folder)
     except RuntimeError as error:

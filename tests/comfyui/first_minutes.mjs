@@ -3,14 +3,9 @@
 //   node first_minutes.mjs JOB.json     JOB: {playwright, chromium, address, pack}
 //
 // Prints {added, found, button, told, clicks, drawn, chosen, view}.
-import { job, openPage } from "../../dev/chromium.mjs";
+import { job, openComfyUI } from "../../dev/chromium.mjs";
 
-const { browser, page } = await openPage(1600, 900, 300000);
-await page.route("**/*", (route) =>
-  new URL(route.request().url()).hostname === "127.0.0.1" ? route.continue() : route.abort());
-await page.goto(`http://${job.address}/`);
-await page.waitForFunction(() => window.app?.graph && window.LiteGraph?.registered_node_types?.KosmosGTextEncode
-  && window.app.extensionManager);
+const { browser, page } = await openComfyUI(1600, 900, 300000);
 await page.waitForTimeout(1000);
 const seen = { found: {} };
 

@@ -3,7 +3,7 @@
 //   node prompt_box.mjs JOB.json     JOB: {playwright, chromium, address, images: [path, path], other, workflow, shots};
 //                                 `other` is a checkpoint of another model
 import fs from "node:fs";
-import { job, openPage } from "../../dev/chromium.mjs";
+import { job, openPage, ready } from "../../dev/chromium.mjs";
 
 const { browser, page } = await openPage(1400, 1000, 120000);
 const asked = [];
@@ -13,8 +13,7 @@ await page.route("**/*", (route) => {
   return url.hostname === "127.0.0.1" ? route.continue() : route.abort();
 });
 await page.goto(`http://${job.address}/`);
-await page.waitForFunction(() => window.app?.graph && window.LiteGraph?.registered_node_types?.KosmosGTextEncode
-  && window.app.extensionManager);
+await ready(page);
 await page.evaluate(() => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", false));
 await page.waitForTimeout(500);
 
@@ -195,8 +194,7 @@ await page.evaluate(async () => {
   await app.extensionManager.setting.set("Comfy.Locale", "zh");
 });
 await page.reload();
-await page.waitForFunction(() => window.app?.graph && window.LiteGraph?.registered_node_types?.KosmosGTextEncode
-  && window.app.extensionManager);
+await ready(page);
 seen.chinese = await page.evaluate(async (workflow) => {
   await app.loadGraphData(workflow);
   const find = (type) => app.graph._nodes.find((node) => node.type === type);

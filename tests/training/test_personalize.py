@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ from kosmos_core import Reference, WeightsError, load_model, preprocess_image, s
 from kosmos_core.reference import View, average, load_reference
 from tests.tiny.kosmos_file import save_tiny_kosmos
 from tests.tiny.stable_diffusion import save_folder, tiny_parts
-from training.base import signals
 from training.base.precision import LossScale
 from training.base.processes import ProcessGroup
 from training.base.rng import RowRng
@@ -31,13 +30,7 @@ SEEN = 224
 SIZES = Sizes(painted=SIDE, seen=SEEN)
 
 
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """The command takes signals over; the tests' own come back."""
-    before = {number: signal.getsignal(number) for number in signals.numbers()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("own_signals")
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,19 +10,11 @@ from safetensors.torch import load_file
 
 from kosmos_core import load_model
 from training import export, run
-from training.base import signals
 from training.base.errors import ConfigError
 from training.engine.run_config import parse
 from training.engine.trainable import COMFYUI, TrainableConfig, restrict
 
-
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """A run takes signals over; the tests' own come back."""
-    before = {number: signal.getsignal(number) for number in signals.numbers()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("own_signals")
 
 
 @pytest.fixture
