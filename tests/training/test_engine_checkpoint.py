@@ -218,10 +218,13 @@ def test_a_disk_that_turns_read_only_keeps_the_last_good_checkpoint(smoke_stages
     options = "--steps", "100000", "--checkpoint.every", "10"
     training = Training(smoke_stages.arguments("lm", small_disk / "run", *options), tmp_path / "log")
     training.wait_for("step 31/100000")  # the checkpoint of step 20 was complete before that of step 30 began
-    # Open files keep a file system from being made read-only; a read-only bind mount over the folder does not mind.
+    # Open files keep a mount from being made read-only: the folder is bound elsewhere first, where nobody writes.
     checkpoints = small_disk / "run" / "checkpoints"
-    subprocess.run(["mount", "--bind", checkpoints, checkpoints], check=True)
-    subprocess.run(["mount", "-o", "remount,ro,bind", checkpoints], check=True)
+    read_only = tmp_path / "read-only"
+    read_only.mkdir()
+    subprocess.run(["mount", "--bind", checkpoints, read_only], check=True)
+    subprocess.run(["mount", "-o", "remount,ro,bind", read_only], check=True)
+    subprocess.run(["mount", "--bind", read_only, checkpoints], check=True)
     try:
         result = training.wait()
         assert result.codes == [1]
@@ -229,7 +232,7 @@ def test_a_disk_that_turns_read_only_keeps_the_last_good_checkpoint(smoke_stages
         assert "the last good checkpoint is" in result.output
         assert "latest" in names(checkpoints)
     finally:
-        subprocess.run(["umount", checkpoints], check=True)
+        subprocess.run(["umount", checkpoints, read_only], check=True)
 
 
 def test_an_existing_run_is_not_touched_without_resume(smoke_stages, tmp_path):
