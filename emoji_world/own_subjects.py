@@ -78,38 +78,36 @@ class Row:
 
 
 TUNED = TuningConfig(steps=20, rate=0.1, batch=4, judge_every=5, patience=2, snr_bounds=(0.15, 5.0))
-TO_CHOOSE = {
+ADAPTER, GENERAL_TOO = Adapter(), Adapter(general=True)
+ROWS = {  # in the order in which they are made
+    "to choose/before": Row(),
+    "to choose/20 steps": Row(TUNED),
+    "to choose/rate 0.03": Row(replace(TUNED, rate=0.03)),
+    "to choose/rate 0.3": Row(replace(TUNED, rate=0.3)),
+    "to choose/40 steps": Row(replace(TUNED, steps=40)),
+    "to choose/10 steps": Row(replace(TUNED, steps=10)),
+    "to choose/every noise alike": Row(replace(TUNED, snr_bounds=None)),
+    "to choose/batch 8": Row(replace(TUNED, batch=8)),
     "before": Row(),
-    "20 steps": Row(TUNED),
-    "rate 0.03": Row(replace(TUNED, rate=0.03)),
-    "rate 0.3": Row(replace(TUNED, rate=0.3)),
-    "40 steps": Row(replace(TUNED, steps=40)),
-    "10 steps": Row(replace(TUNED, steps=10)),
-    "batch 8": Row(replace(TUNED, batch=8)),
-    "every noise alike": Row(replace(TUNED, snr_bounds=None)),
-    "80 steps, patience 5": Row(replace(TUNED, steps=80, patience=5)),
-    "adapter, rate 1e-3": Row(adapter=Adapter()),
-    "adapter, rate 3e-4": Row(adapter=Adapter(rate=3e-4)),
-}
-ROWS = {
-    "before": Row(),
-    "others": Row(asks="others"),
-    "text": Row(asks="text"),
     "tuned": Row(TUNED),
-    "adapter": Row(adapter=Adapter()),
-    "others, adapter": Row(adapter=Adapter(), asks="others"),
-    "text, adapter": Row(adapter=Adapter(), asks="text"),
-    "adapter and tuned": Row(TUNED, Adapter()),
-    "tuned on 3 photographs": Row(TUNED, photographs=3),
+    "to choose/adapter, rate 1e-3": Row(adapter=ADAPTER),
+    "to choose/adapter, rate 3e-4": Row(adapter=replace(ADAPTER, rate=3e-4)),
+    "adapter": Row(adapter=ADAPTER),
+    "others": Row(asks="others"),
+    "others, adapter": Row(adapter=ADAPTER, asks="others"),
+    "text": Row(asks="text"),
+    "text, adapter": Row(adapter=ADAPTER, asks="text"),
+    "adapter and tuned": Row(TUNED, ADAPTER),
+    "adapter with general data": Row(adapter=GENERAL_TOO),
+    "others, adapter with general data": Row(adapter=GENERAL_TOO, asks="others"),
+    "text, adapter with general data": Row(adapter=GENERAL_TOO, asks="text"),
     "tuned on 1 photograph": Row(TUNED, photographs=1),
+    "tuned on 3 photographs": Row(TUNED, photographs=3),
     "before, without noun": Row(noun=False),
     "tuned without noun": Row(TUNED, noun=False),
-    "adapter with general data": Row(adapter=Adapter(general=True)),
-    "others, adapter with general data": Row(adapter=Adapter(general=True), asks="others"),
-    "text, adapter with general data": Row(adapter=Adapter(general=True), asks="text"),
     "tuned without masks": Row(TUNED, masks=False),
 }
-OF_UNKNOWN = ("before", "tuned", "adapter")  # in this order after those of stage3
+OF_UNKNOWN = ("before", "tuned", "adapter")
 
 
 def name_of(identity: Identity) -> str:
@@ -226,10 +224,10 @@ class Study:
         self.judges = {"stage3": known, "unknown": Judge(features, strangers, known)}
         self.copied_below = copy_distance(self.world)
 
-    def prompts(self, row: Row, group: str, identity: Identity, reported: bool) -> list[PromptCase]:
+    def prompts(self, row: Row, group: str, identity: Identity, told: bool) -> list[PromptCase]:
         """The prompts of a piece; those of others and of text differ from subject to subject, not from row to row."""
-        subjects = subjects_of(self.world, group, reported)
-        count = PROMPTS if reported else PROMPTS_TO_CHOOSE
+        subjects = subjects_of(self.world, group, told)
+        count = PROMPTS if told else PROMPTS_TO_CHOOSE
         if row.asks == "own":
             drawn = draw_prompts(self.world, subjects, count * len(subjects), 1, SEED)
             return [prompt for prompt in drawn if prompt.identities[0] == identity]
@@ -237,17 +235,18 @@ class Study:
         start = subjects.index(identity) * count
         return drawn[start : start + count]
 
-    def piece(self, row: Row, group: str, identity: Identity, reported: bool) -> dict:
+    def piece(self, name: str, group: str, identity: Identity) -> dict:
         """The values of one subject's prompts by metric, and the seconds that tuning and adapter took."""
+        row = ROWS[name]
         photographs = write_photographs(self.world, identity, row, self.folder / "photographs")
         began, models = time.process_time(), self.models
         if row.adapter:
-            path = self.adapted(row, group, identity, reported, photographs)
+            path = self.adapted(row.adapter, identity, photographs)
             models = Models.load(str(path), str(STABLE_DIFFUSION), "auto", self.alone)
         reference = self.tuned(row, models, identity, photographs) if row.tuning else zero_shot(photographs)
         seconds = time.process_time() - began
         reference = Reference(reference.source, noun=identity.noun if row.noun else "")
-        prompts = self.prompts(row, group, identity, reported)
+        prompts = self.prompts(row, group, identity, reported(name))
         images = self.painted(row, models.encoder, prompts, reference)
         values = self.judges[group].singles("", images, prompts).values
         values["background"] = np.array(
@@ -289,9 +288,9 @@ class Study:
                 raise SystemExit("stopped; the same command goes on")
         return Reference.load(output)
 
-    def adapted(self, row: Row, group: str, identity: Identity, reported: bool, photographs: Path) -> Path:
+    def adapted(self, how: Adapter, identity: Identity, photographs: Path) -> Path:
         """The weight file with the adapter of a subject merged; rows that ask otherwise find it there."""
-        how, folder = row.adapter, self.folder / "adapters" / name_of(identity)
+        folder = self.folder / "adapters" / name_of(identity)
         name = f"{how.steps} {how.rate:g}{' general' if how.general else ''}"
         path, own = folder / f"{name}.safetensors", folder / name
         if path.exists():
@@ -330,15 +329,17 @@ class Study:
         return folder
 
 
-def pieces(world: EmojiWorld) -> Iterator[tuple[str, str, Row, Identity, bool]]:
-    """All pieces in the order in which they are made: what is chosen by, then what is told."""
-    for name, row in TO_CHOOSE.items():
-        for identity in subjects_of(world, "stage3", reported=False):
-            yield "stage3", f"to choose/{name}", row, identity, False
-    for name, row in ROWS.items():
+def pieces(world: EmojiWorld) -> Iterator[tuple[str, str, Identity]]:
+    """Group, row and subject of all pieces in the order in which they are made."""
+    for name in ROWS:
         for group in GROUPS if name in OF_UNKNOWN else ("stage3",):
-            for identity in subjects_of(world, group):
-                yield group, name, row, identity, True
+            for identity in subjects_of(world, group, reported(name)):
+                yield group, name, identity
+
+
+def reported(name: str) -> bool:
+    """Whether a row is of the subjects that results are told of, not of those that settings are chosen by."""
+    return not name.startswith("to choose/")
 
 
 def kept(folder: Path, group: str, name: str, identity: Identity) -> Path:
@@ -348,7 +349,7 @@ def kept(folder: Path, group: str, name: str, identity: Identity) -> Path:
 def finished(folder: Path, world: EmojiWorld) -> dict[tuple[str, str], BenchmarkRow]:
     """The rows as far as they are made."""
     found: dict[tuple[str, str], tuple[dict[str, list[float]], list[Identity]]] = {}
-    for group, name, _, identity, _ in pieces(world):
+    for group, name, identity in pieces(world):
         path = kept(folder, group, name, identity)
         if path.exists():
             values, subjects = found.setdefault((group, name), ({}, []))
@@ -391,12 +392,12 @@ def main() -> None:
     world = EmojiWorld.named("full")
     if not options.table:
         study = None
-        for group, name, row, identity, reported in pieces(world):
+        for group, name, identity in pieces(world):
             path = kept(options.output, group, name, identity)
             if path.exists():
                 continue
             study = study or Study(options.output)
-            found = study.piece(row, group, identity, reported)
+            found = study.piece(name, group, identity)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.with_suffix(".part").write_text(json.dumps(found))
             path.with_suffix(".part").rename(path)
