@@ -77,17 +77,19 @@ class Row:
     asks: str = "own"  # own: the subject; others: seen identities by picture; text: the same in words
 
 
-TUNED = TuningConfig(steps=20, rate=0.1, batch=4, judge_every=5, patience=2, snr_bounds=(0.15, 5.0))
+WEIGHED = TuningConfig(steps=20, rate=0.1, batch=4, judge_every=5, patience=2, snr_bounds=(0.15, 5.0))
+TUNED = replace(WEIGHED, snr_bounds=None)
 ADAPTER, GENERAL_TOO = Adapter(), Adapter(general=True)
 ROWS = {  # in the order in which they are made
     "to choose/before": Row(),
-    "to choose/20 steps": Row(TUNED),
-    "to choose/rate 0.03": Row(replace(TUNED, rate=0.03)),
-    "to choose/rate 0.3": Row(replace(TUNED, rate=0.3)),
-    "to choose/40 steps": Row(replace(TUNED, steps=40)),
-    "to choose/10 steps": Row(replace(TUNED, steps=10)),
-    "to choose/every noise alike": Row(replace(TUNED, snr_bounds=None)),
-    "to choose/batch 8": Row(replace(TUNED, batch=8)),
+    "to choose/20 steps": Row(WEIGHED),
+    "to choose/rate 0.03": Row(replace(WEIGHED, rate=0.03)),
+    "to choose/rate 0.3": Row(replace(WEIGHED, rate=0.3)),
+    "to choose/40 steps": Row(replace(WEIGHED, steps=40)),
+    "to choose/10 steps": Row(replace(WEIGHED, steps=10)),
+    "to choose/every noise alike": Row(TUNED),
+    "to choose/every noise alike, 40 steps": Row(replace(TUNED, steps=40)),
+    "to choose/every noise alike, batch 8": Row(replace(TUNED, batch=8)),
     "before": Row(),
     "tuned": Row(TUNED),
     "to choose/adapter, rate 1e-3": Row(adapter=ADAPTER),

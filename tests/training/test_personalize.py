@@ -208,7 +208,7 @@ def _repeat(folder: Path) -> None:
     ("spoil", "told"),
     [
         (_damage, "01.png is left out: it cannot be read"),
-        (lambda folder: picture(1, 7).save(folder / "01.png"), "out: it is 7 x 7 pixels, expected at least 8"),
+        (lambda folder: picture(1, 7).save(folder / "01.png"), "at least 8 of each side, half of --size 16"),
         (_mark_nothing, "01.png is left out: its mask 01.mask.png marks no pixel"),
         (lambda folder: (folder / "01.mask.png").write_bytes(b"x"), "01.png is left out: its mask cannot be read"),
         (lambda folder: (folder / "01.txt").write_bytes(b"\xff\xff\0"), "out: its caption 01.txt cannot"),
