@@ -81,15 +81,17 @@ def browse(
     folder: Path,
     shots: Path | None = None,
     results: Collection[str] = (),
+    opened: Collection[str] = (),
     front_end: Path | None = None,
 ) -> dict[str, Any]:
     """Open, save, queue and wait for workflows in a headless Chromium; `shots` gets a PNG of each graph.
 
     Those named in `results` are drawn as they are and their shots show what came out; the others are drawn small, in
-    two steps, and shown as they were opened.
+    two steps, and shown as they were opened; those in `opened` are not drawn.
     Returns for each workflow what browser.mjs describes. Raises RuntimeError with the browser's words.
     """
-    job = {"shots": str(shots) if shots else None, "results": list(results), "workflows": workflows}
+    chosen = {"results": list(results), "opened": list(opened)}
+    job = {"shots": str(shots) if shots else None, **chosen, "workflows": workflows}
     return use(environment, address, HERE / "browser.mjs", job, folder, front_end)
 
 
