@@ -15,8 +15,7 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,97 +36,26 @@ from training.data.shard_writer import Parts
 from training.data.synthetic import write_tars
 from training.personalize.photographs import Sizes, read_photographs
 from training.personalize.subject_run import Models, SubjectTask, tune_all
-from training.personalize.tuning import TuningConfig
 
 from .atlas import ASSETS
 from .features import ObjectFeatures
-from .judge import BenchmarkRow, Judge, PromptCase, draw_prompts, in_words, interval
+from .judge import Judge, PromptCase, draw_prompts, in_words
+from .own_subject_rows import ROWS, Adapter, Row, all_subjects, kept, name_of, pieces, reported, subjects_of, table
 from .sampling import sample
-from .scenes import BACKGROUNDS, HELD_OUT_NOUNS, WORLDS, EmojiWorld, Identity, WorldSettings
+from .scenes import BACKGROUNDS, HELD_OUT_NOUNS, EmojiWorld, Identity, WorldSettings
 from .training_data import SampleMaker, png
 
 WEIGHTS, STABLE_DIFFUSION = ASSETS / "emoji-world-kosmos-g.safetensors", ASSETS / "emoji-world-sd.safetensors"
-GROUPS = {"stage3": WORLDS["full"].instruct_held_out, "unknown": HELD_OUT_NOUNS}
-REPORTED = 5  # identities of each noun; settings are chosen by the others
-OF_ADAPTERS = 3  # of these, where a row asks for an adapter: it takes twice as long
-PROMPTS, PROMPTS_TO_CHOOSE = 20, 8  # of each subject
+PROMPTS, PROMPTS_TO_CHOOSE, PROMPTS_OF_OTHERS = 20, 8, 10  # for each subject
 SAMPLING_STEPS = 6
 SEED = 31
 GENERAL = 400  # samples of each kind that stand for stage 3's data beside the photographs
 CONFIG = Path(__file__).parent / "configs" / "instruct.yaml"
 
 
-@dataclass(frozen=True)
-class Adapter:
-    """How an adapter is trained: rank 16, batches of 8. general: every other row is of stage 3's own data."""
-
-    steps: int = 20
-    rate: float = 1e-3
-    general: bool = False
-
-
-@dataclass(frozen=True)
-class Row:
-    """One way to go on from photographs; neither `tuning` nor `adapter` is zero-shot."""
-
-    tuning: TuningConfig | None = None
-    adapter: Adapter | None = None
-    photographs: int = 5
-    noun: bool = True
-    masks: bool = True
-    asks: str = "own"  # own: the subject; others: seen identities by picture; text: the same in words
-
-
-TUNED = TuningConfig()  # chosen by what follows
-WEIGHED = replace(TUNED, snr_bounds=(0.15, 5.0))
-ADAPTER, GENERAL_TOO = Adapter(), Adapter(general=True)
-ROWS = {  # in the order in which they are made
-    "to choose/before": Row(),
-    "to choose/20 steps": Row(WEIGHED),
-    "to choose/rate 0.03": Row(replace(WEIGHED, rate=0.03)),
-    "to choose/rate 0.3": Row(replace(WEIGHED, rate=0.3)),
-    "to choose/40 steps": Row(replace(WEIGHED, steps=40)),
-    "to choose/10 steps": Row(replace(WEIGHED, steps=10)),
-    "to choose/every noise alike": Row(TUNED),
-    "to choose/every noise alike, 40 steps": Row(replace(TUNED, steps=40)),
-    "to choose/every noise alike, batch 8": Row(replace(TUNED, batch=8)),
-    "before": Row(),
-    "tuned": Row(TUNED),
-    "adapter": Row(adapter=ADAPTER),
-    "others": Row(asks="others"),
-    "others, adapter": Row(adapter=ADAPTER, asks="others"),
-    "text": Row(asks="text"),
-    "text, adapter": Row(adapter=ADAPTER, asks="text"),
-    "adapter and tuned": Row(TUNED, ADAPTER),
-    "tuned on 1 photograph": Row(TUNED, photographs=1),
-    "before, without noun": Row(noun=False),
-    "tuned without noun": Row(TUNED, noun=False),
-    "adapter with general data": Row(adapter=GENERAL_TOO),
-    "others, adapter with general data": Row(adapter=GENERAL_TOO, asks="others"),
-    "text, adapter with general data": Row(adapter=GENERAL_TOO, asks="text"),
-    "tuned on 3 photographs": Row(TUNED, photographs=3),
-    "tuned without masks": Row(TUNED, masks=False),
-}
-OF_UNKNOWN = ("before", "tuned")
-
-
-def name_of(identity: Identity) -> str:
-    return f"{identity.noun}_{identity.look}_{identity.hue}"
-
-
-def subjects_of(world: EmojiWorld, group: str, reported: bool = True) -> list[Identity]:
-    """The identities of a group that results are of, or those that settings are chosen by."""
-    own = slice(None, REPORTED) if reported else slice(REPORTED, None)
-    return [
-        identity
-        for noun in GROUPS[group]
-        for identity in [Identity(noun, look, hue) for look in world.atlas.looks for hue in world.hues][own]
-    ]
-
-
 def write_photographs(world: EmojiWorld, identity: Identity, row: Row, folder: Path) -> Path:
     """A folder with the row's number of scenes of a subject, always the same, with captions and, if so, masks."""
-    number = [Identity(*x) for x in sorted((i.noun, i.look, i.hue) for i in _all_subjects(world))].index(identity)
+    number = sorted(all_subjects(world)).index(identity)
     rng, own = np.random.default_rng([SEED, number]), folder / name_of(identity)
     shutil.rmtree(own, ignore_errors=True)
     own.mkdir(parents=True)
@@ -139,10 +67,6 @@ def write_photographs(world: EmojiWorld, identity: Identity, row: Row, folder: P
         if row.masks:
             Image.fromarray(mask).save(own / f"{number:02}.mask.png")
     return own
-
-
-def _all_subjects(world: EmojiWorld) -> list[Identity]:
-    return [x for group in GROUPS for reported in (True, False) for x in subjects_of(world, group, reported)]
 
 
 def opened(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
@@ -228,7 +152,7 @@ class Study:
     def prompts(self, row: Row, group: str, identity: Identity, told: bool) -> list[PromptCase]:
         """The prompts of a piece; those of others and of text differ from subject to subject, not from row to row."""
         subjects = subjects_of(self.world, group, told)
-        count = PROMPTS if told else PROMPTS_TO_CHOOSE
+        count = PROMPTS_OF_OTHERS if row.asks != "own" else PROMPTS if told else PROMPTS_TO_CHOOSE
         if row.asks == "own":
             drawn = draw_prompts(self.world, subjects, count * len(subjects), 1, SEED)
             return [prompt for prompt in drawn if prompt.identities[0] == identity]
@@ -328,61 +252,6 @@ class Study:
             write_tars(part, made, GENERAL)
             part.rename(folder)
         return folder
-
-
-def pieces(world: EmojiWorld) -> Iterator[tuple[str, str, Identity]]:
-    """Group, row and subject of all pieces in the order in which they are made."""
-    for name in ROWS:
-        for group in GROUPS if name in OF_UNKNOWN else ("stage3",):
-            for number, identity in enumerate(subjects_of(world, group, reported(name))):
-                if number % REPORTED < OF_ADAPTERS or not (ROWS[name].adapter or ROWS[name].asks != "own"):
-                    yield group, name, identity
-
-
-def reported(name: str) -> bool:
-    """Whether a row is of the subjects that results are told of, not of those that settings are chosen by."""
-    return not name.startswith("to choose/")
-
-
-def kept(folder: Path, group: str, name: str, identity: Identity) -> Path:
-    return folder / "rows" / group / name / f"{name_of(identity)}.json"
-
-
-def finished(folder: Path, world: EmojiWorld) -> dict[tuple[str, str], BenchmarkRow]:
-    """The rows as far as they are made."""
-    found: dict[tuple[str, str], tuple[dict[str, list[float]], list[Identity]]] = {}
-    for group, name, identity in pieces(world):
-        path = kept(folder, group, name, identity)
-        if path.exists():
-            values, subjects = found.setdefault((group, name), ({}, []))
-            own = json.loads(path.read_text())["values"]
-            for metric, numbers in own.items():
-                values.setdefault(metric, []).extend(numbers)
-            subjects += [identity] * len(own["similarity"])
-    return {
-        (group, name): BenchmarkRow(name, {x: np.array(y) for x, y in values.items()}, subjects=subjects)
-        for (group, name), (values, subjects) in found.items()
-    }
-
-
-def table(folder: Path, world: EmojiWorld, say: Callable[[str], None]) -> None:
-    """Each row, and its difference to what it began with over the subjects that both have; intervals draw subjects."""
-    rows = finished(folder, world)
-    for (group, name), row in rows.items():
-        say(json.dumps({"group": group, **row.summary()}))
-        place, _, asked = name.rpartition("/")
-        base = asked.partition(",")[0] if asked.startswith(("others", "text")) else "before"
-        base = "before, without noun" if asked == "tuned without noun" else base
-        before = rows.get((group, f"{place}/{base}" if place else base))
-        if before is None or before is row:
-            continue
-        both = set(row.subjects) & set(before.subjects)
-        one, other = ([x in both for x in found.subjects] for found in (row, before))
-        subjects = [x for x in row.subjects if x in both]
-        differences = {
-            metric: interval(row.values[metric][one] - before.values[metric][other], subjects) for metric in row.values
-        }
-        say(json.dumps({"group": group, "row": f"{name} minus {base}", **differences}))
 
 
 def main() -> None:
