@@ -8,6 +8,7 @@ PORT ?=
 # Who names a port wants to look at what is there.
 SERVE ?= $(if $(PORT),1,0)
 PYTEST ?=
+MUTANTS ?=
 COMFYUI ?=
 FRONTEND ?=
 VENV := $(or $(KOSMOS_G_VENV),.venv)
@@ -18,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 # A process that keeps no bytecode compiles torch and all the rest anew: 18 s of a training's start instead of 8.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-floors lock train-smoke gpu-check lint install clean
+.PHONY: demo test test-floors lock train-smoke gpu-check mutants lint install clean
 
 demo:
 	@$(PYTHON) dev/install.py demo
@@ -46,6 +47,10 @@ train-smoke: install
 # make gpu-check PYTHON=/some/python GPU="--only encode". Writes gpu-check.json, which training.plan --measured reads.
 gpu-check:
 	@$(PYTHON) -m dev.gpu_check $(GPU)
+
+# Plants small mistakes and sees whether the tests notice: make mutants MUTANTS=core; without MUTANTS all, for hours.
+mutants: install
+	@$(RUN) -m dev.mutants $(MUTANTS)
 
 lint: install
 	@$(RUN) -m ruff check .

@@ -1,8 +1,9 @@
 // Opens workflows in ComfyUI's own front end: load, save again, queue, wait for the end, take a picture of the graph.
 //
-//   node browser.mjs JOB.json     JOB: {playwright, chromium, address, shots, results, workflows: {name: UI JSON}}
+//   node browser.mjs JOB.json     JOB: {playwright, chromium, address, shots, results, opened, workflows: {name: UI JSON}}
 //
-// Pictures are drawn small and in two steps; the workflows named in `results` as they are, and their shots show them.
+// Pictures are drawn small and in two steps; the workflows named in `results` as they are, and their shots show them;
+// those named in `opened` are not drawn.
 // Prints one JSON object: {name: {saved, prompt, events, refused, missing}}.
 import { job, openComfyUI } from "./chromium.mjs";
 
@@ -15,7 +16,7 @@ await page.addStyleTag({ content: `body * { visibility: hidden !important }
 async function open(workflow) {
   return page.evaluate(async (workflow) => {
     await app.loadGraphData(workflow);
-    await new Promise((resolve) => setTimeout(resolve, 500));
+    await new Promise((resolve) => setTimeout(resolve, 300));
     const { output } = await app.graphToPrompt();
     return {
       saved: app.graph.serialize(),
@@ -83,6 +84,10 @@ const results = {};
 for (const [name, workflow] of Object.entries(job.workflows)) {
   const opened = await open(workflow);
   const shown = job.results.includes(name);
+  if (job.opened.includes(name)) {
+    results[name] = opened;
+    continue;
+  }
   const ran = await run(shown);
   results[name] = { ...opened, ...ran };
   if (job.shots) {

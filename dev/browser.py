@@ -15,7 +15,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from .install import InstallError
+from .overlay import FRONT_END, overlay
+
 HERE = Path(__file__).parent
+NEWEST = "1.58.1"  # of ComfyUI's front ends that the tests run, beside the server's own
 PACKAGES = ["playwright-core@1", "esbuild@0.25", "zod@3", "zod-validation-error@3"]
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
@@ -47,6 +51,11 @@ def missing(environment: Path) -> str | None:
     return f"no {', '.join(lacks)}: install node, npm and chromium, then run `make test` again"
 
 
+def newest_front_end() -> Path:
+    """Folder of the newest front end that the tests run, from the package registry unless it is there; InstallError."""
+    return overlay([f"{FRONT_END}=={NEWEST}"]) / "comfyui_frontend_package/static"
+
+
 def install(environment: Path, log: Path) -> None:
     """Install what can be installed without asking; a failure only means that the browser tests are skipped."""
     commands = []
@@ -72,24 +81,31 @@ def browse(
     folder: Path,
     shots: Path | None = None,
     results: Collection[str] = (),
+    opened: Collection[str] = (),
+    front_end: Path | None = None,
 ) -> dict[str, Any]:
     """Open, save, queue and wait for workflows in a headless Chromium; `shots` gets a PNG of each graph.
 
     Those named in `results` are drawn as they are and their shots show what came out; the others are drawn small, in
-    two steps, and shown as they were opened.
+    two steps, and shown as they were opened; those in `opened` are not drawn.
     Returns for each workflow what browser.mjs describes. Raises RuntimeError with the browser's words.
     """
-    job = {"shots": str(shots) if shots else None, "results": list(results), "workflows": workflows}
-    return use(environment, address, HERE / "browser.mjs", job, folder)
+    chosen = {"results": list(results), "opened": list(opened)}
+    job = {"shots": str(shots) if shots else None, **chosen, "workflows": workflows}
+    return use(environment, address, HERE / "browser.mjs", job, folder, front_end)
 
 
-def use(environment: Path, address: str, script: Path, job: dict[str, Any], folder: Path) -> Any:
+def use(
+    environment: Path, address: str, script: Path, job: dict[str, Any], folder: Path, front_end: Path | None = None
+) -> Any:
     """What a script of its own says that it saw in a headless Chromium; it gets `job`, playwright and the address.
 
-    Raises RuntimeError with the browser's words.
+    A `front_end` is the folder of one that takes the place of the server's own. Raises RuntimeError with the browser's
+    words.
     """
     playwright = str(modules_folder(environment) / "playwright-core/index.mjs")
-    return _node(script, {**job, "playwright": playwright, "chromium": chromium(), "address": address}, folder)
+    others = {"playwright": playwright, "chromium": chromium(), "address": address}
+    return _node(script, {**job, **others, "frontEnd": str(front_end) if front_end else None}, folder)
 
 
 def validate(environment: Path, workflows: dict[str, Any], folder: Path) -> dict[str, str | None]:
@@ -116,3 +132,8 @@ if __name__ == "__main__":
     install(target, target / "kosmos-g-install.log")
     if lack := missing(target):
         print(f"The tests in a browser will be skipped: {lack}")
+    else:
+        try:
+            newest_front_end()
+        except InstallError as error:
+            print(f"The tests in a browser will run with the installed front end alone: {error}")

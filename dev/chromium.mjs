@@ -1,6 +1,7 @@
 // A page of a headless Chromium, for scripts that are given a job: node SCRIPT.mjs JOB.json, with the paths
-// {playwright, chromium} in it.
+// {playwright, chromium} in it, and the folder `frontEnd` where it is to be another one than the server's.
 import fs from "node:fs";
+import path from "node:path";
 import { pathToFileURL } from "node:url";
 
 export const job = JSON.parse(fs.readFileSync(process.argv[2], "utf8"));
@@ -10,7 +11,9 @@ export async function openPage(width, height, timeout) {
   const browser = await chromium.launch({
     executablePath: job.chromium,
     args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-      "--disable-component-update", "--disable-sync"],
+      "--disable-component-update", "--disable-sync",
+      // A page whose own file was answered here comes from no address: it may talk to the server all the same.
+      "--disable-features=LocalNetworkAccessChecks"],
   });
   const page = await browser.newPage({ viewport: { width, height } });
   page.setDefaultTimeout(timeout);
@@ -23,11 +26,20 @@ export function ready(page) {
     && window.app.extensionManager);
 }
 
+/** Answer what a page asks: nothing comes from outside this machine, and the front end from the job's folder. */
+export function answer(route) {
+  const url = new URL(route.request().url());
+  if (url.hostname !== "127.0.0.1") return route.abort();
+  if (!job.frontEnd || route.request().method() !== "GET") return route.continue();
+  const file = path.join(job.frontEnd, url.pathname === "/" ? "index.html" : decodeURIComponent(url.pathname));
+  return file.startsWith(job.frontEnd) && fs.statSync(file, { throwIfNoEntry: false })?.isFile()
+    ? route.fulfill({ path: file }) : route.continue();
+}
+
 /** The front end of the job's server, which asks nothing outside this machine for anything. */
 export async function openComfyUI(width, height, timeout) {
   const opened = await openPage(width, height, timeout);
-  await opened.page.route("**/*", (route) =>
-    new URL(route.request().url()).hostname === "127.0.0.1" ? route.continue() : route.abort());
+  await opened.page.route("**/*", answer);
   await opened.page.goto(`http://${job.address}/`);
   await ready(opened.page);
   return opened;

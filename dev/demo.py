@@ -55,9 +55,10 @@ def prepare(folder: Path) -> str:
 
 
 def references(workflow: dict[str, Any]) -> list[str]:
-    """File names of the images that a workflow loads, in the order of its nodes."""
-    loaders = [node for node in workflow["nodes"] if node["type"] == "LoadImage"]
-    return [node["widgets_values"][0] for node in sorted(loaders, key=lambda node: node["id"])]
+    """File names of the images that a workflow loads, in the order of its nodes; of a saved sample, of its subject."""
+    loaders = [node for node in workflow["nodes"] if node["type"] in ("LoadImage", "KosmosGLoadReference")]
+    names = [node["widgets_values"][0] for node in sorted(loaders, key=lambda node: node["id"])]
+    return [str(Path(name).with_suffix(".png")) for name in names]
 
 
 def save_overview(folder: Path, names: list[str], drawn: Path, path: Path) -> None:

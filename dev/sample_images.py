@@ -22,6 +22,7 @@ SUBJECTS = {
     "cat-3": Identity("cat", "twemoji", 120),
     "pizza": Identity("pizza", "fluent-3d"),
     "rocket": Identity("rocket", "noto", 120),
+    "donut": Identity("donut", "fluent-3d"),  # held out from stage 3: what the tuned sample reference is of
 }
 PAIR = (Identity("dog", "fluent-3d"), Identity("car", "noto"))
 MASK_COLOURS = ((255, 0, 0), (0, 255, 0))  # of the first and of the second subject of the pair

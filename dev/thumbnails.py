@@ -29,7 +29,6 @@ WIDTH, TILE, GAP = 1360, 256, 24  # up to four pictures, an arrow and a result i
 QUALITIES = (82, 70, 58)
 LARGEST = 200_000  # bytes of a picture
 GREY = "#d0d0d0"
-OF_REFERENCE = "kosmos-g-cat.png"  # what the sample reference shows
 
 
 def compose(graph: Image.Image, images: list[Path], results: list[Path]) -> Image.Image:
@@ -56,11 +55,9 @@ def _draw_arrow(canvas: Image.Image, left: int, top: int) -> None:
 
 def images_of(workflow: dict[str, Any], folder: Path) -> tuple[list[Path], list[Path]]:
     """Paths of the reference pictures that a workflow reads and of the pictures that it saved."""
-    names = references(workflow)
-    names += [OF_REFERENCE for node in workflow["nodes"] if node["type"] == "KosmosGLoadReference"]
     save = next(node for node in workflow["nodes"] if node["type"] == "SaveImage")
     results = sorted((folder / "output").glob(f"{save['widgets_values'][0]}_*.png"))
-    return [folder / "input" / name for name in names], results
+    return [folder / "input" / name for name in references(workflow)], results
 
 
 def save_small(image: Image.Image, path: Path) -> None:

@@ -21,5 +21,6 @@ From nothing to these weights, after `pip install -e ".[train,world]"` (LOG.md h
 Between the runs `python -m training.export` makes one file of each, and `python -m emoji_world.probe` tells in a minute
 what a stage reads from references. The other modules: `scenes` draws pictures with captions and says what is held out
 from which stage, `sampling` makes pictures from conditions, `generator` from prompts, `features` compares what
-pictures show, `judge` names it, `own_subjects` asks what tuned references give, `sheets` shows pictures.
+pictures show, `judge` names it, `own_subjects` asks what tuned references and adapters give (`own_subject_rows` says in
+which rows), `sheets` shows pictures.
 """

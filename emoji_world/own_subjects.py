@@ -1,19 +1,21 @@
-"""What tuned references give for subjects that the model was not trained on: before and after, prompt by prompt.
+"""What makes a subject the model's own: tuned references and adapters, measured on subjects that were held out.
 
-    python -m emoji_world.own_subjects photographs --group unknown --output RUNS/own
-    python -m training.personalize --weights assets/world/emoji-world-kosmos-g.safetensors \\
-        --sd assets/world/emoji-world-sd.safetensors --size 64 --images RUNS/own --subjects RUNS/own/subjects.yaml \\
-        --output RUNS/own/tuned
-    python -m emoji_world.own_subjects evaluate --group unknown --output RUNS/own --tuned RUNS/own/tuned
+    python -m emoji_world.own_subjects --output RUNS/own            goes on where it was stopped, between two pieces
+    python -m emoji_world.own_subjects --output RUNS/own --table    what is finished
 
-Of the group `unknown` nothing was ever trained, the U-Net included; of `stage3` (two nouns that stage 3 never showed)
-the U-Net and stages 1 and 2 have seen pictures. Every subject gets photographs in scenes, with masks and captions. The
-row "before" is the zero-shot start of the tuning: the mean of the same photographs. Noise is the same in both rows;
-every finished piece is kept, so that the command goes on where it was stopped.
+Every row takes the same photographs (scenes with masks and captions), prompts and noise. Of the group `stage3`, two
+nouns that stage 3 never showed, the U-Net and stages 1 and 2 have seen pictures; of `unknown` nothing was ever trained.
+The last three identities of each noun are for choosing settings alone; all that is told is of the first five. "before"
+is what tuning starts with, the mean of the photographs. An adapter is trained by `training.run` on the same ones.
 """
 
 import argparse
+import contextlib
 import json
+import shutil
+import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,147 +23,257 @@ import torch
 import yaml
 from PIL import Image
 
-from kosmos_core import Reference, load_model
+from kosmos_core import KosmosG, Reference
 from kosmos_core.crops import crop_subject
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
-from kosmos_core.reference import average
+from kosmos_core.mask_boxes import largest_box, square_around
+from kosmos_core.reference import View, average
+from training import export, run
 from training.base.precision import faster_on_cpu
+from training.base.processes import ProcessGroup
+from training.base.signals import StopSignal, numbers
+from training.data.shard_writer import Parts
+from training.data.synthetic import write_tars
+from training.personalize.photographs import Sizes, read_photographs
+from training.personalize.subject_run import Models, SubjectTask, tune_all
 
 from .atlas import ASSETS
 from .features import ObjectFeatures
-from .judge import BenchmarkRow, Judge, draw_prompts
+from .judge import Judge, PromptCase, draw_prompts, in_words
+from .own_subject_rows import ROWS, Adapter, Row, all_subjects, kept, name_of, pieces, reported, subjects_of, table
 from .sampling import sample
-from .scenes import HELD_OUT_NOUNS, WORLDS, EmojiWorld, Identity, WorldSettings
+from .scenes import BACKGROUNDS, HELD_OUT_NOUNS, EmojiWorld, Identity, WorldSettings
+from .training_data import SampleMaker, png
 
-GROUPS = {"unknown": HELD_OUT_NOUNS, "stage3": WORLDS["full"].instruct_held_out}
-PIECE = 10  # prompts that are painted and kept together
+WEIGHTS, STABLE_DIFFUSION = ASSETS / "emoji-world-kosmos-g.safetensors", ASSETS / "emoji-world-sd.safetensors"
+PROMPTS, PROMPTS_TO_CHOOSE, PROMPTS_OF_OTHERS = 20, 8, 10  # for each subject
+SAMPLING_STEPS = 6
 SEED = 31
+GENERAL = 400  # samples of each kind that stand for stage 3's data beside the photographs
+CONFIG = Path(__file__).parent / "configs" / "instruct.yaml"
 
 
-def name_of(identity: Identity) -> str:
-    return f"{identity.noun}_{identity.look}_{identity.hue}"
-
-
-def subjects_of(world: EmojiWorld, group: str) -> list[Identity]:
-    """The group's two nouns in two looks each, once in either hue."""
-    first, second, *_ = world.atlas.looks
-    return [Identity(noun, look, hue) for noun in GROUPS[group] for look, hue in ((first, 0), (second, 120))]
-
-
-def write_photographs(world: EmojiWorld, group: str, count: int, folder: Path) -> None:
-    """A folder per subject with so many scenes of it, masks and captions, and the list of the subjects."""
-    rng = np.random.default_rng(SEED)
-    entries = []
-    for identity in subjects_of(world, group):
-        own = folder / name_of(identity)
-        own.mkdir(parents=True, exist_ok=True)
-        for number in range(count):
-            scene = world.draw(rng, [identity])
-            pixels, (mask,) = world.render(scene)
-            Image.fromarray(pixels).save(own / f"{number:02}.png")
+def write_photographs(world: EmojiWorld, identity: Identity, row: Row, folder: Path) -> Path:
+    """A folder with the row's number of scenes of a subject, always the same, with captions and, if so, masks."""
+    number = sorted(all_subjects(world)).index(identity)
+    rng, own = np.random.default_rng([SEED, number]), folder / name_of(identity)
+    shutil.rmtree(own, ignore_errors=True)
+    own.mkdir(parents=True)
+    for number in range(row.photographs):
+        scene = world.draw(rng, [identity])
+        pixels, (mask,) = world.render(scene)
+        Image.fromarray(pixels).save(own / f"{number:02}.png")
+        (own / f"{number:02}.txt").write_text(f"<i> {scene.background.phrase}")
+        if row.masks:
             Image.fromarray(mask).save(own / f"{number:02}.mask.png")
-            (own / f"{number:02}.txt").write_text(f"<i> {scene.background.phrase}")
-        entries.append({"name": own.name, "noun": identity.noun, "kind": "object", "picked": "00.png"})
-    prompts = {"object": ["{} on a blue background"]}
-    (folder / "subjects.yaml").write_text(yaml.safe_dump({"prompts": prompts, "subjects": entries}))
+    return own
 
 
-def zero_shot(folder: Path, names: list[str]) -> Reference:
-    """The start of the tuning: the mean of the photographs that it was tuned on, cut out on white."""
-    views = []
-    for name in names:
-        mask = np.asarray(Image.open(folder / f"{Path(name).stem}.mask.png").convert("L")) > 127
-        views.append(Reference.of_crop(crop_subject(np.asarray(Image.open(folder / name)), mask)))
+def opened(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
+    """Pixels, mask and caption of each photograph."""
+    for path in sorted(folder.glob("[0-9][0-9].png")):
+        mask = path.with_suffix(".mask.png")
+        pixels = np.asarray(Image.open(path))
+        inside = np.asarray(Image.open(mask)) > 0 if mask.exists() else np.ones(pixels.shape[:2], bool)
+        yield pixels, inside, path.with_suffix(".txt").read_text()
+
+
+def zero_shot(folder: Path) -> Reference:
+    """The start of the tuning: the mean of the photographs that are not held out, cut out on white."""
+    crops = [crop_subject(pixels, mask) for pixels, mask, _ in opened(folder)]
+    views = [Reference.of_crop(crop) for crop in (crops[:-1] or crops)]
     return average(views, keep_norm=True)
 
 
-class Evaluation:
-    """Pictures of a group's subjects on plain backgrounds, judged among all identities of the world."""
+def adapter_data(folder: Path, noun: str) -> Iterator[Parts]:
+    """The photographs as stage 3's constructed samples: the subject's phrase and its crop with its mask."""
+    for pixels, mask, caption in opened(folder):
+        left, top, side = square_around(largest_box(mask), mask.shape)
+        box = np.s_[top : top + side, left : left + side]
+        phrase = f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+        described = {
+            "caption": caption.replace("<i>", phrase),
+            "entities": [{"text": phrase, "span": [0, len(phrase)]}],
+        }
+        yield {
+            "png": png(pixels),
+            "0.png": png(np.ascontiguousarray(pixels[box])),
+            "0.mask.png": png(np.ascontiguousarray(mask[box])),
+            "json": json.dumps(described).encode(),
+        }
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.world = options, EmojiWorld.named("full")
-        self.encoder = load_model(options.kosmos_g)
-        diffusion = StableDiffusion(options.stable_diffusion)
-        self.unet, self.vae = diffusion.unet(), diffusion.vae()
+
+def background_of(image: np.ndarray) -> str:
+    """The name of the plain background that a picture's border is nearest to."""
+    border = np.median(np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]).astype(float), axis=0)
+    return min(BACKGROUNDS, key=lambda name: float(np.square(border - BACKGROUNDS[name]).sum()))
+
+
+def distance(image: np.ndarray, other: np.ndarray) -> float:
+    """Root mean square of the difference of two pictures, in levels."""
+    return float(np.sqrt(np.square(image.astype(float) - other).mean()))
+
+
+def copy_distance(world: EmojiWorld) -> float:
+    """Below this a picture is a likely copy: 5 % of the pairs of photographs of a subject are that near."""
+    rng, found = np.random.default_rng(SEED), []
+    for identity in subjects_of(world, "stage3"):
+        images = [world.render(world.draw(rng, [identity]))[0] for _ in range(10)]
+        found += [distance(images[i], images[j]) for i in range(10) for j in range(i)]
+    return float(np.percentile(found, 5))
+
+
+@contextlib.contextmanager
+def own_signals() -> Iterator[None]:
+    """Give the signals back that a command takes for itself while within."""
+    before = {number: signal.getsignal(number) for number in numbers()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Study:
+    """Pieces of rows, one subject each, and what they are made with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.world = folder, EmojiWorld.named("full")
+        self.alone = ProcessGroup(0, 1, torch.device("cpu"))
+        self.models = Models.load(str(WEIGHTS), str(STABLE_DIFFUSION), "auto", self.alone)
+        painter = StableDiffusion(STABLE_DIFFUSION)
+        self.unet, self.vae = painter.unet(), painter.vae()
         features = ObjectFeatures()
-        self.judge = Judge(features, self.world)
-        if options.group == "unknown":
-            strangers = EmojiWorld(self.world.atlas, WorldSettings(self.world.size, HELD_OUT_NOUNS, ()))
-            self.judge = Judge(features, strangers, self.judge)
-        self.prompts = draw_prompts(self.world, subjects_of(self.world, options.group), options.count, 1, SEED)
+        known = Judge(features, self.world)
+        strangers = EmojiWorld(self.world.atlas, WorldSettings(self.world.size, HELD_OUT_NOUNS, ()))
+        self.judges = {"stage3": known, "unknown": Judge(features, strangers, known)}
+        self.copied_below = copy_distance(self.world)
 
-    def references(self, tuned: bool) -> dict[Identity, Reference]:
-        """Of each subject, by identity: its tuned file, or what the tuning began with."""
-        found = {}
-        for identity in dict.fromkeys(prompt.identities[0] for prompt in self.prompts):
-            name = name_of(identity)
-            photographs = sorted(
-                file.name for file in (self.options.output / name).glob("*.png") if not file.name.endswith(".mask.png")
-            )
-            kept = photographs[:4] if len(photographs) == 5 else photographs[:-1] or photographs
-            noun = identity.noun if self.options.noun else ""
-            if tuned:
-                reference = Reference.load(self.options.tuned / f"{name}.safetensors")
-            else:
-                reference = zero_shot(self.options.output / name, kept)
-            found[identity] = Reference(reference.source, noun=noun)
-        return found
+    def prompts(self, row: Row, group: str, identity: Identity, told: bool) -> list[PromptCase]:
+        """The prompts of a piece; those of others and of text differ from subject to subject, not from row to row."""
+        subjects = subjects_of(self.world, group, told)
+        count = PROMPTS_OF_OTHERS if row.asks != "own" else PROMPTS if told else PROMPTS_TO_CHOOSE
+        if row.asks == "own":
+            drawn = draw_prompts(self.world, subjects, count * len(subjects), 1, SEED)
+            return [prompt for prompt in drawn if prompt.identities[0] == identity]
+        drawn = draw_prompts(self.world, self.world.groups["seen"], count * len(subjects), 1, SEED)
+        start = subjects.index(identity) * count
+        return drawn[start : start + count]
 
-    def row(self, tuned: bool) -> BenchmarkRow:
-        """One row; its finished pieces are kept in a file of the output folder."""
-        name = ("after" if tuned else "before") + (", noun given" if self.options.noun else "")
-        kept = (self.options.tuned if tuned else self.options.output) / f"{self.options.group}-{name}.json"
-        values = json.loads(kept.read_text()) if kept.exists() else {}
-        references = self.references(tuned)
-        null = self.encoder.encode("")
-        for start in range(len(next(iter(values.values()), [])), len(self.prompts), PIECE):
-            prompts = self.prompts[start : start + PIECE]
-            conditions = self.encoder.encode(
-                [prompt.marks for prompt in prompts], [[references[prompt.identities[0]]] for prompt in prompts]
-            )
-            images = sample(
-                self.unet,
-                self.vae,
-                conditions,
-                null,
-                self.world.size,
-                seed=start,
-                steps=self.options.steps,
-                batch=PIECE,
-                precision=faster_on_cpu(),
-            )
-            for metric, found in self.judge.singles(name, images, prompts).values.items():
-                values.setdefault(metric, []).extend(found.tolist())
-            kept.write_text(json.dumps(values))
-            print(f"{name}: {start + len(prompts)} of {len(self.prompts)}", flush=True)
-        return BenchmarkRow(f"{self.options.group}, {name}", {key: np.array(own) for key, own in values.items()})
+    def piece(self, name: str, group: str, identity: Identity) -> dict:
+        """The values of one subject's prompts by metric, and the seconds that tuning and adapter took."""
+        row = ROWS[name]
+        photographs = write_photographs(self.world, identity, row, self.folder / "photographs")
+        began, models = time.process_time(), self.models
+        if row.adapter:
+            path = self.adapted(row.adapter, identity, photographs)
+            models = Models.load(str(path), str(STABLE_DIFFUSION), "auto", self.alone)
+        reference = self.tuned(row, models, identity, photographs) if row.tuning else zero_shot(photographs)
+        seconds = time.process_time() - began
+        reference = Reference(reference.source, noun=identity.noun if row.noun else "")
+        prompts = self.prompts(row, group, identity, reported(name))
+        images = self.painted(row, models.encoder, prompts, reference)
+        values = self.judges[group].singles("", images, prompts).values
+        values["background"] = np.array(
+            [background_of(image) == x.background.colour for image, x in zip(images, prompts, strict=True)], float
+        )
+        if row.asks == "own":
+            shown = [pixels for pixels, _, _ in opened(photographs)]
+            nearest = [min(distance(image, other) for other in shown) for image in images]
+            values["copied"] = np.array([found < self.copied_below for found in nearest], float)
+        return {"seconds": seconds, "values": {metric: found.tolist() for metric, found in values.items()}}
+
+    def painted(self, row: Row, encoder: KosmosG, prompts: list[PromptCase], reference: Reference) -> np.ndarray:
+        if row.asks == "text":
+            conditions = encoder.encode([in_words(self.world, prompt) for prompt in prompts])
+        elif row.asks == "others":
+            own = [[Reference(View(torch.from_numpy(x.references[0])), noun=x.identities[0].noun)] for x in prompts]
+            conditions = encoder.encode([prompt.marks for prompt in prompts], own)
+        else:
+            conditions = encoder.encode([prompt.marks for prompt in prompts], [[reference]] * len(prompts))
+        return sample(
+            self.unet,
+            self.vae,
+            conditions,
+            encoder.encode(""),
+            self.world.size,
+            seed=SEED,
+            steps=SAMPLING_STEPS,
+            precision=faster_on_cpu(),
+        )
+
+    def tuned(self, row: Row, models: Models, identity: Identity, photographs: Path) -> Reference:
+        sizes = Sizes(self.world.size, models.encoder.config.vision.image_size)
+        output = self.folder / "tuned.safetensors"
+        output.unlink(missing_ok=True)
+        noun = identity.noun if row.noun else ""
+        task = SubjectTask(name_of(identity), noun, 1.0, read_photographs(photographs, sizes, print), output)
+        with own_signals(), torch.enable_grad():
+            if not tune_all([task], models, row.tuning, StopSignal(), False, print):
+                raise SystemExit("stopped; the same command goes on")
+        return Reference.load(output)
+
+    def adapted(self, how: Adapter, identity: Identity, photographs: Path) -> Path:
+        """The weight file with the adapter of a subject merged; rows that ask otherwise find it there."""
+        folder = self.folder / "adapters" / name_of(identity)
+        name = f"{how.steps} {how.rate:g}{' general' if how.general else ''}"
+        path, own = folder / f"{name}.safetensors", folder / name
+        if path.exists():
+            return path
+        shutil.rmtree(own, ignore_errors=True)
+        write_tars(own / "data", adapter_data(photographs, identity.noun), 10)
+        sources: dict = {"own": {"path": str(own / "data"), "weight": 5}}
+        if how.general:
+            for kind, weight in (("compositional", 2), ("edit", 2), ("instruct_captions", 1)):
+                sources[kind] = {"path": str(self.general(kind)), "weight": weight}
+            sources["instruct_captions"]["kind"] = "captions"
+        settings = yaml.safe_load(CONFIG.read_text())
+        settings |= {"weights": str(WEIGHTS), "run_folder": str(own / "run"), "steps": how.steps}
+        settings |= {"trainable": {"lora": 16}, "batch": {"size": 8, "micro": 8, "streams": 1}}
+        settings["task"] |= {"stable_diffusion": str(STABLE_DIFFUSION), "alignment": 0.0}
+        settings["data"] |= {"sources": sources}
+        settings |= {"optim": {"lr": how.rate, "warmup_steps": 5}, "log": {"tensorboard": False, "sample_every": 0}}
+        (own / "run.yaml").write_text(yaml.safe_dump(settings))
+        with own_signals(), torch.enable_grad():
+            code = run.main(["--config", str(own / "run.yaml")])
+        if code:
+            raise SystemExit(f"the adapter of {name_of(identity)} could not be trained")
+        export.export(own / "run", path, step=how.steps)
+        shutil.rmtree(own)
+        return path
+
+    def general(self, kind: str) -> Path:
+        """A data set of stage 3, made once."""
+        folder = self.folder / "general" / kind
+        if not folder.exists():
+            make, part = SampleMaker(self.world, SEED), folder.with_name(f"{kind}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            made = make.captions(GENERAL, seen=True) if kind == "instruct_captions" else getattr(make, kind)(GENERAL)
+            write_tars(part, made, GENERAL)
+            part.rename(folder)
+        return folder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("photographs", "evaluate"))
-    parser.add_argument("--group", choices=GROUPS, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="folder of the photographs and the rows")
-    parser.add_argument("--photographs", type=int, default=5, help="of each subject")
-    parser.add_argument("--tuned", type=Path, help="folder of the tuned files; without it the row before alone")
-    parser.add_argument("--noun", action="store_true", help="give the noun with the reference")
-    parser.add_argument("--count", type=int, default=200, help="prompts per row")
-    parser.add_argument("--steps", type=int, default=6, help="sampling steps")
-    parser.add_argument("--kosmos_g", type=Path, default=ASSETS / "emoji-world-kosmos-g.safetensors")
-    parser.add_argument("--stable_diffusion", type=Path, default=ASSETS / "emoji-world-sd.safetensors")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the photographs, adapters and rows")
+    parser.add_argument("--table", action="store_true", help="print what is finished, make nothing")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
-    if options.command == "photographs":
-        write_photographs(EmojiWorld.named("full"), options.group, options.photographs, options.output)
-        return
-    evaluation = Evaluation(options)
-    before = evaluation.row(tuned=False)
-    rows = [before.summary()]
-    if options.tuned:
-        after = evaluation.row(tuned=True)
-        rows += [after.summary(), *(after.compare(before, metric) for metric in after.values)]
-    for row in rows:
-        print(json.dumps(row))
+    world = EmojiWorld.named("full")
+    if not options.table:
+        study = None
+        for group, name, identity in pieces(world):
+            path = kept(options.output, group, name, identity)
+            if path.exists():
+                continue
+            study = study or Study(options.output)
+            found = study.piece(name, group, identity)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".part").write_text(json.dumps(found))
+            path.with_suffix(".part").rename(path)
+            print(f"{group}, {name}, {name_of(identity)}: {found['seconds']:.0f} s", flush=True)
+    table(options.output, world, print)
 
 
 if __name__ == "__main__":

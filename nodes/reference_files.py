@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
+from ..kosmos_core.file_names import file_name_parts
 from ..kosmos_core.reference import Encoded, Reference, load_reference, save_reference
 from .adapter import encoder_of, progress
 from .file_lists import listed_files, options, shown
@@ -23,9 +23,6 @@ from .schema import node_schema
 FOLDER = "kosmos_g_references"
 SUFFIX = ".safetensors"
 NO_FILE = "no saved reference found"  # the widget's only choice then
-FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\ud800-\udfff]')
-RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)  # Windows has devices there
-LONGEST_PART = 200  # bytes: file systems take 255, and a number, the ending and a temporary name are added
 
 
 def register_reference_folder() -> None:
@@ -45,19 +42,11 @@ def path_of(name: str) -> Path:
     Raises ValueError for a name that would leave the folder or that a file cannot have on some system.
     """
     folder = Path(folder_paths.get_output_directory()) / FOLDER
-    parts = [part.strip() for part in name.replace("\\", "/").removesuffix(SUFFIX).split("/")]
-    if (
-        FORBIDDEN.search(name)
-        or any(part in ("", ".", "..") or part.endswith(".") or RESERVED.fullmatch(part) for part in parts)
-        or any(len(part.encode("utf-8", "surrogatepass")) > LONGEST_PART for part in parts)
-        or len(name) > 120
-    ):
+    try:
+        parts = file_name_parts(name.removesuffix(SUFFIX))
+    except ValueError as error:
         shown = "".join(char if char.isprintable() else "�" for char in name[:130])
-        raise ValueError(
-            f"name is {shown!r}; expected a file name of up to 120 characters ({LONGEST_PART} bytes a part) such "
-            "as my_dog or pets/dog, without a leading slash, '..', a dot at the end, any of <>:\"|?*, half characters "
-            "or names that Windows keeps for devices, such as con."
-        )
+        raise ValueError(f"name is {shown!r}; {error}") from None
     path = folder.joinpath(*parts)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

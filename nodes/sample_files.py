@@ -28,6 +28,7 @@ WORLD = PACK / "assets/world"
 KOSMOS, CHECKPOINT = "emoji-world-kosmos-g.safetensors", "emoji-world-sd.safetensors"
 IMAGES = "kosmos-g-*.png"  # in WORLD / "samples"
 SAVED, SAVED_FROM, SAVED_NOUN = "kosmos-g-cat.safetensors", "kosmos-g-cat.png", ""
+TUNED = "kosmos-g-donut.safetensors"  # to the sample weights, by training.personalize; no other file fits them
 REFERENCE_BYTES = 3000  # about; it is encoded, not copied
 NOT_HERE = (
     "This copy of Kosmos-G came without its sample files. They are in the folder assets/world of the project's "
@@ -90,6 +91,7 @@ def samples() -> list[Sample]:
     inputs = Path(folder_paths.get_input_directory())
     found += [Sample(image, inputs / image.name) for image in images]
     references = Path(folder_paths.get_output_directory()) / REFERENCES
+    found.append(Sample(WORLD / "samples" / TUNED, references / TUNED))
     return [*found, Sample(WORLD / "samples" / SAVED_FROM, references / SAVED)]
 
 

@@ -11,6 +11,7 @@ import { TextField, hasFiles, imagesIn } from "./prompt_field.js";
 import { SLOTS, checkpointOf, connectedImages, fileOf, misfits, widgetOf } from "./prompt_graph.js";
 import { pieces } from "./prompt_grammar.js";
 import { COLOURS, STYLE } from "./prompt_style.js";
+import { said } from "./sentences.js";
 
 const NODE = "KosmosGTextEncode";
 const COLOUR = { color: "#233", bgcolor: "#355" }; // of the pack's nodes, as in its workflows
@@ -93,11 +94,11 @@ class PromptBox {
       const wrong = unused.includes(image);
       button.style.setProperty("--slot", COLOURS[image.slot - 1]);
       button.classList.toggle("wrong", wrong);
-      button.title = wrong ? `image_${image.slot} (${image.name}) has no mark: click to write <i${image.slot}>, or disconnect it.`
-        : `image_${image.slot}: ${image.name}. Click to write <i${image.slot}> at the caret.`;
+      button.title = said(wrong ? `image_${image.slot} (${image.name}) has no mark: click to write <i${image.slot}>, or disconnect it.`
+        : `image_${image.slot}: ${image.name}. Click to write <i${image.slot}> at the caret.`);
       if (image.thumb) button.append(Object.assign(new Image(), { src: image.thumb }));
       const label = document.createElement("span");
-      label.textContent = ` <i${image.slot}>${wrong ? " no mark" : ""}`;
+      label.textContent = ` <i${image.slot}>${wrong ? ` ${said("no mark")}` : ""}`;
       button.append(label);
       button.addEventListener("pointerdown", (event) => event.preventDefault()); // the caret stays where it is
       button.addEventListener("click", () => this.last.insert(`<i${image.slot}>`));
@@ -108,14 +109,16 @@ class PromptBox {
       `negative ${negative.toLocaleString("en")}`];
     const marked = this.images.length - unused.length;
     const images = this.images.length ? `${marked} of ${this.images.length} images used` : "no image connected: drop one here";
-    const lines = [["line", unread ?? [...counted, images].join(" · ")]];
+    const lines = [["line", unread ? said(unread) : [...counted, images].map(said).join(" · ")]];
     if (tokens > LONGEST) lines.push(["warning", "Longer than any sequence that the model was trained on: expect little of its end."]);
     if (this.problem) lines.push(["error", this.problem]);
     if (error && !unread) lines.push(["error", error.reason]);
     if (remark) lines.push(["warning", remark]);
     lines.push(...warnings.map((warning) => ["warning", warning]));
-    this.status.replaceChildren(...(this.images.length ? [row] : []), ...lines.map(([kind, text]) =>
-      Object.assign(document.createElement("div"), { className: kind, textContent: text, title: text })));
+    this.status.replaceChildren(...(this.images.length ? [row] : []), ...lines.map(([kind, text]) => {
+      const told = kind === "line" ? text : said(text);
+      return Object.assign(document.createElement("div"), { className: kind, textContent: told, title: told });
+    }));
     this.resize();
   }
 

@@ -1,6 +1,7 @@
 // One text box of the prompt box: the layer above ComfyUI's own textarea, and the menu of marks.
 import { widgetOf } from "./prompt_graph.js";
 import { COLOURS } from "./prompt_style.js";
+import { said } from "./sentences.js";
 
 const LONGEST_TEXT = 20000; // characters that the server counts
 
@@ -113,7 +114,7 @@ export class TextField {
       span.classList.toggle("partner", piece.kind === "bracket" && Boolean(piece.partner) && beside);
       span.classList.toggle("stronger", piece.weights.length > 0 && piece.weight > 1);
       span.classList.toggle("weaker", piece.weights.length > 0 && piece.weight < 1);
-      if (piece.why) this.spans.push([span, piece.why]);
+      if (piece.why) this.spans.push([span, said(piece.why)]);
       return span;
     });
     this.layer.replaceChildren(...drawn, "\u200b"); // a last empty line has its height, too
@@ -180,7 +181,7 @@ export class TextField {
       row.addEventListener("pointerdown", (event) => { event.preventDefault(); this.choose(image); });
       return row;
     });
-    menu.replaceChildren(...(rows.length ? rows : ["No image is connected: drop one on the node."]));
+    menu.replaceChildren(...(rows.length ? rows : [said("No image is connected: drop one on the node.")]));
     this.layer.textContent = this.text + "\u200b";
     const range = document.createRange();
     range.setStart(this.layer.firstChild, Math.min(menu.start, this.text.length));

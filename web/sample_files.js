@@ -4,6 +4,7 @@
 // It always asks first; the server copies (POST /kosmos_g/samples) and changes nothing that exists.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { said } from "./sentences.js";
 
 const LOADER = "KosmosGLoader";
 const BUTTON = "Get sample files …";
@@ -46,9 +47,9 @@ async function ask(method = "GET") {
 function dialog(title, body, buttons) {
   return new Promise((resolve) => {
     const menu = make("menu");
-    const box = make("dialog", { className: "kosmos-g-samples" }, make("h3", { textContent: title }), ...body, menu);
+    const box = make("dialog", { className: "kosmos-g-samples" }, make("h3", { textContent: said(title) }), ...body, menu);
     buttons.forEach((name, number) => {
-      const button = make("button", { textContent: name, className: number ? "" : "first" });
+      const button = make("button", { textContent: said(name), className: number ? "" : "first" });
       button.addEventListener("click", () => box.close(name));
       menu.append(button);
     });
@@ -63,8 +64,8 @@ function dialog(title, body, buttons) {
   });
 }
 
-const text = (words, className = "") => make("div", { textContent: words, className });
-const list = (lines) => make("ul", {}, ...lines.map((line) => make("li", { textContent: line })));
+const text = (words, className = "") => make("div", { textContent: said(words), className });
+const list = (lines) => make("ul", {}, ...lines.map((line) => make("li", { textContent: said(line) })));
 const tell = (title, ...body) => dialog(title, body, ["OK"]);
 
 /** One line for each folder: what goes there. */
@@ -136,7 +137,7 @@ async function drawFirst() {
 
 app.registerExtension({
   name: "KosmosG.SampleFiles",
-  commands: [{ id: "KosmosG.SampleFiles", label: "Kosmos-G: get sample files", icon: "pi pi-images", function: () => offer() }],
+  commands: [{ id: "KosmosG.SampleFiles", label: () => said("Kosmos-G: get sample files"), icon: "pi pi-images", function: () => offer() }],
   menuCommands: [{ path: ["Kosmos-G"], commands: ["KosmosG.SampleFiles"] }],
 
   setup() {
@@ -147,6 +148,7 @@ app.registerExtension({
     if (node.comfyClass !== LOADER || choices(node, "file").some((name) => name.endsWith(".safetensors"))) return;
     const button = node.addWidget("button", BUTTON, null, () => offer());
     button.serialize = false;
+    button.label = said(BUTTON);
     button.options = { ...button.options, serialize: false };
     node.setSize?.([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
   },

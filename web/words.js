@@ -1,7 +1,8 @@
-// In ComfyUI's language, what the front end itself leaves English: the values of choices, and the notes and titles of this
-// pack's workflows. The words are those of locales/<language>/main.json. What is sent and saved are the English values.
+// In ComfyUI's language, what the front end itself leaves English: the values of choices, the notes and titles of this
+// pack's workflows, and the pack's own sentences (sentences.js). The words are those of locales/<language>/main.json. What is sent and saved are the English values.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { speak } from "./sentences.js";
 
 let words = null; // of the language, null for English
 
@@ -45,6 +46,7 @@ app.registerExtension({
     try {
       words = (await (await api.fetchApi("/i18n")).json())[language]?.kosmosG ?? null;
     } catch { /* English is left */ }
+    speak(words);
     if (words) (app.graph?._nodes ?? []).forEach((node) => node.comfyClass?.startsWith("KosmosG") && label(node));
   },
 

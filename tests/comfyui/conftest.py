@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from dev.browser import NEWEST, missing, newest_front_end
 from dev.client import Client
-from dev.install import COMFYUI_TREE, comfyui_version, copy_comfyui
+from dev.install import COMFYUI_TREE, InstallError, comfyui_version, copy_comfyui
 from dev.server import Server, prepare_folder, running_server
 from kosmos_core import KosmosG, load_model
 from tests.tiny.comfyui_files import save_tiny_checkpoint, save_tiny_controlnet, save_tiny_lora
@@ -59,6 +61,23 @@ def server(comfyui_folder: Path) -> Iterator[Server]:
     """A ComfyUI that runs until the session ends; text encoders in float32, so that numbers can be compared exactly."""
     with running_server(comfyui_folder, "--fp32-text-enc") as running:
         yield running
+
+
+def installed_front_end() -> str:
+    """Version of the front end that the server itself brings; empty where no browser can show it."""
+    environment = Path(sys.executable).parents[1]
+    return version("comfyui-frontend-package") if missing(environment) is None else ""
+
+
+@pytest.fixture(scope="session", params=dict.fromkeys((installed_front_end(), NEWEST)))
+def front_end(request: pytest.FixtureRequest) -> Path | None:
+    """Folder of the front end that a browser shows, the newest that is tested; None for the server's own."""
+    if request.param != NEWEST or request.param == installed_front_end():
+        return None
+    try:
+        return newest_front_end()
+    except InstallError as error:
+        pytest.fail(str(error)) if os.environ.get("CI") else pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -3,14 +3,20 @@
 //   node prompt_box.mjs JOB.json     JOB: {playwright, chromium, address, images: [path, path], other, workflow, shots};
 //                                 `other` is a checkpoint of another model
 import fs from "node:fs";
-import { job, openPage, ready } from "../../dev/chromium.mjs";
+import { answer, job, openPage, ready } from "../../dev/chromium.mjs";
 
 const { browser, page } = await openPage(1400, 1000, 120000);
 const asked = [];
 await page.route("**/*", (route) => {
   const url = new URL(route.request().url());
   if (route.request().method() === "POST") asked.push(url.hostname === "127.0.0.1" ? url.pathname : url.href);
-  return url.hostname === "127.0.0.1" ? route.continue() : route.abort();
+  return answer(route);
+});
+// The box looks at the graph every 250 ms and asks 200 ms after the last change: here sooner, so that this ends sooner.
+await page.addInitScript(() => {
+  const [every, after] = [window.setInterval, window.setTimeout];
+  window.setInterval = (act, time, ...rest) => every(act, time === 250 ? 50 : time, ...rest);
+  window.setTimeout = (act, time, ...rest) => after(act, time === 200 ? 40 : time, ...rest);
 });
 await page.goto(`http://${job.address}/`);
 await ready(page);
@@ -45,9 +51,11 @@ await page.evaluate(async () => {
   app.canvas.setDirty(true, true);
 });
 
-const seen = {};
+const seen = {
+  version: await page.evaluate(() => window.__COMFYUI_FRONTEND_VERSION__.split(".").map(Number)),
+};
 async function settle() {
-  await page.waitForTimeout(400); // the box looks every 250 ms
+  await page.waitForTimeout(150);
   await page.waitForFunction(() => !document.querySelector(".kosmos-g-status.waiting"));
 }
 async function look(name) {
@@ -196,14 +204,26 @@ await page.evaluate(async () => {
 await page.reload();
 await ready(page);
 seen.chinese = await page.evaluate(async (workflow) => {
-  await app.loadGraphData(workflow);
   const find = (type) => app.graph._nodes.find((node) => node.type === type);
+  do { // the front end may bring back the graph that was open before, a moment later
+    await app.loadGraphData(workflow);
+    await new Promise((resolve) => setTimeout(resolve, 700));
+  } while (!find("MarkdownNote"));
   const batch = find("KosmosGTextEncode").widgets.find((widget) => widget.name === "batch");
-  await app.extensionManager.setting.set("Comfy.Locale", "en");
   return {
     batch: [batch._displayValue, batch.value], note: find("MarkdownNote").widgets[0].value,
     group: app.graph._groups[0].title, title: find("MarkdownNote").title,
   };
 }, job.workflow);
+await page.locator("textarea[data-kosmos-g]").first().fill("a (cat BREAK ((dog)) <1>");
+await settle();
+const told = () => page.evaluate(() =>
+  [...document.querySelectorAll(".kosmos-g-status > div")].map((line) => `${line.className}: ${line.textContent}`));
+seen.chinese.error = await told();
+await page.locator("textarea[data-kosmos-g]").first().fill("a cat BREAK ((dog)) <1>");
+await settle();
+seen.chinese.remarks = await told();
+if (job.shots) await page.screenshot({ path: `${job.shots}/chinese.png` });
+await page.evaluate(() => app.extensionManager.setting.set("Comfy.Locale", "en"));
 console.log(JSON.stringify(seen));
 await browser.close();

@@ -21,6 +21,7 @@ COPIES = {
     "models/kosmos_g/emoji-world-kosmos-g.safetensors": WORLD / "emoji-world-kosmos-g.safetensors",
     "models/checkpoints/emoji-world-sd.safetensors": WORLD / "emoji-world-sd.safetensors",
     **{f"input/{path.name}": path for path in sorted((WORLD / "samples").glob("*.png"))},
+    "output/kosmos_g_references/kosmos-g-donut.safetensors": WORLD / "samples/kosmos-g-donut.safetensors",
 }
 ENVIRONMENT = Path(sys.executable).parents[1]
 REFERENCE = "output/kosmos_g_references/kosmos-g-cat.safetensors"
@@ -134,7 +135,7 @@ def test_getting_sample_files_asks_copies_and_changes_nothing_that_exists(client
     assert {file["state"] for file in client.get("/kosmos_g/samples")["files"]} == {"there"}
     assert not list(fresh.folder.rglob("*.tmp"))
     assert offered(client, "KosmosGLoader") == ["emoji-world-kosmos-g.safetensors"]
-    assert offered(client, "KosmosGLoadReference") == ["kosmos-g-cat.safetensors"]
+    assert offered(client, "KosmosGLoadReference") == ["kosmos-g-cat.safetensors", "kosmos-g-donut.safetensors"]
     assert "No Kosmos-G file is chosen" in loader_says(client, "no Kosmos-G file found")
 
 

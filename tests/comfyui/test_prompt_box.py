@@ -11,7 +11,6 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ from dev.graph import SamplingGraph, link
 from dev.install import ROOT
 from dev.server import Server
 from kosmos_core import KosmosG, Prompt, PromptError
+from tests.comfyui.test_pages import CHINESE
+from tests.comfyui.test_sentences import untranslated
 
 WORKFLOW = {
     "last_node_id": 2,
@@ -45,7 +46,6 @@ WORKFLOW = {
 }
 ENVIRONMENT = Path(sys.executable).parents[1]
 FILES = {"file": "kosmos.safetensors", "checkpoint": "tiny.safetensors"}
-FRONT_END = tuple(map(int, version("comfyui-frontend-package").split(".")[:2])) if missing(ENVIRONMENT) is None else ()
 in_a_browser = pytest.mark.skipif(missing(ENVIRONMENT) is not None, reason=str(missing(ENVIRONMENT)))
 
 
@@ -145,8 +145,12 @@ def other_model(server: Server) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def seen(server: Server, other_model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def seen(
+    server: Server, other_model: str, front_end: Path | None, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """What prompt_box.mjs saw, step by step."""
+    for name in ("cat.png", "pizza.png"):  # of the front end before
+        (server.folder / "input" / name).unlink(missing_ok=True)
     images = [str(ROOT / "assets/world" / name) for name in ("cat.png", "pizza.png")]
     script = Path(__file__).with_name("prompt_box.mjs")
     return use(
@@ -155,6 +159,7 @@ def seen(server: Server, other_model: str, tmp_path_factory: pytest.TempPathFact
         script,
         {"images": images, "other": other_model, "workflow": WORKFLOW},
         tmp_path_factory.mktemp("prompt_box"),
+        front_end,
     )
 
 
@@ -221,7 +226,7 @@ def test_one_image_input_is_shown_beyond_those_that_are_connected_or_named(seen:
 def test_dragging_from_an_image_input_to_the_canvas_looks_for_images(seen: dict[str, Any]) -> None:
     dragged, both = seen["dragged"], "IMAGE,KOSMOSG_IMAGE"
     assert dragged["type"] == both
-    if FRONT_END >= (1, 41):  # it reads each of the two types
+    if seen["version"] >= [1, 41]:  # it reads each of the two types
         assert dragged["asked"] == both
     else:
         assert dragged["asked"] == "IMAGE"
@@ -254,6 +259,24 @@ def test_choices_notes_and_titles_are_shown_in_chinese_and_choices_sent_in_engli
     note = [*words["notes"]["Two subjects in one prompt"], "", words["lines"]["### Files"], "- Not known."]
     assert seen["chinese"]["note"] == "## " + "\n".join(note)
     assert [seen["chinese"][part] for part in ("group", "title")] == ["2 图片", "说明"]
+
+
+@in_a_browser
+def test_the_prompt_box_speaks_chinese(seen: dict[str, Any], tmp_path: Path) -> None:
+    line, error = seen["chinese"]["error"]
+    assert line == "line: 没有接入图片：可拖放一张到这里"
+    assert error.startswith("error: 这个 ( 没有闭合")
+    line, *warnings = seen["chinese"]["remarks"]
+    assert line.endswith("没有接入图片：可拖放一张到这里")
+    assert [warning[:12] for warning in warnings] == ["warning: <1>", "warning: “BR", "warning: “(("]
+    assert all(CHINESE.search(warning) for warning in warnings)
+    steps = [step for step in seen.values() if "status" in step]
+    shown = [line.split(": ", 1)[1] for step in steps for line in step["status"] if not line.startswith("images:")]
+    shown += [title for step in steps for title in step["unmarked"]]
+    shown += [why for _, why in seen["why"] if why] + [seen["menu without images"]["menu"]]
+    apart = {part for sentence in shown for part in sentence.split(" · ") if len(part) > 12}
+    assert len(apart) > 15
+    assert untranslated(sorted(apart), tmp_path) == []
 
 
 @in_a_browser

@@ -10,8 +10,8 @@ from dev.benchmarks.soak import grew, soak
 
 
 @pytest.mark.usefixtures("comfyui_folder")
-def test_sixty_prompts_leave_the_server_as_large_as_it_was(tmp_path: Path) -> None:
-    memory, files = soak(60, tmp_path)
+def test_forty_prompts_leave_the_server_as_large_as_it_was(tmp_path: Path) -> None:
+    memory, files = soak(40, tmp_path)
     assert grew(memory, files) is None, (memory, files)
 
 

@@ -162,6 +162,10 @@ def test_it_opens_readable_and_in_order(workflow: dict[str, Any]) -> None:
         assert (left + width + view["offset"][0]) * view["scale"] <= 1600
         assert (top + view["offset"][1]) * view["scale"] >= 90
         assert (top + height + view["offset"][1]) * view["scale"] <= 900
+    for node in workflow["nodes"]:
+        if node["type"] in ("SaveImage", "PreviewImage"):  # what came out is not under the minimap
+            right, bottom = (node["pos"][side] + node["size"][side] + view["offset"][side] for side in (0, 1))
+            assert right * view["scale"] <= 1340 or bottom * view["scale"] <= 638, node["type"]
     loras = [node["size"] for node in workflow["nodes"] if node["type"] == "LoraLoader"]
     assert all(height < 150 for _, height in loras)
 
@@ -186,7 +190,10 @@ BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 
 
 def test_two_subgraph_blueprints_are_served_and_are_one_node_each(client: Client) -> None:
-    served = [entry["name"] for entry in client.get("/global_subgraphs").values()]
+    # Newer ones serve ComfyUI's own as well.
+    served = [
+        entry["name"] for entry in client.get("/global_subgraphs").values() if PACK_NAME in entry["info"]["node_pack"]
+    ]
     assert sorted(served) == [path.stem for path in BLUEPRINTS]
     assert len(BLUEPRINTS) == 2
     known = client.get("/object_info")
@@ -220,14 +227,19 @@ def test_it_has_a_picture_for_the_template_browser(path: Path) -> None:
 
 
 ENVIRONMENT = Path(sys.executable).parents[1]
+DRAWN_BY_THE_NEWEST = ("two_subjects", "inspect_and_attention")
 in_a_browser = pytest.mark.skipif(missing(ENVIRONMENT) is not None, reason=str(missing(ENVIRONMENT)))
 
 
 @pytest.fixture(scope="session")
-def browsed(server: Server, samples: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def browsed(
+    server: Server, samples: None, front_end: Path | None, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
     """What ComfyUI's front end in a headless Chromium made of every workflow."""
     workflows = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in WORKFLOWS}
-    return browse(ENVIRONMENT, server.address, workflows, tmp_path_factory.mktemp("browser"))
+    opened = workflows.keys() - set(DRAWN_BY_THE_NEWEST) if front_end else ()
+    folder = tmp_path_factory.mktemp("browser")
+    return browse(ENVIRONMENT, server.address, workflows, folder, opened=opened, front_end=front_end)
 
 
 @in_a_browser
@@ -252,10 +264,11 @@ def test_the_front_end_opens_it_and_gives_it_back_unchanged(
 
 
 @in_a_browser
-@each_workflow
-def test_the_front_end_runs_it_to_the_end(path: Path, browsed: dict[str, dict[str, Any]]) -> None:
-    assert browsed[path.stem]["refused"] is None
-    assert browsed[path.stem]["events"] == [["execution_success", ""]]
+def test_the_front_end_runs_them_to_the_end(browsed: dict[str, dict[str, Any]], front_end: Path | None) -> None:
+    ran = {name: [seen["refused"], seen["events"]] for name, seen in browsed.items() if "events" in seen}
+    # The newest sends the same for all of them, which the test before has seen.
+    names = DRAWN_BY_THE_NEWEST if front_end else [path.stem for path in WORKFLOWS]
+    assert ran == {name: [None, [["execution_success", ""]]] for name in names}
 
 
 @in_a_browser

@@ -20,9 +20,11 @@ from diffusers import (
 from PIL import Image
 from safetensors.torch import save_file
 
+from kosmos_core import Reference, preprocess_image
 from kosmos_core.diffusers.pipeline import KosmosGPipeline
 from kosmos_core.diffusers.sampler import SCHEDULERS, named_scheduler, sample_latents
 from kosmos_core.diffusers.stable_diffusion import pndm_scheduler
+from kosmos_core.reference import Encoded, model_fingerprint, save_reference
 from tests.core.golden_roles import Role, assert_close, roles
 from tests.tiny.comfyui_files import save_tiny_checkpoint, save_tiny_controlnet, save_tiny_lora
 from tests.tiny.stable_diffusion import SIZES, single_file_names
@@ -260,6 +262,20 @@ def test_half_precision_and_slicing_are_diffusers_own(weights, sd, dtype):
     assert numpy.abs(pipe("a <i>", [image(1)], latents=latents, **SMALL).images - plain).max() < 0.05
     pipe.to(torch.float32)
     assert pipe.encode_prompt("a dog")["prompt_embeds"].dtype == torch.float32
+
+
+def test_a_tuned_reference_from_a_file_stands_in_the_place_of_a_picture(pipe, weights, tmp_path):
+    """The file holds what the encoder makes of a picture, so that the picture gives the same."""
+    numbers, whole = pipe.encoder.image_embeddings(preprocess_image(image(3))), model_fingerprint(weights, whole=True)
+    file, latents = tmp_path / "rex.safetensors", torch.randn(1, 4, 2, 2, generator=seeded())
+    save_reference(file, numbers, Reference(Encoded(numbers, whole, file.name, tuned=True), noun="dog"), whole)
+    found = pipe("a <i> and a <i>", images=[Reference.load(file), image(2)], latents=latents, **SMALL).images
+    same = pipe("a dog <i> and a <i>", images=[image(3), image(2)], latents=latents, **SMALL).images
+    assert numpy.array_equal(found, same)
+    file.unlink()
+    save_reference(file, numbers, Reference(Encoded(numbers, "other", file.name, tuned=True)), "other")
+    with pytest.raises(ValueError, match=r"rex\.safetensors was encoded by another Kosmos-G file"):
+        pipe("a <i>", images=[Reference.load(file)], **SMALL)
 
 
 def test_wrong_calls_get_a_sentence(pipe, weights, sd, tmp_path):

@@ -200,7 +200,7 @@ def test_lists_of_other_systems_and_hidden_files_are_read_as_everywhere(tmp_path
 
 
 def test_no_name_from_data_leads_out_of_the_output_folder(tmp_path):
-    for name in ("../data/mug", "/tmp/mug", "..", "a/../../b", "mug\\..\\..\\x", 'mu"g', "x" * 121, ""):
+    for name in ("../data/mug", "/tmp/mug", "..", "a/../../b", "mug\\..\\..\\x", 'mu"g', "x" * 121, "con", "é" * 101):
         listed(tmp_path, "a {} on the beach", name)
         with pytest.raises(ConfigError, match=r"the name of subject 1 is .* expected a file name of up to 120"):
             read_subjects(tmp_path / "subjects.yaml")

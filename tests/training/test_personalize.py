@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from kosmos_core import Reference, WeightsError, load_model, preprocess_image, s
 from kosmos_core.reference import View, average, load_reference
 from tests.tiny.kosmos_file import save_tiny_kosmos
 from tests.tiny.stable_diffusion import save_folder, tiny_parts
+from training.base.errors import ConfigError
 from training.base.precision import LossScale
 from training.base.processes import ProcessGroup
 from training.base.rng import RowRng
@@ -162,6 +164,24 @@ def test_an_output_is_tuned_by_one_command_at_a_time(run, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rex"]
 
 
+def test_of_two_that_start_while_another_ends_one_owns_the_output(tmp_path, monkeypatch):
+    output, locked = tmp_path / "rex.safetensors", fcntl.flock
+    ending, next_one = owned(output), owned(output)
+    ending.__enter__()
+
+    def late(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", locked)
+        ending.__exit__(None, None, None)  # the file that was opened has no name from here on
+        next_one.__enter__()
+        locked(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(ConfigError, match="another command is tuning"), owned(output):
+        pass
+    next_one.__exit__(None, None, None)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_broken_state_is_refused_and_left_alone(run, tmp_path, capsys):
     folder, output = photographs(tmp_path / "rex", 2), tmp_path / "rex.safetensors"
     beside = tmp_path / "rex.safetensors.unfinished"
@@ -188,7 +208,7 @@ def _repeat(folder: Path) -> None:
     ("spoil", "told"),
     [
         (_damage, "01.png is left out: it cannot be read"),
-        (lambda folder: picture(1, 7).save(folder / "01.png"), "out: it is 7 x 7 pixels, expected at least 8"),
+        (lambda folder: picture(1, 7).save(folder / "01.png"), "at least 8 of each side, half of --size 16"),
         (_mark_nothing, "01.png is left out: its mask 01.mask.png marks no pixel"),
         (lambda folder: (folder / "01.mask.png").write_bytes(b"x"), "01.png is left out: its mask cannot be read"),
         (lambda folder: (folder / "01.txt").write_bytes(b"\xff\xff\0"), "out: its caption 01.txt cannot"),

@@ -110,7 +110,10 @@ def _read(path: Path, sizes: Sizes) -> Photograph:
     image = _opened(path)
     least = int(SMALLEST * sizes.painted)
     if min(image.size) < least:
-        raise ValueError(f"it is {image.width} x {image.height} pixels, expected at least {least} of each side")
+        raise ValueError(
+            f"it is {image.width} x {image.height} pixels, expected at least {least} of each side, half of --size "
+            f"{sizes.painted}"
+        )
     digest = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16)
     mask_path, mask, seen = path.with_name(f"{path.name.rpartition('.')[0]}{MASK}"), None, image
     if mask_path.exists():

@@ -152,12 +152,13 @@ def _tune(task: SubjectTask, models: Models, config: TuningConfig, stop: StopSig
     else:
         tuning.judge()
     now = tuning.progress
+    first = now.step
     while not tuning.finished() and stop.received is None:
         loss = tuning.step()
         if now.step % config.judge_every == 0 or now.step == config.steps:
             judged = tuning.judge()
             unfinished.save(task.output, now, settings)
-            seconds = (time.monotonic() - began) / now.step
+            seconds = (time.monotonic() - began) / (now.step - first)
             say(
                 f"{task.name}: step {now.step}/{config.steps}, loss {loss:.4f}, "
                 f"{'held out' if kept else 'photograph'} {judged:.4f} (zero-shot {now.start_loss:.4f}), "

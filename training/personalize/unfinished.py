@@ -37,7 +37,9 @@ def owned(output: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        # Still locked: filelock's acquire refuses the file of one who opened it before and gets it without a name.
+        with contextlib.suppress(OSError):
+            path.unlink()
         lock.release()
 
 
