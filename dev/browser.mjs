@@ -51,7 +51,7 @@ async function run(asItIs) {
   }, asItIs);
 }
 
-async function shoot(path) {
+async function shoot(path, shown) {
   const clip = await page.evaluate(async () => {
     const nodes = app.graph._nodes;
     const left = Math.min(...nodes.map((node) => node.pos[0])) - 30;
@@ -71,8 +71,9 @@ async function shoot(path) {
     return { x: (innerWidth - width) / 2, y: (innerHeight - height) / 2, width, height };
   });
   // Nodes load the pictures they show on their own time.
-  await page.waitForFunction(() => app.graph._nodes.filter((node) => node.type === "LoadImage")
-    .every((node) => node.imgs?.length && node.imgs.every((picture) => picture.complete && picture.naturalWidth)));
+  await page.waitForFunction((saved) => app.graph._nodes.filter((node) => ["LoadImage", ...saved].includes(node.type))
+    .every((node) => node.imgs?.length && node.imgs.every((picture) => picture.complete && picture.naturalWidth)),
+  shown ? ["SaveImage"] : []);
   await page.evaluate(() => new Promise((resolve) => {
     app.canvas.setDirty(true, true);
     setTimeout(resolve, 300);
@@ -93,7 +94,7 @@ for (const [name, workflow] of Object.entries(job.workflows)) {
   if (job.shots) {
     const succeeded = ran.events.some(([kind]) => kind === "execution_success");
     if (!shown || !succeeded) await open(workflow);
-    await shoot(`${job.shots}/${name}.png`);
+    await shoot(`${job.shots}/${name}.png`, shown && succeeded);
   }
 }
 console.log(JSON.stringify(results));

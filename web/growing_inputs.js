@@ -1,5 +1,10 @@
 // Numbered inputs, image_1 to image_8 and reference_1 to reference_8, that grow: a node shows those connected and one more,
 // and those that its texts name. They are the node's own inputs, so that what is sent and saved is the same without this.
+//
+// ComfyUI's own growing inputs (Autogrow, from 0.8 on) would be other ones, `images.image_1`, and so another node. They
+// move up when one is disconnected, so that <i2> in a text names another image; node replacement loses the links of saved
+// graphs (the front end skips names with a dot) and refuses prompts in which an image is not connected; and a mark cannot
+// ask for the socket that it names.
 import { app } from "../../scripts/app.js";
 
 const NUMBERED = /^(image|reference)_([1-8])$/;

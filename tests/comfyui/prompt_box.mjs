@@ -197,6 +197,28 @@ await page.waitForTimeout(1500);
 await page.locator(`[data-node-id] textarea[data-kosmos-g]`).first().fill("Nodes 2.0: <i2> and <i> and <i4>");
 await look("nodes 2.0");
 seen.asked = [...new Set(asked)];
+// What a node refuses, and what it fails with, is on the screen without another click.
+for (const [name, file, text, words] of [
+  ["refused", "gone.safetensors", "", "There is no Kosmos-G file 'gone.safetensors'. Searched: "],
+  ["failed", "kosmos.safetensors", "a (cat", "or write \\( for a plain one. (at “(cat” after “a”, character 3)"],
+]) {
+  await page.evaluate(async ([file, text]) => {
+    app.graph.clear();
+    const [loader, prompt, shown] = ["KosmosGLoader", "KosmosGTextEncode", "PreviewAny"].map((type) => {
+      const node = LiteGraph.createNode(type);
+      app.graph.add(node);
+      return node;
+    });
+    loader.connect(0, prompt, 0);
+    prompt.connect(3, shown, 0);
+    loader.widgets.find((widget) => widget.name === "file").value = file;
+    prompt.widgets.find((widget) => widget.name === "text").value = text;
+    await app.queuePrompt(0, 1);
+  }, [file, text]);
+  seen[name] = await page.waitForFunction((words) => document.body.innerText.includes(words), words, { timeout: 20000 })
+    .then(() => true, () => false);
+  if (job.shots) await page.screenshot({ path: `${job.shots}/${name}.png` });
+}
 await page.evaluate(async () => {
   await app.extensionManager.setting.set("Comfy.VueNodes.Enabled", false);
   await app.extensionManager.setting.set("Comfy.Locale", "zh");

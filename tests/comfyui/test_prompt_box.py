@@ -270,13 +270,18 @@ def test_the_prompt_box_speaks_chinese(seen: dict[str, Any], tmp_path: Path) -> 
     assert line.endswith("没有接入图片：可拖放一张到这里")
     assert [warning[:12] for warning in warnings] == ["warning: <1>", "warning: “BR", "warning: “(("]
     assert all(CHINESE.search(warning) for warning in warnings)
-    steps = [step for step in seen.values() if "status" in step]
+    steps = [step for step in seen.values() if isinstance(step, dict) and "status" in step]
     shown = [line.split(": ", 1)[1] for step in steps for line in step["status"] if not line.startswith("images:")]
     shown += [title for step in steps for title in step["unmarked"]]
     shown += [why for _, why in seen["why"] if why] + [seen["menu without images"]["menu"]]
     apart = {part for sentence in shown for part in sentence.split(" · ") if len(part) > 12}
     assert len(apart) > 15
     assert untranslated(sorted(apart), tmp_path) == []
+
+
+@in_a_browser
+def test_what_a_node_refuses_or_fails_with_is_on_the_screen_at_once(seen: dict[str, Any]) -> None:
+    assert (seen["refused"], seen["failed"]) == (True, True)
 
 
 @in_a_browser

@@ -69,6 +69,7 @@ def of_the_server() -> Iterator[str]:
         with pytest.raises(PromptError) as refused:
             Prompt.parse(text, images=images)
         yield refused.value.reason
+    yield str(refused.value)  # with the place, as a run says it
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node")

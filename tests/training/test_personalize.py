@@ -200,6 +200,10 @@ def _mark_nothing(folder: Path) -> None:
     Image.new("1", (20, 20)).save(folder / "01.mask.png")
 
 
+def _turn_the_mask(folder: Path) -> None:
+    Image.new("1", (10, 20), 1).save(folder / "01.mask.png")
+
+
 def _repeat(folder: Path) -> None:
     picture(0).save(folder / "01.png")
 
@@ -213,6 +217,8 @@ def _repeat(folder: Path) -> None:
         (lambda folder: (folder / "01.mask.png").write_bytes(b"x"), "01.png is left out: its mask cannot be read"),
         (lambda folder: (folder / "01.txt").write_bytes(b"\xff\xff\0"), "out: its caption 01.txt cannot"),
         (lambda folder: (folder / "01.txt").write_text("dog " * 9000), "01.txt cannot be read (36,000 bytes, expected"),
+        (_turn_the_mask, "01.mask.png has 10 x 20 pixels, another shape than its 20 x 20"),
+        (lambda folder: (folder / "01.png").rename(folder / "00.mask.jpg"), "save it as 00.mask.png"),
         (_repeat, "01.png is left out: it is the same picture as 00.png"),
     ],
 )
@@ -263,25 +269,25 @@ def test_a_file_tuned_for_another_model_is_refused_even_where_pictures_are_read_
 
 def test_several_subjects_in_dreambenchs_layout_and_the_finished_ones_stay(run, tmp_path, capsys):
     data = tmp_path / "data"
-    for name in ("mug", "fox"):
+    for name in ("mug", "pets/fox"):
         photographs(data / "dataset" / name, 2)
     listed = tmp_path / "subjects.yaml"
     listed.write_text(
         "prompts: {object: ['a {} on the beach']}\n"
         "subjects:\n- {name: mug, noun: mug, kind: object, picked: 00.png}\n"
-        "- {name: fox, noun: fox, kind: object, picked: 00.png}\n"
+        "- {name: pets/fox, noun: fox, kind: object, picked: 00.png}\n"
     )
     output = tmp_path / "tuned"
     assert run(data, output, "--subjects", str(listed), "--steps", "1") == 0
-    assert {path.name: load_reference(path).noun for path in output.iterdir()} == {
+    assert {str(path.relative_to(output)): load_reference(path).noun for path in output.rglob("*.safetensors")} == {
         "mug.safetensors": "mug",
-        "fox.safetensors": "fox",
+        "pets/fox.safetensors": "fox",
     }
     before = (output / "mug.safetensors").stat().st_mtime_ns
-    (output / "fox.safetensors").unlink()
+    (output / "pets/fox.safetensors").unlink()
     assert run(data, output, "--subjects", str(listed), "--steps", "1", "--resume") == 0
     assert (output / "mug.safetensors").stat().st_mtime_ns == before
-    assert (output / "fox.safetensors").exists()
+    assert (output / "pets/fox.safetensors").exists()
     capsys.readouterr()
     assert run(data, output, "--subjects", str(listed), "--noun", "dog") == 2
     assert "--noun: 'dog', but the nouns are in --subjects" in capsys.readouterr().err

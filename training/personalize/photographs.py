@@ -24,7 +24,8 @@ from ..base.errors import ConfigError
 from ..base.text import TEXT_ENDINGS, decode_text
 from ..data.decoding import target_pixels
 
-MASK = ".mask.png"
+MASK_STEM = ".mask"
+MASK = f"{MASK_STEM}.png"
 SMALLEST = 0.5  # of the size that is painted: a photograph enlarged more than twice teaches its blur
 HELD_OUT = 5  # one of so many
 LONGEST_CAPTION = 8_000  # bytes; far beyond what a prompt has places for
@@ -107,6 +108,8 @@ def held_out(photographs: Sequence[Photograph]) -> tuple[list[Photograph], list[
 
 def _read(path: Path, sizes: Sizes) -> Photograph:
     """ValueError, in words that follow the photograph's name, where it cannot be used."""
+    if path.stem.endswith(MASK_STEM):
+        raise ValueError(f"a mask is a PNG file; save it as {path.stem}.png")
     image = _opened(path)
     least = int(SMALLEST * sizes.painted)
     if min(image.size) < least:
@@ -117,8 +120,13 @@ def _read(path: Path, sizes: Sizes) -> Photograph:
     digest = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16)
     mask_path, mask, seen = path.with_name(f"{path.name.rpartition('.')[0]}{MASK}"), None, image
     if mask_path.exists():
-        mask = np.asarray(_opened(mask_path, "its mask ").convert("L")) > 127
-        mask = at_size(mask, (image.height, image.width))
+        drawn = _opened(mask_path, "its mask ")
+        if abs(drawn.width * image.height - drawn.height * image.width) > max(*drawn.size, *image.size):
+            raise ValueError(
+                f"its mask {mask_path.name} has {drawn.width} x {drawn.height} pixels, another shape than its "
+                f"{image.width} x {image.height}; draw it on the same picture, turned the same way"
+            )
+        mask = at_size(np.asarray(drawn.convert("L")) > 127, (image.height, image.width))
         if not mask.any():
             raise ValueError(f"its mask {mask_path.name} marks no pixel; make it white where the subject is")
         seen = Image.fromarray(crop_subject(np.asarray(image), mask).pixels)

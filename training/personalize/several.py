@@ -49,7 +49,8 @@ def tasks_of(options: Namespace, note: Note) -> list[SubjectTask]:
         for subject, folder in zip(subjects.subjects, folders, strict=True)
     ]
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        for folder in (output, *(task.output.parent for task in tasks)):  # a name may have folders of its own
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output: {output} cannot be made ({error.strerror}); choose another folder.") from error
     return tasks
