@@ -34,6 +34,7 @@ def test_it_holds_the_pack_with_its_sample_files_and_neither_tests_nor_training(
         "ATTRIBUTION.md",
         "emoji-world-kosmos-g.safetensors",
         "emoji-world-sd.safetensors",
+        "kosmos-g-donut.safetensors",
     }
     weights = sum((ROOT / name).stat().st_size for name in samples)
     assert weights < 65e6
