@@ -245,6 +245,7 @@ seen.chinese.error = await told();
 await page.locator("textarea[data-kosmos-g]").first().fill("a cat BREAK ((dog)) <1>");
 await settle();
 seen.chinese.remarks = await told();
+seen.chinese.placeholder = await page.locator("textarea[data-kosmos-g]").nth(1).getAttribute("placeholder");
 if (job.shots) await page.screenshot({ path: `${job.shots}/chinese.png` });
 await page.evaluate(() => app.extensionManager.setting.set("Comfy.Locale", "en"));
 console.log(JSON.stringify(seen));

@@ -266,6 +266,7 @@ def test_the_prompt_box_speaks_chinese(seen: dict[str, Any], tmp_path: Path) -> 
     line, error = seen["chinese"]["error"]
     assert line == "line: 没有接入图片：可拖放一张到这里"
     assert error.startswith("error: 这个 ( 没有闭合")
+    assert seen["chinese"]["placeholder"] == "画面中不要的内容"
     line, *warnings = seen["chinese"]["remarks"]
     assert line.endswith("没有接入图片：可拖放一张到这里")
     assert [warning[:12] for warning in warnings] == ["warning: <1>", "warning: “BR", "warning: “(("]

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from training.base.rng import seed_of
-from training.data import DataError, SourceConfig, data_stream
+from training.data import data_stream
 from training.data.batch_stream import Stream
+from training.data.data_config import SourceConfig
+from training.data.index import DataError
 from training.data.lanes import Skip
 from training.data.order import Order
 from training.data.skips import SkipCounts, TooManyBad
