@@ -10,6 +10,7 @@ help or a refusal of a key is there in a fraction of a second.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +44,34 @@ def profiled_steps(wanted: str, steps: int) -> tuple[int, int]:
     if int(last) > steps:
         raise ValueError(f"profile: {wanted} goes beyond the run's {steps} steps; give earlier ones, or more --steps.")
     return int(first), int(last)
+
+
+@dataclass(frozen=True)
+class RateSweep:
+    """Learning rates to try, one a step."""
+
+    first: float
+    last: float
+    steps: int
+
+    @classmethod
+    def of(cls, wanted: str) -> RateSweep:
+        """From FIRST:LAST:STEPS; ValueError where it is no such thing."""
+        try:
+            first, last, steps = wanted.split(":")
+            found = cls(float(first), float(last), int(steps))
+        except ValueError:
+            found = None
+        if found is None or not (0 < found.first < found.last < math.inf and 2 <= found.steps <= 10_000):
+            raise ValueError(
+                f"find_rate: {wanted!r} is not valid, expected FIRST:LAST:STEPS, two rising rates above 0 and 2 to "
+                f"10,000 steps, such as 1e-6:1e-1:100."
+            )
+        return found
+
+    def rates(self) -> list[float]:
+        """From the first to the last, each the same multiple of the one before."""
+        return [self.first * (self.last / self.first) ** (step / (self.steps - 1)) for step in range(self.steps)]
 
 
 @dataclass
@@ -92,6 +121,9 @@ class RunConfig:
     profile: str | None = None
     """Steps to profile, FIRST:LAST; a trace, the dearest operations and, on a GPU, a memory snapshot go into `profile`
     in the run folder."""
+    find_rate: str | None = None
+    """FIRST:LAST:STEPS, such as 1e-6:1e-1:100: instead of training, so many steps at learning rates from the first to
+    the last, and which rate they speak for. Nothing is written."""
     model: KosmosGConfig = field(default_factory=KosmosGConfig.official)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -110,6 +142,10 @@ class RunConfig:
             raise ValueError(f"steps: {self.steps} must be at least 1.")
         if self.seed < 0:
             raise ValueError(f"seed: {self.seed} must be 0 or more.")
+        if self.find_rate is not None:
+            RateSweep.of(self.find_rate)
+            if self.resume != "never":
+                raise ValueError(f"find_rate: begins from `weights`; leave out --resume {self.resume}.")
         if self.profile is not None:
             profiled_steps(self.profile, self.steps)
         if self.data is not None:

@@ -18,6 +18,7 @@ from .adamw_8bit import check_8bit
 from .checkpoint import Checkpoints, latest_checkpoint
 from .loop import Trainer
 from .progress import Progress
+from .rate_sweep import sweep
 from .resumed_settings import changes, refuse, sentence, stored_settings
 from .run_config import RunConfig
 from .run_folder import owned
@@ -83,6 +84,9 @@ def _run(config: RunConfig, process_group: ProcessGroup, trainer: Trainer, start
     """Begin, or go on from `start`: nothing in the run folder changes before the checkpoint was read and accepted."""
     folder, stage, changed = Path(config.run_folder), trainer.engine.stage, {}
     tokenizer = getattr(stage.model, "tokenizer", None)
+    if trainer.config.find_rate is not None:
+        trainer.open_streams()
+        return sweep(trainer)
     if start is not None:
         settings = plain(config)
         check_rank(start, stored_settings(start), config.trainable)
