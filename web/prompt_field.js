@@ -62,6 +62,7 @@ export class TextField {
       on("paste", (event) => this.take(event, event.clipboardData));
       this.measured.observe(area);
     }
+    if (area && said(area.placeholder) !== area.placeholder) area.placeholder = said(area.placeholder);
     if (area && this.layer.previousSibling !== area) {
       area.after(this.layer);
       this.place();

@@ -137,7 +137,7 @@ async function drawFirst() {
 
 app.registerExtension({
   name: "KosmosG.SampleFiles",
-  commands: [{ id: "KosmosG.SampleFiles", label: () => said("Kosmos-G: get sample files"), icon: "pi pi-images", function: () => offer() }],
+  commands: [{ id: "KosmosG.SampleFiles", label: "Kosmos-G: get sample files", icon: "pi pi-images", function: () => offer() }],
   menuCommands: [{ path: ["Kosmos-G"], commands: ["KosmosG.SampleFiles"] }],
 
   setup() {

@@ -37,7 +37,7 @@ from training.data.batch_stream import Stream
 from training.data.synthetic import write_all
 from training.engine.operations import OperationCounter
 from training.engine.run_config import parse
-from training.engine.sharding import parallelize
+from training.engine.sharding.parallelize import parallelize
 from training.plan.memory import plan
 from training.stages import stage_module
 

@@ -26,9 +26,10 @@ import torch
 from PIL import Image
 
 from kosmos_core.tokenizer import Tokenizer
-from training.data import InstructData, LmData, SourceConfig, instruct_stream, lm_stream
 from training.data.batch_stream import Stream
+from training.data.data_config import InstructData, LmData, SourceConfig
 from training.data.shard_writer import write_shard
+from training.data.streams import instruct_stream, lm_stream
 from training.data.synthetic import write_vocabulary
 
 GOAL = 0.70

@@ -41,12 +41,15 @@ from tests.tiny.stable_diffusion import tiny_unet
 from training.base.precision import autocast
 from training.base.processes import ProcessGroup
 from training.base.rng import RowRng
-from training.data import AlignData, InstructData, LmData, SourceConfig, align_stream, instruct_stream, lm_stream
 from training.data.batch_stream import BatchStream, Stream
+from training.data.data_config import AlignData, InstructData, LmData, SourceConfig
+from training.data.streams import align_stream, instruct_stream, lm_stream
 from training.data.synthetic import write_tars, write_vocabulary
 from training.engine.operations import OperationCounter
-from training.engine.optimizer import OptimConfig
-from training.engine.sharding import Engine, ParallelConfig, parallelize
+from training.engine.optim_config import OptimConfig
+from training.engine.sharding.config import ParallelConfig
+from training.engine.sharding.engine import Engine
+from training.engine.sharding.parallelize import parallelize
 from training.smoke import make_clip_tokenizer
 from training.stages import align, instruct, lm
 from training.stages.losses import Losses

@@ -10,10 +10,11 @@ nothing is fetched. A part that needs more says what and is skipped:
     golden      the original's recorded numbers in fp32, fp16 and bf16
     encode      one prompt beside its floor (weights read once, bare matrix products), 1 to 8 pictures, memory
     steps       a training step of each stage: seconds, share of the peak, memory beside the plan's
-                [energon, jsonargparse; stage 3: diffusers]
-    sharding    fully_shard on one GPU equals a single process; saved, and resumed under the other [the same]
+                [jsonargparse, rich; stage 3: diffusers]
+    sharding    fully_shard on one GPU equals a single process; saved, and resumed under the other
+                [jsonargparse, rich, energon, diffusers, psutil]
     adapter     ComfyUI's casting and partial loading of the node's CLIP [ComfyUI in .comfyui]
-    world       samples a second of the small world's U-Net and stages [diffusers, energon, jsonargparse]
+    world       samples a second of the small world's U-Net and stages [diffusers, jsonargparse, rich]
 
 The plan reads the file: `python -m training.plan --recipe training/configs/kosmos2 --measured gpu-check.json`. Exit
 code 1 where a number is wrong or a part failed; a missed goal of speed is marked and no failure.

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .context import Context, Line, require
-from .steps import CONFIGS, NEEDS
+from .steps import CONFIGS, NEEDS, TINY_NEEDS
 
 TOLERANCE = 1e-5  # of a loss in float32
 STEPS = 4
@@ -19,7 +19,7 @@ STEPS = 4
 
 def check(context: Context, folder: Path) -> Iterator[Line]:
     """Losses of stage 2 at smoke size: whole in one process, whole under fsdp2, and half under each."""
-    require(*NEEDS, "rich", "psutil")
+    require(*NEEDS, *TINY_NEEDS, "psutil")
     whole = _run(context, folder, "single")
     sharded = _run(context, folder, "fsdp2")
     _run(context, folder, "resumed", "--parallel.sharding", "fsdp2", "--steps", str(STEPS // 2))

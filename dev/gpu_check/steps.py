@@ -15,7 +15,8 @@ from .context import Context, Line, Skipped, gigabytes, require
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "training" / "configs"
-NEEDS = ("megatron.energon", "jsonargparse")
+NEEDS = ("jsonargparse", "rich")
+TINY_NEEDS = ("megatron.energon", "diffusers")  # which write what the small trainings read
 # The recipe's own files where it has the stage: the rates are then those of its steps. `words` of training.run.
 OFFICIAL = {
     "lm": ["--config", str(CONFIGS / "lm.yaml"), "--batch.size", "3"],
@@ -39,7 +40,7 @@ VARIANTS = {
 
 def check(context: Context, folder: Path) -> Iterator[Line]:
     """Seconds, share of the peak and memory of the stages' steps; every variant that fits."""
-    require(*NEEDS)
+    require(*NEEDS, *(() if context.official else TINY_NEEDS))
     rates = context.values["rates"] = {}
     context.values["steps"] = {}
     for stage, words in OFFICIAL.items():
@@ -107,9 +108,9 @@ def measure(context: Context, words: list[str]) -> Step:
     from training.base.precision import autocast
     from training.base.processes import ProcessGroup
     from training.base.rng import RowRng
-    from training.engine.loop import to_device
+    from training.data.batch_stream import to_device
     from training.engine.run_config import parse
-    from training.engine.sharding import parallelize
+    from training.engine.sharding.parallelize import parallelize
     from training.plan.longest_batch import batch_shape, longest_batch
     from training.plan.memory import plan
 

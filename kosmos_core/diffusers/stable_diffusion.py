@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
 SMALL = 16  # latents of a side up to which a CPU computes attention faster by plain products than by torch's fused one
+# Numbers above these stand in no configuration of the family's parts; building what they ask for takes all memory.
+MOST, MOST_LAYERS = 100_000, 100
 # A weight file of a diffusers folder, or one of several that hold the weights together.
 WEIGHTS_NAME = re.compile(
     r"(?:diffusion_pytorch_|pytorch_)?model(?:-\d+-of-\d+)?(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.(?P<format>safetensors|bin)"
@@ -230,6 +232,7 @@ class StableDiffusion:
                 f"{self.path} has no folder '{part}', so it is no diffusers folder of a whole model; give the one that "
                 "holds model_index.json, unet and vae, or a single .safetensors or .ckpt file"
             )
+        _refuse_sizes(folder)
         return folder
 
     def _named(self, part: str) -> contextlib.AbstractContextManager[None]:
@@ -246,7 +249,32 @@ def load_controlnet(
     with _refusing(option, f"the ControlNet {path}"):
         if path.is_file():
             return SingleFile(path).controlnet(dtype)
+        _refuse_sizes(path)
         return ControlNetModel.from_pretrained(path, torch_dtype=dtype, local_files_only=True, variant=_variant(path))
+
+
+def _refuse_sizes(folder: Path) -> None:
+    """WeightsError where a part's configuration asks for more than any model of the family has."""
+    for path in (folder / "config.json", folder / "scheduler_config.json"):
+        for name, number in _numbers("", json.loads(path.read_bytes())) if path.is_file() else ():
+            most = MOST_LAYERS if "layers" in name else MOST
+            if number > most:
+                raise WeightsError(
+                    f"{path} has {name} {number:g}, which no model of the Stable Diffusion 1.x family has (at most "
+                    f"{most:,} is read); fetch the model anew"
+                )
+
+
+def _numbers(name: str, value: Any) -> Iterator[tuple[str, int | float]]:
+    """The numbers of a JSON value, each with the key that it, or its list, stands under."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _numbers(key, item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(name, item)
+    elif isinstance(value, int | float):
+        yield name, value
 
 
 def _variant(folder: Path) -> str | None:

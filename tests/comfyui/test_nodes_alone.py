@@ -15,6 +15,7 @@ import torch
 from dev.install import copy_comfyui
 from kosmos_core import Reference, load_model, save_model
 from kosmos_core.reference import Mean
+from tests.comfyui.conftest import COMFYUI
 from tests.comfyui.in_process import Pack
 from tests.tiny.kosmos_file import save_tiny_kosmos
 from training.engine import trainable
@@ -311,7 +312,12 @@ def test_what_is_encoded_for_the_first_time_fills_the_progress_bar_by_its_blocks
     text = model.decoder, model.aligner.source_encoder, model.aligner.query_decoder
     # The prompt, the negative and the text alone, which nobody says is not read; and two images.
     total = 3 * sum(len(stack.blocks) for stack in text) + 2 * len(model.vision.blocks)
-    assert [value for value, _ in counted] == list(range(1, total + 1))
+    told, every = [value for value, _ in counted], list(range(1, total + 1))
+    if COMFYUI < (0, 12):
+        assert told == every
+    else:  # later ones send a few of them only
+        assert told == sorted(set(told))
+        assert set(told) <= set(every)
     assert last == (total, total)
 
 

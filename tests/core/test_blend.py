@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kosmos_core.blend import MODES, blend, likeness
 
@@ -12,9 +14,9 @@ def condition(seed: int, slots: int = 77, batch: int = 1) -> torch.Tensor:
     return torch.randn(batch, slots, 16, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_0_and_1_are_the_inputs_themselves(mode):
-    first, second = condition(1), condition(2, 154)
+@given(st.sampled_from(MODES), st.integers(1, 3), st.integers(1, 3), st.integers(0, 2**31))
+def test_0_and_1_are_the_inputs_themselves(mode, length, other_length, seed):
+    first, second = condition(seed, 77 * length), condition(seed + 1, 77 * other_length)
     assert blend(first, second, 0.0, mode) is first
     assert blend(first, second, 1.0, mode) is second
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,11 +43,37 @@ def test_a_part_whose_package_is_missing_says_which(tmp_path: Path, capsys, monk
     assert gpu_check.main(words) == 0
     skipped = json.loads((tmp_path / "check.json").read_text())["skipped"]
     assert skipped == {
-        "steps": "needs megatron.energon",
-        "sharding": "needs megatron.energon",
+        "steps": "needs megatron.energon, diffusers",
+        "sharding": "needs megatron.energon, diffusers",
         "world": "needs diffusers",
     }
-    assert "skipped: steps: needs megatron.energon" in capsys.readouterr().out
+    assert "skipped: steps: needs megatron.energon, diffusers" in capsys.readouterr().out
+
+
+def test_steps_of_full_size_come_without_the_packages_that_read_data() -> None:
+    """Stages 1 and 2, as on a machine with a GPU and little else."""
+    absent = [
+        "megatron",
+        "diffusers",
+        "webdataset",
+        "psutil",
+        "pyarrow",
+        "tensorboard",
+        "fairscale",
+        "regex",
+        "pandas",
+        "ray",
+    ]
+    script = f"""
+import sys
+sys.modules.update(dict.fromkeys({absent}))
+from training.engine.run_config import parse
+from training.engine.sharding.parallelize import parallelize
+from training.plan.memory import plan
+from training.stages import stage_module
+stage_module("lm"), stage_module("align")
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_one_part_that_fails_takes_no_other_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

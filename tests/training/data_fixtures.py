@@ -4,8 +4,9 @@ import random
 
 import torch
 
-from training.data import AlignData, InstructData, LmData, SourceConfig, align_stream, instruct_stream, lm_stream
 from training.data.batch_stream import Stream
+from training.data.data_config import AlignData, InstructData, LmData, SourceConfig
+from training.data.streams import align_stream, instruct_stream, lm_stream
 from training.data.synthetic import LAYOUTS, write_tars
 
 STAGE_SOURCES = {

@@ -2,6 +2,8 @@
 
 import torch.utils.tensorboard
 
+import training.data.streams
+import training.engine.start
 import training.run
 import training.stages.align
 import training.stages.instruct

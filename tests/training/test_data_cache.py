@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from training import run
@@ -125,6 +126,12 @@ def test_what_was_made_otherwise_is_refused_in_one_sentence(copied, smoke_stages
     assert made_by(path) == {}
     path.write_bytes(whole.replace(b'\\"version\\": 1', b'\\"version\\": 0'))
     assert "by an earlier or later release" in refusal()
+    path.write_bytes(whole)
+    with safe_open(path, "pt") as file:
+        kept, rows, made = file.get_tensor("keys"), file.get_tensor("rows"), file.metadata()
+    for others, told in ((rows[:, :, :, :4], "F32 of 2 x 4 x 4 x 8"), (rows.half(), "F16 of 2 x 4 x 8 x 8")):
+        save_file({"keys": kept, "rows": others.contiguous()}, path, made)
+        assert f"was made wrongly: its rows are {told}, and not F32 of 2 x 4 x 8 x 8;" in refusal()
     other = tmp_path / "stable-diffusion"
     shutil.copytree(smoke_stages.folder / "stable-diffusion", other)
     path.write_bytes(whole)

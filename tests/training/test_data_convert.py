@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from kosmos_core.tokenizer import Tokenizer
-from training.data.convert import conversion, image_store
+from training.data.convert import conversion, image_store, row_files
 from training.data.convert.__main__ import main
 from training.data.convert.omnigen2_uno import mentions
 from training.data.convert.row_files import PIECE, Rows
@@ -98,6 +98,16 @@ def test_rows_of_a_large_row_group_are_read_a_few_at_a_time_and_in_any_order(tmp
     order = [0, 1, 299, 300, 499, 298, 5, 64, 63, 128]
     assert [rows[number] for number in order] == [{"n": number} for number in order]
     assert len(rows._open[1].rows) == PIECE < 300
+
+
+@pytest.mark.parametrize("repeated", [True, False])
+def test_few_rows_of_huge_values_are_read_in_smaller_pieces(tmp_path, monkeypatch, repeated):
+    monkeypatch.setattr(row_files, "PIECE_BYTES", 4000)
+    values = [bytes([0 if repeated else number]) * 1000 for number in range(8)]
+    parquet.write_table(pa.table({"value": values}), tmp_path / "a.parquet", use_dictionary=repeated)
+    pieces = list(Rows(tmp_path / "a.parquet", ("value",))._read(0))
+    assert [row["value"] for piece in pieces for row in piece] == values
+    assert max(sum(len(row["value"]) for row in piece) for piece in pieces) <= 4000
 
 
 def test_instructpix2pix_parquet_becomes_edits(tmp_path, out):

@@ -10,8 +10,9 @@ from PIL import Image
 
 from tests.tiny.clip import letter_tokenizer
 from tests.training.data_fixtures import one_stream
-from training.data import AlignData, DataStream, InstructData, SourceConfig
 from training.data.cookers import COOKERS, find_image, read_json
+from training.data.data_config import KINDS, AlignData, InstructData, SourceConfig
+from training.data.data_stream import DataStream
 from training.data.sample_types import CompositionalSample, Entity
 from training.data.shard_writer import write_shard
 from training.data.synthetic import encoded
@@ -43,3 +44,7 @@ def test_a_new_layout_is_read_with_its_pictures(stage, tmp_path, monkeypatch, ti
         task = InstructTask(config, tiny_tokenizer, image_size=16)
     batch = next(DataStream(replace(task, kinds=task.kinds | {"portrait"}), config, one_stream()))
     assert batch["pixels"].shape == (4, 3, 16, 16)
+
+
+def test_each_kind_that_can_be_configured_has_a_cooker():
+    assert set(KINDS) == set(COOKERS)

@@ -10,11 +10,15 @@ from collections import Counter
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from training.base.rng import seed_of
-from training.data import DataError, SourceConfig, data_stream
+from training.data import data_stream
 from training.data.batch_stream import Stream
+from training.data.data_config import SourceConfig
+from training.data.index import DataError
 from training.data.lanes import Skip
 from training.data.order import Order
 from training.data.skips import SkipCounts, TooManyBad
@@ -94,6 +98,20 @@ def test_a_resume_in_mid_epoch_is_exact_with_any_workers(open_, stage, before, a
     if stage != "lm":
         assert resumed.report() == stream.report()
     assert resumed.state_dict()["lanes"] == stream.state_dict()["lanes"]
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_stopped_anywhere_and_as_often_as_one_likes_a_stream_goes_on_with_the_same_batches(open_, data):
+    stage = data.draw(st.sampled_from(STAGES))
+    cuts = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=5))
+    whole, stopped = open_(stage), open_(stage)
+    for batches in cuts:
+        assert all(same(next(stopped), next(whole)) for _ in range(batches))
+        state = pickle.loads(pickle.dumps(stopped.state_dict()))
+        stopped = open_(stage)
+        stopped.load_state_dict(state)
+        assert same(next(stopped), next(whole))
 
 
 def test_the_drawn_example_is_what_is_read(tmp_path, open_):

@@ -1,5 +1,8 @@
 """The configuration: what is wrong is said in one sentence that names the key and the nearest valid one."""
 
+import subprocess
+import sys
+
 import pytest
 import yaml
 
@@ -157,3 +160,18 @@ def test_the_model_fits_the_stage(arguments):
     assert parse(arguments("lm")).model.aligner is None
     assert parse(arguments("align")).model.aligner.reconstruction
     assert not parse(arguments("instruct")).model.aligner.reconstruction
+
+
+def test_a_help_and_a_refused_key_do_without_torch(pytestconfig):
+    script = """
+import sys
+from training.run import main
+official = ["--config", "training/configs/kosmos2/align.yaml"]
+for words in (["--help"], [*official, "--help"], [*official, "--stpes", "3"], [*official, "--optim.lr", "x"]):
+    try:
+        assert main(words) == 2
+    except SystemExit as left:
+        assert not left.code
+assert not {"torch", "numpy", "megatron"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=pytestconfig.rootpath, stdout=subprocess.DEVNULL)

@@ -13,7 +13,7 @@ from tests.tiny.stable_diffusion import tiny_parts
 from training import run
 from training.base.precision import autocast
 from training.base.rng import RowRng
-from training.data import InstructData
+from training.data.data_config import InstructData
 from training.engine.operations import OperationCount, OperationCounter, batch_sizes
 from training.engine.sharding.blocks import block_lists, recompute_activations
 from training.plan.fake_floats import fake_floats

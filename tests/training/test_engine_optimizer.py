@@ -13,9 +13,9 @@ from training.base.errors import ConfigError
 from training.base.precision import LossScale
 from training.base.processes import ProcessGroup
 from training.engine.adamw_8bit import in_plain_tensors, of_plain_tensors
+from training.engine.optim_config import OptimConfig
 from training.engine.optimizer import (
     MovingAverage,
-    OptimConfig,
     build_optimizer,
     freeze_parts,
     learning_rate,
@@ -23,8 +23,7 @@ from training.engine.optimizer import (
     set_learning_rate,
 )
 from training.engine.run_config import parse
-from training.engine.sharding import total_norm
-from training.engine.sharding.engine import Engine, StepModule
+from training.engine.sharding.engine import Engine, StepModule, total_norm
 from training.plan.memory import plan
 
 CPU = torch.device("cpu")

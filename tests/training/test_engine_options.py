@@ -12,7 +12,7 @@ from training.base.processes import ProcessGroup
 from training.base.rng import RowRng
 from training.data.batch_stream import Stream
 from training.engine.run_config import parse
-from training.engine.sharding import parallelize
+from training.engine.sharding.parallelize import parallelize
 from training.plan.memory import plan
 from training.stages import stage_module
 

@@ -9,7 +9,8 @@ import torch
 from tests.training.launch import differences, tensors, train
 from training.base.errors import ConfigError
 from training.base.processes import ProcessGroup
-from training.engine.sharding import ParallelConfig, choose_sharding
+from training.engine.sharding.config import ParallelConfig
+from training.engine.sharding.parallelize import choose_sharding
 
 # A busy machine may take minutes for what a quiet one does in seconds.
 pytestmark = pytest.mark.timeout(1800)

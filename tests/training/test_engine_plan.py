@@ -20,7 +20,7 @@ from training.base.processes import ProcessGroup
 from training.base.rng import RowRng
 from training.engine.operations import OperationCounter
 from training.engine.run_config import parse
-from training.engine.sharding import parallelize
+from training.engine.sharding.parallelize import parallelize
 from training.plan import command
 from training.plan.fake_floats import fake_floats
 from training.plan.live_memory import LiveMemory

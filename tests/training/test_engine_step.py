@@ -9,11 +9,13 @@ from torch import nn
 from training.base.errors import TrainingStopped
 from training.base.processes import ProcessGroup
 from training.data.data_config import DataConfig
-from training.engine.checkpoint import CheckpointConfig, Checkpoints
+from training.engine.checkpoint import Checkpoints
+from training.engine.checkpoint_config import CheckpointConfig
 from training.engine.loop import Trainer
-from training.engine.optimizer import OptimConfig
+from training.engine.optim_config import OptimConfig
 from training.engine.run_config import BatchConfig, RunConfig
-from training.engine.sharding import ParallelConfig, parallelize
+from training.engine.sharding.config import ParallelConfig
+from training.engine.sharding.parallelize import parallelize
 from training.stages.losses import Losses
 
 MICRO, MICRO_BATCHES = 2, 4

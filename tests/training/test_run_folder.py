@@ -14,12 +14,12 @@ import torch
 
 from tests.training.launch import Training, differences, train
 from tests.training.test_engine_launch import TORCHRUN, environment
-from training import run
 from training.base.errors import CheckpointError
 from training.base.processes import ProcessGroup
-from training.engine import run_folder
+from training.engine import run_folder, start
+from training.engine.log_config import LogConfig
 from training.engine.loop import STOPPED_EARLY
-from training.engine.progress import LogConfig, Progress
+from training.engine.progress import Progress
 from training.engine.resumed_settings import changes, sentence
 from training.engine.run_config import parse
 
@@ -133,7 +133,7 @@ def test_a_start_on_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 
 def test_a_signal_before_the_first_step_leaves_nothing(smoke_stages, tmp_path, capsys):
     config = parse(smoke_stages.arguments("lm", tmp_path / "run", "--steps", "1"))
-    run.train(config, ALONE, SimpleNamespace(received="SIGTERM"))
+    start.train(config, ALONE, SimpleNamespace(received="SIGTERM"))
     assert capsys.readouterr().out == f"{STOPPED_EARLY}\n"
     assert not (tmp_path / "run").exists()
 

@@ -262,6 +262,24 @@ def test_a_folder_names_no_class_but_a_samplers(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
+    ("part", "file", "sizes", "said"),
+    [
+        ("scheduler", "scheduler_config.json", {"num_train_timesteps": 10**10}, "num_train_timesteps 1e+10"),
+        ("unet", "config.json", {"block_out_channels": [32, 10**9]}, "block_out_channels 1e+09"),
+        ("vae", "config.json", {"layers_per_block": 10**6}, "layers_per_block 1e+06"),
+        ("text_encoder", "config.json", {"text_config": {"vocab_size": float("inf")}}, "vocab_size inf"),
+    ],
+)
+def test_sizes_that_would_take_all_memory_are_a_sentence(folder, tmp_path, part, file, sizes, said):
+    (tmp_path / part).mkdir()
+    described = json.loads((folder / part / file).read_text())
+    (tmp_path / part / file).write_text(json.dumps(described | sizes))
+    with pytest.raises(ValueError, match=r"^sd: .* has .*fetch the model anew\.$") as caught:
+        getattr(StableDiffusion(str(tmp_path), option="sd"), part)()
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("spoil", "said"),
     [
         ("missing", "does not exist"),

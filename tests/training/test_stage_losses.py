@@ -9,7 +9,8 @@ from diffusers import PNDMScheduler, UNet2DConditionModel
 from kosmos_core import KosmosG
 from kosmos_core.original.tensor_names import new_name
 from tests.core.golden_roles import Role, assert_close, roles
-from training.engine.optimizer import OptimConfig, build_optimizer
+from training.engine.optim_config import OptimConfig
+from training.engine.optimizer import build_optimizer
 from training.stages import align, instruct, lm
 from training.stages.image_embeddings import train_vision_end
 

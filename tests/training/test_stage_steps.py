@@ -14,9 +14,9 @@ from tests.tiny.stable_diffusion import tiny_parts
 from training.base.rng import RowRng
 from training.stages import align, instruct, lm
 from training.stages.alignment_loss import squared_errors, token_weights
-from training.stages.caption_replay import Replay
+from training.stages.instruct_config import Preview, PreviewPrompt, Replay
 from training.stages.losses import Losses
-from training.stages.preview import Preview, PreviewPrompt, grid, prompt_batch, sample_images
+from training.stages.preview import grid, prompt_batch, sample_images
 
 ROWS = 4
 

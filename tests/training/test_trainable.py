@@ -12,7 +12,8 @@ from kosmos_core import load_model
 from training import export, run
 from training.base.errors import ConfigError
 from training.engine.run_config import parse
-from training.engine.trainable import COMFYUI, TrainableConfig, restrict
+from training.engine.trainable import COMFYUI, restrict
+from training.engine.trainable_config import TrainableConfig
 
 pytestmark = pytest.mark.usefixtures("own_signals")
 

@@ -16,7 +16,7 @@ from training.data.batch_stream import to_device
 from training.data.synthetic import write_all
 from training.engine.figures import Figure, figures
 from training.engine.run_config import parse
-from training.engine.sharding import parallelize
+from training.engine.sharding.parallelize import parallelize
 from training.engine.validation import Validation
 from training.stages import stage_module
 from training.stages.align_validation import caption_values

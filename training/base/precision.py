@@ -10,12 +10,11 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
 import torch
 
-Precision = Literal["bf16", "fp16", "fp32"]
-Choice = Literal["auto", "bf16", "fp16", "fp32"]
+from .number_formats import Choice, Precision
+
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,9 +23,15 @@ LEAF = object()  # stands for a value on the command line, which is not looked a
 
 
 def fill(
-    kind: type[Config], arguments: list[str], program: str, description: str | None, default: dict | None = None
+    kind: type[Config],
+    arguments: list[str],
+    program: str,
+    description: str | None,
+    default: Callable[[], dict[str, Any]] = dict,
 ) -> Config:
     """An instance of the dataclass `kind` from `--config FILE` (repeatable) and `--key value`, later ones winning.
+
+    default: values of what is not given; asked for once all keys are known to be right.
 
     Raises:
         ConfigError: a file, key or value is wrong; an unknown key is told the nearest valid one.
@@ -38,7 +44,7 @@ def fill(
         _check_path(key, kind)
     parser = ArgumentParser(prog=program, exit_on_error=False, description=description)
     parser.add_argument("--config", action="config", help="A YAML file; may be given more than once.")
-    parser.add_class_arguments(kind, default=default)
+    parser.add_class_arguments(kind, default=default() or None)
     try:
         built = parser.instantiate(parser.parse_args(arguments))
         built.pop("config")

@@ -29,6 +29,7 @@ from ..base.display import printable
 from ..base.precision import name_of
 from .index import DataError, IndexedDataset
 
+FORMATS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}  # as safetensors names them
 VERSION = 1  # of the way from a sample to its row; raise it where that changes
 OPEN_FILES = 16
 COMMAND = "python -m training.data.cache"
@@ -41,13 +42,20 @@ class Maker:
     what: str
     weights: str  # digest of the frozen model's weights in its number format
     precision: str
+    shape: tuple[int, ...]  # of a row
     resolution: int | None = None  # of latents
     version: int = VERSION
 
     @classmethod
     def of(cls, what: str, module: nn.Module, resolution: int | None = None) -> Maker:
         """What a frozen model as it is makes."""
-        return cls(what, weights_digest(module), name_of(module.dtype), resolution)
+        shape = _row_shape(module.config, resolution)
+        return cls(what, weights_digest(module), name_of(module.dtype), shape, resolution)
+
+    @property
+    def rows(self) -> str:
+        """Format and shape of a file's rows, as `made_by` tells them."""
+        return _described(FORMATS[self.precision], self.shape)
 
     def difference(self, made: Mapping[str, Any]) -> str | None:
         """In words what of a file's maker is not as here; None where all is."""
@@ -56,8 +64,22 @@ class Maker:
             "resolution": f"at {made.get('resolution')} pixels, and this run has data.resolution {self.resolution}",
             "precision": f"in {made.get('precision')}, and this run computes in {self.precision}",
             "weights": "by other weights than those of task.stable_diffusion",
+            "rows": f"wrongly: its rows are {made.get('rows')}, and not {self.rows}",
         }
         return next((words for key, words in told.items() if made.get(key) != getattr(self, key)), None)
+
+
+def _described(number_format: str, shape: Sequence[int]) -> str:
+    return f"{number_format} of {' x '.join(map(str, shape))}"
+
+
+def _row_shape(config: Any, resolution: int | None) -> tuple[int, ...]:
+    """Mean and deviation of an image's latents, or CLIP's states of a caption, from the configuration of the model."""
+    if resolution is None:
+        return (config.max_position_embeddings, config.hidden_size)
+    levels = getattr(config, "encoder_block_out_channels", None) or config.block_out_channels
+    side = resolution // 2 ** (len(levels) - 1)
+    return (2, config.latent_channels, side, side)
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -90,12 +112,13 @@ def write_rows(path: Path, maker: Maker, shard_size: int, rows: Mapping[bytes, T
 
 
 def made_by(path: Path) -> dict[str, Any]:
-    """What a file says of its maker; empty where it is no such file."""
+    """What a file says of its maker, with `rows`, their format and shape; empty where it is no such file."""
     try:
         header = read_header(path)
         if header.shapes["keys"] != (header.shapes["rows"][0], 16) or header.dtypes["keys"] != "U8":
             return {}
-        return dict(json.loads(header.metadata["made"]))
+        rows = _described(header.dtypes["rows"], header.shapes["rows"][1:])
+        return dict(json.loads(header.metadata["made"])) | {"rows": rows}
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
         return {}
 

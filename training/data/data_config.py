@@ -6,9 +6,18 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .cookers import COOKERS
-
-Kind = Literal[("auto", *COOKERS)]  # "auto", "text", "captions", ...
+KINDS = (  # of layouts; `cookers.py` has a cooker for each
+    "text",
+    "captions",
+    "pictures",
+    "interleaved",
+    "compositional",
+    "edit",
+    "original-laion",
+    "original-instructpix2pix",
+    "original-openimage",
+)
+Kind = Literal[("auto", *KINDS)]
 REPLAY = "task.replay"  # the name of stage 3's captions of stage 2 among the sources, and their key
 
 
@@ -28,6 +37,16 @@ class SourceConfig:
     files, must be named."""
     weight: float = 1.0
     """Share of the rows of every step against the other sources' weights, such as 2 : 2 : 1."""
+
+
+@dataclass
+class HeldOutSource:
+    """A data set that no step trains on."""
+
+    path: str
+    """A folder of .tar, .jsonl or .tsv files (sub-folders included), or one such file."""
+    kind: Kind = "auto"
+    """As in data.sources."""
 
 
 @dataclass

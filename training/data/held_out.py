@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .batch_stream import Batch, Stream
-from .data_config import DataConfig, Kind, SourceConfig
-from .data_stream import DataStream
-from .lanes import Lane
+from .data_config import DataConfig, HeldOutSource, SourceConfig
+
+if TYPE_CHECKING:
+    from .data_stream import DataStream
 
 Config = TypeVar("Config", bound=DataConfig)
-
-
-@dataclass
-class HeldOutSource:
-    """A data set that no step trains on."""
-
-    path: str
-    """A folder of .tar, .jsonl or .tsv files (sub-folders included), or one such file."""
-    kind: Kind = "auto"
-    """As in data.sources."""
 
 
 def only_held_out(data: Config, name: str, source: HeldOutSource) -> Config:
@@ -39,6 +30,8 @@ def held_out_rows(stream: DataStream, size: int) -> Iterator[Batch]:
 
     At least one row. Raises DataError where nothing in the source is usable.
     """
+    from .lanes import Lane  # late, see `streams.py`
+
     (source,) = stream.sources.values()
     lane, left = Lane(source, 0, 1), size
     ended = False

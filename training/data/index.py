@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
-from megatron.energon.flavors.webdataset.config import MAIN_FOLDER_NAME, skip_meta_re, split_name_re
 
 from kosmos_core.atomic import write_file
 from kosmos_core.images import is_image_name
@@ -32,7 +31,8 @@ from .process_map import process_map
 ENDINGS = (".tar", ".jsonl", ".tsv")
 PACKED = (".tgz", *(f"{ending}.{packing}" for ending in ENDINGS for packing in ("gz", "zst", "bz2", "xz")))
 UNSORTED = "members of a sample are not next to each other; pack them anew, with tar --sort=name"
-RECORD = f"{MAIN_FOLDER_NAME}/kosmos-g-index.json"
+RECORD_FOLDER = ".nv-meta"  # Energon's own
+RECORD = f"{RECORD_FOLDER}/kosmos-g-index.json"
 
 
 class DataError(TrainingStopped):
@@ -203,7 +203,7 @@ def _index_root(folder: Path, index_folder: str | Path | None) -> Path:
 @contextlib.contextmanager
 def _locked(root: Path):
     """One process at a time; the lock ends with the process that holds it."""
-    lock = root / MAIN_FOLDER_NAME / ".lock"
+    lock = root / RECORD_FOLDER / ".lock"
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         held = FileLock(lock).acquire()
@@ -269,6 +269,8 @@ def sample_name(member: tarfile.TarInfo) -> tuple[str, str] | None:
 
     Hidden files belong to none: macOS puts `cats/._a.jpg` before `cats/a.jpg`, which would all be of the key `cats/`.
     """
+    from megatron.energon.flavors.webdataset.config import skip_meta_re, split_name_re  # late, see `streams.py`
+
     name = split_name_re.match(member.name)
     if not name or not member.isreg() or skip_meta_re.match(member.name) or name[1].endswith("/"):
         return None
@@ -326,7 +328,7 @@ def _line_offsets(path: Path) -> tuple[list[int], str | None]:
 
 def _describe_to_energon(root: Path, ending: str, shards: tuple[Shard, ...]) -> None:
     """Leave what Energon's own tools need to open the folder, unless `energon prepare` already has."""
-    folder = root / MAIN_FOLDER_NAME
+    folder = root / RECORD_FOLDER
     if ending != ".tar" or (folder / "index.sqlite").exists():
         return
     import yaml

@@ -12,7 +12,6 @@ import os
 import shutil
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +22,11 @@ from kosmos_core.atomic import write_file
 
 from ..base.errors import CheckpointError
 from ..base.processes import ProcessGroup
+from .checkpoint_config import CheckpointConfig
 
 SETTINGS = "config.yaml"
 # One process needs no process group; torch warns of it at every save and load.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-
-
-@dataclass
-class CheckpointConfig:
-    """When to save and how much to keep."""
-
-    every: int = 2000
-    """Steps between checkpoints; the last step is always saved."""
-    keep: int = 3
-    """How many to keep; older ones are deleted after a newer one is complete."""
-    asynchronous: bool = True
-    """Write in the background while training goes on; costs a copy of the state in host memory."""
-
-    def __post_init__(self) -> None:
-        for key in ("every", "keep"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"checkpoint.{key}: {getattr(self, key)} must be at least 1.")
 
 
 def _sync_folder(path: Path) -> None:

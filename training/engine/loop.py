@@ -33,10 +33,10 @@ from .metrics import Meter, peak_flops
 from .operations import OperationCount, OperationCounter, batch_sizes
 from .optimizer import MovingAverage, learning_rate, set_learning_rate
 from .progress import Progress
-from .run_config import RunConfig
+from .run_config import RunConfig, profiled_steps
 from .run_state import gather_state, restore_state
-from .sharding import Engine
-from .step_profile import StepProfile, profiled_steps
+from .sharding.engine import Engine
+from .step_profile import StepProfile
 from .validation import Validation
 
 STOPPED_EARLY = "Stopped by a signal before the first step: nothing has changed; start it again."

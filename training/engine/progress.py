@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +21,7 @@ from ..base.curves import curves
 from ..base.display import duration, printable, short
 from ..base.errors import ConfigError
 from ..base.processes import ProcessGroup
-
-
-@dataclass
-class LogConfig:
-    """How often and where to report."""
-
-    every: int = 10
-    """Steps between records in log.jsonl and the trackers; the line on a terminal shows every step."""
-    tensorboard: bool = True
-    trackers: list[str] = field(default_factory=list)
-    """Further trackers by their name in accelerate (wandb, mlflow, comet_ml, ...); must be installed."""
-    sample_every: int = 1000
-    """Steps between grids of sampled pictures (instruct); 0 samples none."""
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"log.every: {self.every} must be at least 1.")
-        if self.sample_every < 0:
-            raise ValueError(f"log.sample_every: {self.sample_every} must be 0 or more.")
+from .log_config import LogConfig
 
 
 class Progress:

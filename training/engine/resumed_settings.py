@@ -14,7 +14,7 @@ from ..weights.provenance import TOKENIZER_FILES, TOKENIZER_FOLDER
 from .checkpoint import SETTINGS
 
 # Where a run lies and how it was started says nothing of what it computes.
-OF_THE_START = ("resume", "run_folder", "device", "profile")
+OF_THE_START = ("resume", "run_folder", "device", "profile", "find_rate")
 
 
 def run_folder_of(checkpoint: Path) -> Path:

@@ -3,37 +3,75 @@
     python -m training.run --config training/configs/align.yaml --optim.lr 1e-4 --run_folder runs/align
 
 Files and options are applied in order, later ones win. A key that does not exist or a value of the wrong type is an
-error that names the nearest valid key. Each section is declared beside what it configures.
+error that names the nearest valid key. Each section is declared in a module beside what it configures, without torch: a
+help or a refusal of a key is there in a fraction of a second.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from kosmos_core import KosmosGConfig
-from kosmos_core.safetensors_file import WeightsError
-from kosmos_core.weights import read_config
 
 from ..base.errors import ConfigError
-from ..base.precision import Choice
+from ..base.number_formats import Choice
 from ..base.settings import fill, first_look, plain, read_yaml
-from ..stages import STAGES, stage_module
-from .checkpoint import CheckpointConfig
-from .optimizer import OptimConfig
-from .progress import LogConfig
-from .sharding import ParallelConfig
-from .step_profile import profiled_steps
-from .trainable import TrainableConfig
+from ..stages import STAGES, stage_config
+from .checkpoint_config import CheckpointConfig
+from .log_config import LogConfig
+from .optim_config import OptimConfig
+from .sharding.config import ParallelConfig
+from .trainable_config import TrainableConfig
 from .validate_config import ValidateConfig, check_held_out
 
 OWN_KEYS = """
 Every stage has keys of its own below task and data; --stage NAME --help, or --config FILE --help, shows them.
 """
 PRESETS = ("official", "medium", "tiny")
+
+
+def profiled_steps(wanted: str, steps: int) -> tuple[int, int]:
+    """First and last step of `FIRST:LAST`; ValueError where it is no such pair, or the run of `steps` ends before."""
+    first, colon, last = wanted.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise ValueError(f"profile: {wanted!r} is not valid, expected FIRST:LAST, such as 10:13 for four steps.")
+    if int(last) > steps:
+        raise ValueError(f"profile: {wanted} goes beyond the run's {steps} steps; give earlier ones, or more --steps.")
+    return int(first), int(last)
+
+
+@dataclass(frozen=True)
+class RateSweep:
+    """Learning rates to try, one a step."""
+
+    first: float
+    last: float
+    steps: int
+
+    @classmethod
+    def of(cls, wanted: str) -> RateSweep:
+        """From FIRST:LAST:STEPS; ValueError where it is no such thing."""
+        try:
+            first, last, steps = wanted.split(":")
+            found = cls(float(first), float(last), int(steps))
+        except ValueError:
+            found = None
+        if found is None or not (0 < found.first < found.last < math.inf and 2 <= found.steps <= 10_000):
+            raise ValueError(
+                f"find_rate: {wanted!r} is not valid, expected FIRST:LAST:STEPS, two rising rates above 0 and 2 to "
+                f"10,000 steps, such as 1e-6:1e-1:100."
+            )
+        return found
+
+    def rates(self) -> list[float]:
+        """From the first to the last, each the same multiple of the one before."""
+        return [self.first * (self.last / self.first) ** (step / (self.steps - 1)) for step in range(self.steps)]
 
 
 @dataclass
@@ -83,6 +121,9 @@ class RunConfig:
     profile: str | None = None
     """Steps to profile, FIRST:LAST; a trace, the dearest operations and, on a GPU, a memory snapshot go into `profile`
     in the run folder."""
+    find_rate: str | None = None
+    """FIRST:LAST:STEPS, such as 1e-6:1e-1:100: instead of training, so many steps at learning rates from the first to
+    the last, and which rate they speak for. Nothing is written."""
     model: KosmosGConfig = field(default_factory=KosmosGConfig.official)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -101,6 +142,10 @@ class RunConfig:
             raise ValueError(f"steps: {self.steps} must be at least 1.")
         if self.seed < 0:
             raise ValueError(f"seed: {self.seed} must be 0 or more.")
+        if self.find_rate is not None:
+            RateSweep.of(self.find_rate)
+            if self.resume != "never":
+                raise ValueError(f"find_rate: begins from `weights`; leave out --resume {self.resume}.")
         if self.profile is not None:
             profiled_steps(self.profile, self.steps)
         if self.data is not None:
@@ -116,7 +161,7 @@ class RunConfig:
 
 def schema(stage: str) -> type:
     """`RunConfig` with the stage's own types for `task` and `data`."""
-    module = stage_module(stage)
+    module = stage_config(stage)
     own = [
         (name, kind, field(default_factory=kind))
         for name, kind in (("task", module.Config), ("data", module.DataConfig))
@@ -134,8 +179,13 @@ def _preset(stage: str, name: str) -> KosmosGConfig:
 def _vocabulary(weights: Any, otherwise: int) -> int:
     """The vocabulary of a Kosmos-G file, so that nobody has to look it up; where the file cannot be read, another one,
     because loading it will say what is wrong."""
+    if not (isinstance(weights, str) and Path(weights).is_file()):
+        return otherwise
+    from kosmos_core.safetensors_file import WeightsError  # late, as in `training.run`: torch comes with them
+    from kosmos_core.weights import read_config
+
     try:
-        return read_config(weights)[0].decoder.vocabulary if isinstance(weights, str) else otherwise
+        return read_config(weights)[0].decoder.vocabulary
     except (WeightsError, OSError):
         return otherwise
 
@@ -160,7 +210,11 @@ def parse(arguments: list[str]) -> RunConfig:
     if preset not in PRESETS:
         raise ConfigError(f"preset: {preset!r} is none of {', '.join(PRESETS)}.")
     kind = schema(stage)
-    sizes = _preset(stage, preset).to_dict()
-    sizes["decoder"]["vocabulary"] = _vocabulary(given.weights or merged.get("weights"), sizes["decoder"]["vocabulary"])
-    default = {"model": sizes}
+
+    def default() -> dict[str, Any]:
+        sizes = _preset(stage, preset).to_dict()
+        decoder, weights = sizes["decoder"], given.weights or merged.get("weights")
+        decoder["vocabulary"] = _vocabulary(weights, decoder["vocabulary"])
+        return {"model": sizes}
+
     return fill(kind, arguments, "python -m training.run", __doc__, default)

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..base.errors import CheckpointError
 from .checkpoint_reader import from_tensor, load, placeholder, reading, stored, to_tensor, value_of
 from .optimizer import MovingAverage
-from .sharding import Engine
+from .sharding.engine import Engine
 
 
 def random_state() -> dict[str, Tensor]:

@@ -19,16 +19,6 @@ DEAREST = 10
 COLUMN = 48  # characters of an operation's name in the table
 
 
-def profiled_steps(wanted: str, steps: int) -> tuple[int, int]:
-    """First and last step of `FIRST:LAST`; ValueError where it is no such pair, or the run of `steps` ends before."""
-    first, colon, last = wanted.partition(":")
-    if not (colon and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
-        raise ValueError(f"profile: {wanted!r} is not valid, expected FIRST:LAST, such as 10:13 for four steps.")
-    if int(last) > steps:
-        raise ValueError(f"profile: {wanted} goes beyond the run's {steps} steps; give earlier ones, or more --steps.")
-    return int(first), int(last)
-
-
 class StepProfile:
     """The profile of the steps `first` to `last`; nothing where `steps` is None."""
 

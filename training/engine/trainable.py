@@ -9,34 +9,19 @@ makes about in a way that the simulated tensors of a plan do not bear.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..base.errors import ConfigError
 from ..base.rng import seed_of
+from .trainable_config import TrainableConfig
 
 BASE, DOWN, UP = "base_layer", "lora_A.weight", "lora_B.weight"
 PARTS = {"decoder": ("decoder.",), "aligner": ("aligner.",)}
 COMFYUI = "text_encoders.model."  # before a layer's name, what ComfyUI's own LoRA loader looks for in any text encoder
-
-
-@dataclass
-class TrainableConfig:
-    """Which of the stage's trained weights train."""
-
-    parts: Literal["stage", "aligner"] = "stage"
-    """stage: all that the stage trains; aligner: of these AlignerNet alone."""
-    lora: int = 0
-    """Rank of low-rank additions, which train in the place of the linear layers of language model and AlignerNet, and
-    all else stays frozen; 0: the weights themselves train."""
-
-    def __post_init__(self) -> None:
-        if self.lora < 0:
-            raise ValueError(f"trainable.lora: {self.lora} must be a rank of 1 or more, or 0 for none.")
 
 
 def restrict(model: nn.Module, config: TrainableConfig, kind: str, seed: int) -> None:

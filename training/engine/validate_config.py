@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..base.errors import ConfigError
-from ..data.held_out import HeldOutSource
+from ..data.data_config import HeldOutSource
 
 
 @dataclass

@@ -22,7 +22,7 @@ from ..data.index import DataError
 from ..data.shared_index import shared_indexes
 from .figures import Figure, Rows, figures, metric_names
 from .run_config import RunConfig
-from .sharding import Engine
+from .sharding.engine import Engine
 from .validate_config import check_names
 
 Found = dict[int, dict[str, Rows]]  # by the number of the micro-batch

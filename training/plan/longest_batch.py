@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..base.errors import ConfigError
-from ..data import AlignData
 from ..data.batch_stream import Batch
+from ..data.data_config import AlignData
 from ..engine.run_config import RunConfig
 
 WORD, CLIP_LENGTH = 4, 77  # any piece of a text, in both vocabularies; tokens of CLIP's captions

@@ -27,7 +27,9 @@ from ..engine.adamw_8bit import EightBitMoments, check_8bit
 from ..engine.operations import OperationCounter
 from ..engine.optimizer import MovingAverage, build_optimizer
 from ..engine.run_config import RunConfig
-from ..engine.sharding import Engine, parallelize, sharding_mesh
+from ..engine.sharding.engine import Engine
+from ..engine.sharding.fsdp2 import sharding_mesh
+from ..engine.sharding.parallelize import parallelize
 from ..engine.trainable import restrict
 from ..stages import stage_module
 from .fake_floats import fake_floats

@@ -11,6 +11,11 @@ from types import ModuleType
 STAGES = ("lm", "align", "instruct")
 
 
+def stage_config(name: str) -> ModuleType:
+    """The module of a stage's `Config` and `DataConfig`; it brings no torch along, so that a help comes at once."""
+    return import_module(f".{name}_config", __package__)
+
+
 def stage_module(name: str) -> ModuleType:
     """The module of a stage by its name."""
     return import_module(f".{name}", __package__)

@@ -19,11 +19,11 @@ from kosmos_core import KosmosG
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 
 from ..base.rng import RowRng
-from ..data import AlignData, align_stream
 from ..data.batch_stream import Batch, BatchStream, Stream
 from ..data.cached_rows import Maker
+from ..data.data_config import AlignData, HeldOutSource
 from ..data.frozen_outputs import caption_states
-from ..data.held_out import HeldOutSource, held_out_rows, held_out_stream, only_held_out
+from ..data.held_out import held_out_rows, held_out_stream, only_held_out
 from ..weights.warm_start import start_model
 from . import align_validation
 from .align_config import Config
@@ -34,8 +34,7 @@ from .image_embeddings import embed_blank
 from .losses import Losses
 from .stage_config import StageConfig
 
-__all__ = ["AlignStage", "Config", "DataConfig", "build", "loss"]
-DataConfig = AlignData
+__all__ = ["AlignStage", "build", "loss"]
 TEXT_KINDS = frozenset(("text", "captions", "original-laion"))
 
 
@@ -62,6 +61,8 @@ class AlignStage:
         return self._stream(self.data, stream, self.maker)
 
     def _stream(self, data: AlignData, stream: Stream, maker: Maker | None = None) -> BatchStream:
+        from ..data.streams import align_stream  # late, see there
+
         side = self.model.config.vision.image_size
         return align_stream(data, stream, self.model.tokenizer, self.clip_tokenizer, side, maker)
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from .alignment_loss import Reconstruction
+from ..data.data_config import AlignData
+
+DataConfig = AlignData
+Reconstruction = Literal["original", "paper"]
 
 
 @dataclass

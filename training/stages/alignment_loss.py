@@ -5,16 +5,13 @@ Beyond the paper stage 3 can keep its first half.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
 from kosmos_core import KosmosG
 
 from ..data.batch_stream import Batch
-
-Reconstruction = Literal["original", "paper"]
+from .align_config import Reconstruction
 
 
 def squared_errors(found: Tensor, expected: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -7,7 +7,6 @@ captions in each micro-batch, aligned to CLIP's states of them as in stage 2, ke
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,43 +14,10 @@ from torch import Tensor, nn
 
 from kosmos_core import KosmosG, Tokenizer
 
-from ..data import AlignData, DataConfig, DataStream, SourceConfig
 from ..data.batch_stream import Batch, BatchStream, Stream
-from ..data.data_config import REPLAY
-from ..data.tasks import AlignTask
+from ..data.data_config import REPLAY, AlignData, DataConfig
 from .alignment_loss import squared_errors, token_weights
-
-
-@dataclass
-class Replay:
-    """Captions that stage 3 keeps aligned beside its rows."""
-
-    captions: str | None = None
-    """A data set of captions, with pictures or without, as stage 2 reads it; empty: none."""
-    share: float = 0.5
-    """Captions for each row of the stage, rounded to at least one in a micro-batch."""
-    weight: float = 0.4
-    """Of their mean squared error to CLIP's states, beside the rows' mean loss."""
-
-    def __post_init__(self) -> None:
-        for key in ("share", "weight"):
-            if not getattr(self, key) > 0:
-                raise ValueError(
-                    f"{REPLAY}.{key}: {getattr(self, key)} must be above 0; {REPLAY}.captions empty means no replay."
-                )
-            if self.captions is None and getattr(self, key) != getattr(type(self), key):
-                raise ValueError(
-                    f"{REPLAY}.{key}: {getattr(self, key)}, but there is nothing to replay; name a data set as "
-                    f"{REPLAY}.captions."
-                )
-
-    def rows(self, micro_batch: int) -> int:
-        """Captions beside a micro-batch of so many rows; 0 without a data set."""
-        return max(1, round(self.share * micro_batch)) if self.captions else 0
-
-    def sources(self) -> dict[str, SourceConfig]:
-        """Its data set by the name that logs and skip counts use."""
-        return {REPLAY: SourceConfig(self.captions)} if self.captions else {}
+from .instruct_config import Replay
 
 
 class ReplayStream(BatchStream):
@@ -68,6 +34,9 @@ class ReplayStream(BatchStream):
 
         Raises DataError where the captions cannot be read or are none.
         """
+        from ..data.data_stream import DataStream  # late, see data/streams.py
+        from ..data.tasks import AlignTask
+
         shared = {name: getattr(data, name) for name in DataConfig.__dataclass_fields__}
         own = {"sources": replay.sources(), "workers": min(1, data.workers)}
         config = AlignData(**(shared | own))

@@ -18,9 +18,9 @@ from kosmos_core import KosmosG
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 
 from ..base.rng import RowRng
-from ..data import InstructData, instruct_stream
 from ..data.batch_stream import Batch, BatchStream, Stream
 from ..data.cached_rows import Maker
+from ..data.data_config import InstructData
 from ..weights.warm_start import start_model
 from .alignment_loss import caption_errors
 from .caption_replay import ReplayStream, replay_errors
@@ -33,8 +33,7 @@ from .losses import Losses
 from .preview import rows_to_show, sample_sheet
 from .stage_config import StageConfig
 
-__all__ = ["Config", "DataConfig", "InstructStage", "build", "loss"]
-DataConfig = InstructData
+__all__ = ["InstructStage", "build", "loss"]
 
 
 @dataclass
@@ -64,6 +63,8 @@ class InstructStage(InstructValidation):
         return ReplayStream.beside(rows, *settings)
 
     def _stream(self, data: InstructData, stream: Stream, clip: Any, maker: Maker | None = None) -> BatchStream:
+        from ..data.streams import instruct_stream  # late, see there
+
         side = self.model.config.vision.image_size
         return instruct_stream(data, stream, self.model.tokenizer, side, clip, maker)
 

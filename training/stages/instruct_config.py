@@ -5,8 +5,67 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .caption_replay import Replay
-from .preview import Preview
+from ..data.data_config import REPLAY, InstructData, SourceConfig
+
+DataConfig = InstructData
+
+
+@dataclass
+class Replay:
+    """Captions that stage 3 keeps aligned beside its rows."""
+
+    captions: str | None = None
+    """A data set of captions, with pictures or without, as stage 2 reads it; empty: none."""
+    share: float = 0.5
+    """Captions for each row of the stage, rounded to at least one in a micro-batch."""
+    weight: float = 0.4
+    """Of their mean squared error to CLIP's states, beside the rows' mean loss."""
+
+    def __post_init__(self) -> None:
+        for key in ("share", "weight"):
+            if not getattr(self, key) > 0:
+                raise ValueError(
+                    f"{REPLAY}.{key}: {getattr(self, key)} must be above 0; {REPLAY}.captions empty means no replay."
+                )
+            if self.captions is None and getattr(self, key) != getattr(type(self), key):
+                raise ValueError(
+                    f"{REPLAY}.{key}: {getattr(self, key)}, but there is nothing to replay; name a data set as "
+                    f"{REPLAY}.captions."
+                )
+
+    def rows(self, micro_batch: int) -> int:
+        """Captions beside a micro-batch of so many rows; 0 without a data set."""
+        return max(1, round(self.share * micro_batch)) if self.captions else 0
+
+    def sources(self) -> dict[str, SourceConfig]:
+        """Its data set by the name that logs and skip counts use."""
+        return {REPLAY: SourceConfig(self.captions)} if self.captions else {}
+
+
+@dataclass
+class PreviewPrompt:
+    """A prompt with `<i>` marks, and the pictures that they stand for."""
+
+    text: str
+    images: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Preview:
+    """Prompts that are sampled every `log.sample_every` steps."""
+
+    prompts: list[PreviewPrompt] = field(default_factory=list)
+    """Prompts with `<i>` marks and the paths of their pictures; empty: the first rows of the data."""
+    rows: int = 4
+    """How many rows of the data, where there are no prompts."""
+    samples: int = 2
+    """Pictures per prompt, always from the same noise."""
+    steps: int = 25
+    """Steps of DPM-Solver++."""
+    guidance: float = 6.0
+    """Scale of classifier-free guidance."""
+    size: int = 512
+    """Side of the pictures in pixels."""
 
 
 @dataclass

@@ -14,7 +14,8 @@ from kosmos_core import KosmosG
 
 from ..base.rng import RowRng
 from ..data.batch_stream import Batch
-from ..data.held_out import HeldOutSource, held_out_rows, held_out_stream, only_held_out
+from ..data.data_config import HeldOutSource
+from ..data.held_out import held_out_rows, held_out_stream, only_held_out
 from .align_validation import METRICS as CAPTION_METRICS
 from .align_validation import CaptionStates, caption_values
 from .diffusion_loss import encode_images, noise_errors

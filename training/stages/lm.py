@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import nn
@@ -16,29 +15,19 @@ from torch import nn
 from kosmos_core import KosmosG
 
 from ..base.rng import RowRng
-from ..data import LmData, lm_stream
 from ..data.batch_stream import Batch, BatchStream, Stream
-from ..data.held_out import HeldOutSource, held_out_rows, held_out_stream, only_held_out
+from ..data.data_config import HeldOutSource, LmData
+from ..data.held_out import held_out_rows, held_out_stream, only_held_out
 from ..weights.warm_start import start_model
 from . import lm_validation
 from .held_out_images import RowValues
 from .image_embeddings import train_vision_end
+from .lm_config import Config
 from .lm_loss import loss, token_losses
 from .losses import Losses
 from .stage_config import StageConfig
 
-__all__ = ["Config", "DataConfig", "LmStage", "build", "loss"]
-DataConfig = LmData
-
-
-@dataclass
-class Config:
-    """What the stage starts from and trains."""
-
-    vision_weights: str | None = None
-    """CLIP vision weights for a start from scratch: a transformers folder or an open_clip file (.safetensors, .pt)."""
-    vision_last_block: Literal["trained", "frozen"] = "trained"
-    """Whether the vision tower's last block trains; its post-norm always does."""
+__all__ = ["LmStage", "build", "loss"]
 
 
 @dataclass
@@ -61,6 +50,8 @@ class LmStage:
         return self._stream(self.data, stream)
 
     def _stream(self, data: LmData, stream: Stream) -> BatchStream:
+        from ..data.streams import lm_stream  # late, see there
+
         return lm_stream(data, stream, self.model.tokenizer, self.model.config.vision.image_size)
 
     def training_step(self, model: KosmosG, batch: Batch, rng: RowRng) -> Losses:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
@@ -17,39 +17,14 @@ from kosmos_core.images import CLIP_MEAN, CLIP_STD, ImageError, open_image
 
 from ..base import contact_sheet as sheet
 from ..base.rng import RowRng
-from ..data import InstructData, instruct_stream
 from ..data.batch_stream import Batch, Stream
 from ..data.batches import padded
+from ..data.data_config import InstructData
+from .instruct_config import Preview, PreviewPrompt
 from .null_condition import encode_with_null
 
 CELL = 192  # pixels of a side in the grid
 LINE = 18  # pixels of a line of text
-
-
-@dataclass
-class PreviewPrompt:
-    """A prompt with `<i>` marks, and the pictures that they stand for."""
-
-    text: str
-    images: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Preview:
-    """Prompts that are sampled every `log.sample_every` steps."""
-
-    prompts: list[PreviewPrompt] = field(default_factory=list)
-    """Prompts with `<i>` marks and the paths of their pictures; empty: the first rows of the data."""
-    rows: int = 4
-    """How many rows of the data, where there are no prompts."""
-    samples: int = 2
-    """Pictures per prompt, always from the same noise."""
-    steps: int = 25
-    """Steps of DPM-Solver++."""
-    guidance: float = 6.0
-    """Scale of classifier-free guidance."""
-    size: int = 512
-    """Side of the pictures in pixels."""
 
 
 def prompt_batch(prompts: list[PreviewPrompt], tokenizer: Tokenizer, image_size: int) -> Batch:
@@ -80,6 +55,8 @@ def rows_to_show(preview: Preview, data: InstructData, model: KosmosG) -> Batch:
     tokenizer, image_size = model.tokenizer, model.config.vision.image_size
     if preview.prompts:
         return prompt_batch(preview.prompts, tokenizer, image_size)
+    from ..data.streams import instruct_stream  # late, see there
+
     rows = Stream(seed=0, index=0, streams=1, micro_batch=preview.rows, micro_batches=1)
     return next(instruct_stream(replace(data, workers=0), rows, tokenizer, image_size))
 

@@ -21,6 +21,7 @@ from .conversion import file_state, source_files
 
 ENDINGS = (".parquet", ".jsonl", ".json")
 PIECE = 8  # rows of a row group in memory at a time: it may hold all pictures of its file, or one for every row
+PIECE_BYTES = 1 << 28  # of them: one value can be as large as its row group, and as all others of it
 
 
 class Rows:
@@ -100,7 +101,9 @@ class Rows:
             columns = [
                 name for name in (column.rstrip("?") for column in self.columns) if name in file.schema_arrow.names
             ]
-            for batch in file.iter_batches(PIECE, row_groups=[group], columns=columns):
+            size = file.metadata.row_group(group).total_byte_size
+            rows = max(1, min(PIECE, PIECE_BYTES // max(1, size)))
+            for batch in file.iter_batches(rows, row_groups=[group], columns=columns):
                 yield batch.to_pylist()
 
 

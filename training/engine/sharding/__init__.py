@@ -8,10 +8,3 @@ gradients over processes, and leaves parameters under their own names, so a chec
     fsdp2       torch `fully_shard`: parameters, gradients and optimiser state sharded; frozen modules stay whole
     fairscale   OSS + ShardedDataParallel: optimiser state and gradients sharded, parameters whole
 """
-
-from .config import ParallelConfig, choose_sharding
-from .engine import Engine, total_norm
-from .fsdp2 import sharding_mesh
-from .parallelize import parallelize
-
-__all__ = ["Engine", "ParallelConfig", "choose_sharding", "parallelize", "sharding_mesh", "total_norm"]

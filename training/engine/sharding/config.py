@@ -1,13 +1,9 @@
-"""The `parallel:` section of a configuration, and which sharding `auto` stands for."""
+"""The `parallel:` section of a configuration."""
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from typing import Literal
-
-from ...base.errors import ConfigError
-from ...base.processes import ProcessGroup
 
 
 @dataclass
@@ -40,28 +36,3 @@ class ParallelConfig:
         for key in ("processes", "unit_parameters", "shard_processes"):
             if (value := getattr(self, key)) is not None and value < 1:
                 raise ValueError(f"parallel.{key}: {value} must be at least 1.")
-
-
-def choose_sharding(config: ParallelConfig, process_group: ProcessGroup) -> str:
-    """The sharding that a configuration means for these processes: itself, or what `auto` stands for.
-
-    Raises:
-        ConfigError: the sharding asked for cannot run with this number of processes; names the alternative.
-    """
-    several = process_group.world_size > 1
-    kind = config.sharding
-    if kind == "auto":
-        kind = "single" if not several else "fsdp2" if process_group.device.type == "cuda" else "ddp"
-    if kind == "single" and several:
-        raise ConfigError(
-            f"parallel.sharding: single cannot use {process_group.world_size} processes; use ddp, fsdp2 or auto."
-        )
-    if (kind == "fairscale" or config.units == "size") and importlib.util.find_spec("fairscale") is None:
-        key, alternative = ("sharding: fairscale", "fsdp2") if kind == "fairscale" else ("units: size", "blocks")
-        raise ConfigError(f"parallel.{key} needs the package fairscale; pip install fairscale, or use {alternative}.")
-    if kind != "single" and not process_group.distributed:
-        raise ConfigError(
-            f"parallel.sharding: {kind} needs a process group; launch with "
-            f"`torchrun --nproc-per-node 1 -m training.run ...`, or use single."
-        )
-    return kind

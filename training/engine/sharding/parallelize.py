@@ -1,11 +1,13 @@
-"""From a stage and a kind of sharding to the engine that trains it."""
+"""Which sharding `auto` stands for, and from a stage and a kind of sharding to the engine that trains it."""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from torch.distributed.device_mesh import DeviceMesh
 
+from ...base.errors import ConfigError
 from ...base.precision import DTYPES, Precision
 from ...base.processes import ProcessGroup
 from ..optimizer import OptimConfig, freeze_parts
@@ -19,6 +21,31 @@ from .frozen_weights import lower_frozen, lower_unread
 from .fsdp2 import Fsdp2
 
 WHOLE_MODEL: dict[str, type[Engine]] = {"single": Engine, "ddp": Ddp, "fairscale": Fairscale}
+
+
+def choose_sharding(config: ParallelConfig, process_group: ProcessGroup) -> str:
+    """The sharding that a configuration means for these processes: itself, or what `auto` stands for.
+
+    Raises:
+        ConfigError: the sharding asked for cannot run with this number of processes; names the alternative.
+    """
+    several = process_group.world_size > 1
+    kind = config.sharding
+    if kind == "auto":
+        kind = "single" if not several else "fsdp2" if process_group.device.type == "cuda" else "ddp"
+    if kind == "single" and several:
+        raise ConfigError(
+            f"parallel.sharding: single cannot use {process_group.world_size} processes; use ddp, fsdp2 or auto."
+        )
+    if (kind == "fairscale" or config.units == "size") and importlib.util.find_spec("fairscale") is None:
+        key, alternative = ("sharding: fairscale", "fsdp2") if kind == "fairscale" else ("units: size", "blocks")
+        raise ConfigError(f"parallel.{key} needs the package fairscale; pip install fairscale, or use {alternative}.")
+    if kind != "single" and not process_group.distributed:
+        raise ConfigError(
+            f"parallel.sharding: {kind} needs a process group; launch with "
+            f"`torchrun --nproc-per-node 1 -m training.run ...`, or use single."
+        )
+    return kind
 
 
 def parallelize(
