@@ -221,14 +221,17 @@ def test_a_missed_expectation_warns_or_saves_and_stops_and_says_what_usually_cau
         ({"metric": "retrieval", "at_least": 1, "by_step": 0}, "by_step 0 of retrieval must be at least 1"),
         (None, "which data.sources.captions trains on; move the held-out shards"),
         ("nothing", "validate.sources.pairs: "),
+        ("nothing usable", "validate.sources.pairs: "),
     ],
 )
 def test_what_cannot_be_validated_is_a_sentence_before_the_first_step(
     validated, smoke_stages, tmp_path, capsys, expectation, sentence
 ):
     options = ["--steps", "3"]
-    if expectation == "nothing":
+    if expectation in ("nothing", "nothing usable"):
         (tmp_path / "empty").mkdir()
+        if expectation == "nothing usable":
+            (tmp_path / "empty" / "a.jsonl").write_text('{"caption": 3}\n')
         options += ["--validate.sources.pairs.path", str(tmp_path / "empty")]
     elif expectation is None:
         options += ["--validate.sources.pairs.path", str(smoke_stages.folder / "data")]
