@@ -132,6 +132,10 @@ def test_the_figures_are_those_of_the_stages_own_losses(validated, stage):
                 losses = built.training_step(built.model, to_device(batch, CPU), RowRng(0, 0))
                 part, number = (losses.total, losses.count) if stage == "lm" else losses.parts["mse"]
                 total, count = total + float(part), count + float(number)
+    if stage == "instruct":  # each row has a timestep and noise of its own, whatever micro-batch it is in
+        for drawn in ("timesteps", "noise"):
+            rows = torch.cat([batch[drawn] for batch in source.batches.values()])
+            assert len(rows.unique(dim=0)) == source.rows
     if stage == "align":  # the loss of all 77 is that of words and padding together
         rows = dict.fromkeys(("mse_words", "mse_padding"), 0.0)
         with torch.no_grad():
