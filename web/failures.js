@@ -7,6 +7,8 @@ import { said } from "./sentences.js";
 const SHOWN = 30000; // milliseconds
 const DIALOG = 700; // after which a front end that shows the sentence itself has opened its dialog
 
+let messages = []; // that are on the screen
+
 const isOurs = (type) => String(type).startsWith("KosmosG");
 
 function tell(type, sentence) {
@@ -15,7 +17,9 @@ function tell(type, sentence) {
   setTimeout(() => {
     const start = sentence.slice(0, 60);
     if ([...document.querySelectorAll("[role=dialog]")].some((dialog) => dialog.innerText.includes(start))) return;
-    app.extensionManager?.toast?.add({ severity: "error", summary: title, detail: said(sentence), life: SHOWN });
+    const message = { severity: "error", summary: title, detail: said(sentence), life: SHOWN };
+    messages.push(message);
+    app.extensionManager?.toast?.add(message);
   }, DIALOG);
 }
 
@@ -35,6 +39,8 @@ app.registerExtension({
     api.addEventListener("execution_error", ({ detail }) => tell(detail?.node_type, String(detail?.exception_message ?? "").trim()));
     const queue = api.queuePrompt;
     api.queuePrompt = async function queuePrompt(...all) {
+      messages.forEach((message) => app.extensionManager?.toast?.remove?.(message));
+      messages = [];
       try {
         return await queue.apply(this, all);
       } catch (error) {

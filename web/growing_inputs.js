@@ -42,6 +42,18 @@ function guarded(node, onlyGrows = false) {
   }
 }
 
+/** Give a node that has no links yet the sockets of its copy, in their order: what is pasted is connected by number. */
+function takeSockets(node, copied) {
+  const order = new Map((copied ?? []).map(({ name }, number) => [name, number]));
+  for (const { name, number, type, ...options } of node.kosmosGInputs_) {
+    const index = node.inputs.findIndex((input) => input.name === name);
+    if (order.has(name) && index < 0) node.addInput(name, type, options);
+    if (!order.has(name) && index >= 0) node.removeInput(index);
+  }
+  const place = ({ name }) => order.get(name) ?? order.size;
+  node.inputs.sort((one, other) => place(one) - place(other));
+}
+
 app.registerExtension({
   name: "KosmosG.GrowingInputs",
 
@@ -59,6 +71,11 @@ app.registerExtension({
       return changed?.apply(node, all);
     };
     if (app.configuringGraph) return;
+    const configure = node.configure;
+    node.configure = function configured(copied, ...others) {
+      if (!app.configuringGraph && copied?.inputs && this.inputs.every((input) => input.link == null)) takeSockets(this, copied.inputs);
+      return configure.call(this, copied, ...others);
+    };
     const before = node.inputs.length;
     guarded(node);
     node.size[1] -= ROW * (before - node.inputs.length);

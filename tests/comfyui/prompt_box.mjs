@@ -155,6 +155,22 @@ await page.evaluate(async () => {
   Object.assign(window, { prompt_: found("KosmosGTextEncode"), sampler_: found("KSampler") });
 });
 await look("reloaded");
+seen.pasted_with_links = await page.evaluate(async () => {
+  const source = LiteGraph.createNode("PrimitiveStringMultiline") ?? LiteGraph.createNode("PrimitiveString");
+  app.graph.add(source);
+  source.connect(0, prompt_, prompt_.inputs.findIndex((input) => input.widget?.name === "negative"));
+  app.canvas.deselectAll?.();
+  app.canvas.selectNode(prompt_);
+  app.canvas.copyToClipboard();
+  app.canvas.pasteFromClipboard({ connectInputs: true });
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  const copy = app.graph._nodes.filter((node) => node.type === prompt_.type).at(-1);
+  const names = [prompt_, copy].map((node) => node.inputs.flatMap((input, index) =>
+    node.isInputConnected(index) ? [`${input.name} ${node.getInputNode(index).id}`] : []));
+  app.graph.remove(copy);
+  app.graph.remove(source);
+  return [names, copy !== prompt_];
+});
 // From the free input to the empty canvas: what type does the search look for, which opens there?
 const socket = await page.evaluate(async () => {
   await app.extensionManager.setting.set("Comfy.LinkRelease.Action", "no action");

@@ -219,6 +219,10 @@ def test_one_image_input_is_shown_beyond_those_that_are_connected_or_named(seen:
     assert seen["right"]["shown"] == ["image_1", "image_2", "image_3"]
     assert seen["nodes 2.0"]["shown"][-1] == "image_4"  # a mark names it
     assert seen["reloaded"]["linked"] == seen["right"]["linked"]
+    (original, copy), another = seen["pasted_with_links"]
+    assert another
+    assert copy == original
+    assert [name.split(" ")[0] for name in copy] == ["clip", "image_1", "image_2", "negative"]
     assert seen["reloaded"]["shown"] == ["image_1", "image_2", "image_3"]
 
 

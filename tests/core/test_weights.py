@@ -73,6 +73,36 @@ def test_loading_maps_the_file_instead_of_reading_it(tmp_path):
     assert int(result.stdout) < (tmp_path / "big.safetensors").stat().st_size / 10
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="peaks are read from /proc")
+def test_conversion_lets_go_of_the_pages_that_it_has_read(tmp_path):
+    sizes = KosmosGConfig.tiny()
+    deep = KosmosG(replace(sizes, decoder=replace(sizes.decoder, width=256, layers=30, ffn_width=1024))).initialize(0)
+    save_model(deep, tmp_path / "deep.safetensors", dtype=torch.float16)
+    script = (
+        "import sys, kosmos_core.weights\n"
+        "status = lambda key: int(open('/proc/self/status').read().split(key)[1].split()[0]) * 1024\n"
+        "kosmos_core.weights.READ_TOGETHER = 1 << 18\n"  # as small beside this model as it is beside the official one
+        "kosmos_core.load_model(sys.argv[2])\n"
+        "before = status('VmRSS:')\n"
+        "open('/proc/self/clear_refs', 'w').write('5')\n"  # the peak begins anew
+        "model = kosmos_core.load_model(sys.argv[1])\n"
+        "print((status('VmHWM:') - before) / sum(p.nbytes for p in model.parameters()))\n"
+    )
+    save_model(KosmosG(KosmosGConfig.tiny()).initialize(0), tmp_path / "small.safetensors", dtype=torch.float16)
+    command = [sys.executable, "-c", script, tmp_path / "deep.safetensors", tmp_path / "small.safetensors"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(result.stdout) < 1.1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_weights_are_rounded_as_torch_rounds_them(tmp_path, dtype):
+    model = KosmosG(KosmosGConfig.tiny()).initialize(0)
+    save_model(model, tmp_path / "half.safetensors", dtype=torch.float16)
+    loaded = load_model(tmp_path / "half.safetensors", dtype=dtype).state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded[name], tensor.half().to(dtype)), name
+
+
 def test_missing_and_extra_tensors_are_listed(path):
     rewrite(path, drop=["decoder.norm.weight", "vision.norm_post.bias"], add={"surprise": torch.zeros(1)})
     with pytest.raises(WeightsError) as error:
