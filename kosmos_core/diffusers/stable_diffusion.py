@@ -210,9 +210,7 @@ class StableDiffusion:
         with self._named(part):
             module = getattr(self.file, part)(self.dtype) if self.file else self._from_folder(part)
             module = module.to(self.device).eval()
-            if module.dtype == self.dtype:
-                return module
-            return torch.nn.Module.to(module, self.dtype)  # diffusers' own `to` warns of nothing
+            return module if module.dtype == self.dtype else module.to(self.dtype)
 
     def _from_folder(self, part: str) -> Any:
         import diffusers
