@@ -18,6 +18,7 @@ function tell(type, sentence) {
     const start = sentence.slice(0, 60);
     if ([...document.querySelectorAll("[role=dialog]")].some((dialog) => dialog.innerText.includes(start))) return;
     const message = { severity: "error", summary: title, detail: said(sentence), life: SHOWN };
+    if (messages.some(({ detail }) => detail === message.detail)) return; // a whole queue fails alike
     messages.push(message);
     app.extensionManager?.toast?.add(message);
   }, DIALOG);

@@ -1,6 +1,6 @@
 // Finding the pack's nodes: "kosmos" and Enter adds Kosmos-G Prompt, and what people look for finds it.
 //
-// ComfyUI sends no other names for a node before 0.8, and its front end searched names alone before 1.49: there the words
+// ComfyUI sends no other names for a node before 0.8, and its front end searched names alone before 1.41: there the words
 // are added to the name that the search shows, and taken off the nodes' titles again. That search finds what begins
 // within the first 30 letters.
 import { app } from "../../scripts/app.js";
@@ -10,7 +10,7 @@ const ALSO_CALLED = {
   [PROMPT]: ["image", "subject", "reference", "image prompt"],
   KosmosGReference: ["subject"],
 };
-const KNOWS_ALIASES = 49; // minor version of the front end
+const KNOWS_ALIASES = 41; // minor version of the front end
 
 let known = {};
 const titles = new Map(); // of the nodes whose name in the search is longer

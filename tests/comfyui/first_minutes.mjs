@@ -16,6 +16,7 @@ async function search(words) {
     await page.mouse.dblclick(800, 600);
     await page.waitForTimeout(1000);
   }
+  await page.mouse.move(5, 450); // what lies under it would be the one that is chosen
   await page.keyboard.type(words, { delay: 20 });
   await page.waitForTimeout(1500);
 }

@@ -10,14 +10,14 @@ from training.engine.run_config import RateSweep
 
 
 def test_a_sweep_tries_rising_rates_until_the_loss_has_doubled_and_leaves_nothing(smoke_stages, tmp_path, capsys):
-    assert run.main(smoke_stages.arguments("lm", tmp_path / "run", "--find_rate", "1e-5:1e3:40")) == 0
+    assert run.main(smoke_stages.arguments("lm", tmp_path / "run", "--find_rate", "1e-5:1e3:10")) == 0
     out = capsys.readouterr().out
     table = [(float(rate), float(loss)) for rate, loss in re.findall(r"^ +(\S+)  ([\d.]+)$", out, re.MULTILINE)]
     rates, losses = zip(*table, strict=True)
     assert rates[0] == 1e-5
     assert list(rates) == sorted(rates)
     assert rates[-1] < 1e3
-    assert losses[-1] > 2 * min(losses)
+    assert losses[-1] > 2 * min(losses) >= losses[-2]
     assert re.search(r"find_rate: the loss is lowest at \S+; a tenth of it, --optim.lr \S+, is", out)
     assert not (tmp_path / "run").exists()
 

@@ -132,6 +132,10 @@ def test_the_figures_are_those_of_the_stages_own_losses(validated, stage):
                 losses = built.training_step(built.model, to_device(batch, CPU), RowRng(0, 0))
                 part, number = (losses.total, losses.count) if stage == "lm" else losses.parts["mse"]
                 total, count = total + float(part), count + float(number)
+    if stage == "instruct":  # each row has a timestep and noise of its own, whatever micro-batch it is in
+        for drawn in ("timesteps", "noise"):
+            rows = torch.cat([batch[drawn] for batch in source.batches.values()])
+            assert len(rows.unique(dim=0)) == source.rows
     if stage == "align":  # the loss of all 77 is that of words and padding together
         rows = dict.fromkeys(("mse_words", "mse_padding"), 0.0)
         with torch.no_grad():
@@ -221,14 +225,17 @@ def test_a_missed_expectation_warns_or_saves_and_stops_and_says_what_usually_cau
         ({"metric": "retrieval", "at_least": 1, "by_step": 0}, "by_step 0 of retrieval must be at least 1"),
         (None, "which data.sources.captions trains on; move the held-out shards"),
         ("nothing", "validate.sources.pairs: "),
+        ("nothing usable", "validate.sources.pairs: "),
     ],
 )
 def test_what_cannot_be_validated_is_a_sentence_before_the_first_step(
     validated, smoke_stages, tmp_path, capsys, expectation, sentence
 ):
     options = ["--steps", "3"]
-    if expectation == "nothing":
+    if expectation in ("nothing", "nothing usable"):
         (tmp_path / "empty").mkdir()
+        if expectation == "nothing usable":
+            (tmp_path / "empty" / "a.jsonl").write_text('{"caption": 3}\n')
         options += ["--validate.sources.pairs.path", str(tmp_path / "empty")]
     elif expectation is None:
         options += ["--validate.sources.pairs.path", str(smoke_stages.folder / "data")]

@@ -4,12 +4,15 @@ A stage is a small object: the model, the modules that stay frozen beside it, wh
 one micro-batch. It knows nothing of processes, sharding, precision, accumulation or checkpoints; the engine
 (`training.engine.loop`) knows nothing of losses.
 
-Each stage module (`training/stages/lm.py`, `align.py`, `instruct.py`) has
+Each stage has a module of what is configured, which brings no torch along (`training/stages/lm_config.py`, ...)
 
     @dataclass
     class Config: ...       # the `task:` section of the YAML file; every field has a default and a line of doc under it
     @dataclass
     class DataConfig: ...   # the `data:` section
+
+and one of what it does (`lm.py`, `align.py`, `instruct.py`)
+
     def build(config: StageConfig, device, model_device) -> Stage
     def assemble(config, diffusion, model, notes) -> Stage   # what `build` does with the models once they are read
     def loss(model, ...) -> dict[str, Tensor]   # the loss alone, usable without the engine

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..base.allocator import keep_memory
 from ..base.errors import CheckpointError, ConfigError
 from ..base.precision import choose_precision
 from ..base.processes import ProcessGroup
@@ -52,6 +53,8 @@ def checkpoint_to_resume(config: RunConfig, checkpoints: Checkpoints) -> Path | 
 
 def train(config: RunConfig, process_group: ProcessGroup, stop: StopSignal) -> None:
     """Build the stage of `config`, spread it over `process_group` and train."""
+    if process_group.device.type == "cpu":
+        keep_memory()
     # Processes decide alike, though measured on each.
     config.precision = process_group.gather(choose_precision(config.precision, process_group.device))[0]
     kind = choose_sharding(config.parallel, process_group)
