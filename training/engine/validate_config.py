@@ -33,8 +33,8 @@ class Expectation:
             )
         if self.metric.split("/")[0] == "retrieval" and not 0 <= bounds[0] <= 1:
             raise ValueError(
-                f"validate.expect: {bounds[0]:g} for {self.metric} must be a share of the captions, from 0 to 1; half of "
-                f"them is 0.5."
+                f"validate.expect: {bounds[0]:g} for {self.metric} must be a share of the captions, from 0 to 1; half "
+                "of them is 0.5."
             )
         if self.by_step < 1:
             raise ValueError(f"validate.expect: by_step {self.by_step} of {self.metric} must be at least 1.")
