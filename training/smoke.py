@@ -127,6 +127,8 @@ def train_and_export(train: list[str], save: list[str]) -> None:
 
 def emptied(folder: Path, mark: str, what: str) -> str | None:
     """Empty a folder that holds `what`, known by a file `mark` in it, or make it; what is wrong where it holds else."""
+    if folder.exists() and not folder.is_dir():
+        return f"--folder {folder} is a file; choose a folder that is empty or does not exist."
     if folder.exists() and any(folder.iterdir()) and not (folder / mark).exists():
         return f"--folder {folder} holds something else than a {what}; choose another."
     shutil.rmtree(folder, ignore_errors=True)

@@ -127,3 +127,6 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path, capsys
     assert smoke.main(["--folder", str(tmp_path)]) == 2
     assert f"error: --folder {tmp_path} holds something else than a smoke run" in capsys.readouterr().err
     assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert smoke.main(["--folder", str(tmp_path / "mine.txt")]) == 2
+    assert f"error: --folder {tmp_path / 'mine.txt'} is a file; choose a folder that" in capsys.readouterr().err
+    assert (tmp_path / "mine.txt").read_text() == "mine"

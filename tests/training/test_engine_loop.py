@@ -7,6 +7,7 @@ import signal
 import pytest
 import torch
 
+from tests.tiny.clip import save_clip, save_dino
 from tests.training.launch import SpoilLoss, Training, differences, tensors, train
 
 # A busy machine may take minutes for what a quiet one does in seconds.
@@ -148,12 +149,14 @@ def test_unusable_samples_are_told_at_the_end_of_an_epoch_and_too_many_of_them_e
 
 def test_a_record_holds_what_a_person_wants_to_see(smoke_stages, tmp_path):
     arguments = smoke_stages.arguments("instruct", tmp_path / "run", "--steps", "2", "--log.tensorboard", "true")
-    arguments += ["--log.sample_every", "2"]
+    arguments += ["--log.sample_every", "2", "--task.preview.dino", str(save_dino(tmp_path / "dino"))]
+    arguments += ["--task.preview.clip", str(save_clip(tmp_path / "clip"))]
     result = train(arguments, tmp_path / "log")
     assert result.ok, result.output
     record = records(tmp_path / "run")[-1]
     wanted = {"step", "loss", "lr", "gradient_norm", "samples_per_second", "tokens_per_second", "data_wait_percent"}
     wanted |= {"mfu_percent", "memory_bytes", "eta_seconds", "skipped"}
+    wanted |= {"preview/dino", "preview/clip_i", "preview/clip_t"}
     assert wanted <= record.keys()
     assert {"loss/constructed", "loss/edits", "loss/captions"} & record.keys()
     assert record["mfu_percent"] is None  # on a CPU

@@ -49,3 +49,14 @@ def test_a_sweep_that_cannot_be_is_a_sentence(smoke_stages, tmp_path, capsys, op
     assert run.main(smoke_stages.arguments("lm", tmp_path / "run", *words)) == 2
     err = capsys.readouterr().err
     assert re.fullmatch(r"error: --find_rate: .*(such as 1e-6:1e-1:100|leave out --resume auto)\.\n", err)
+
+
+def test_a_sweep_in_the_folder_of_a_run_is_not_told_to_resume(smoke_stages, tmp_path, capsys):
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000002"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / ".metadata").touch()
+    assert run.main(smoke_stages.arguments("lm", tmp_path / "run", "--find_rate", "1e-6:1:2")) == 2
+    err = capsys.readouterr().err
+    assert "already holds a run (at step-00000002), and find_rate begins from `weights`; choose another folder" in err
+    assert "--resume" not in err
+    assert [*(tmp_path / "run").rglob("*.metadata")] == [checkpoint / ".metadata"]

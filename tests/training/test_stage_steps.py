@@ -10,13 +10,17 @@ import torch
 from PIL import Image
 
 from kosmos_core import KosmosG, KosmosGConfig, Tokenizer
+from tests.tiny.clip import save_clip, save_dino
 from tests.tiny.stable_diffusion import tiny_parts
+from training.base.errors import ConfigError
 from training.base.rng import RowRng
+from training.evaluate.feature_networks import FeatureNets
 from training.stages import align, instruct, lm
 from training.stages.alignment_loss import squared_errors, token_weights
 from training.stages.instruct_config import Preview, PreviewPrompt, Replay
 from training.stages.losses import Losses
 from training.stages.preview import grid, prompt_batch, sample_images
+from training.stages.preview_figures import networks, preview_figures
 
 ROWS = 4
 
@@ -302,6 +306,34 @@ def test_prompts_of_the_preview_are_sampled_alike_each_time_and_differ_by_pictur
     assert max(red[1:]) < 10
     assert blue[2] > 240
     assert sheet.getpixel((96, 552)) == (255, 255, 255), "no picture, no cell"
+
+
+def test_figures_of_a_preview_are_cosines_to_its_references_and_to_its_words(stages, tmp_path: Path):
+    model = stages["instruct"].model
+    Image.new("RGB", (224, 224), "red").save(tmp_path / "red.png")
+    prompts = [PreviewPrompt("a dog"), PreviewPrompt("<i>", [str(tmp_path / "red.png")])]
+    batch = prompt_batch(prompts, model.tokenizer, 224)
+    dino, clip = save_dino(tmp_path / "dino"), save_clip(tmp_path / "clip")
+    preview = Preview(dino=str(dino), clip=str(clip))
+    red = torch.tensor([1.0, 0, 0]).view(3, 1, 1).expand(3, 224, 224)
+    images = torch.stack([torch.stack([red, 1 - red]), torch.stack([red, red])])
+    found = preview_figures(batch, images, model, preview)
+    nets = FeatureNets(dino, clip, torch.device("cpu"))
+    drawn = nets.of_images([Image.new("RGB", (224, 224), colour) for colour in ("red", "cyan")])
+    words = nets.of_texts(["a dog", ""])
+    told = ((drawn.clip @ words[0]).mean() + drawn.clip[0] @ words[1]) / 2
+    assert found == pytest.approx({"preview/dino": 1, "preview/clip_i": 1, "preview/clip_t": float(told)}, abs=1e-4)
+    images[1, 1] = 1 - red
+    expected = float((1 + drawn.dino[0] @ drawn.dino[1]) / 2)
+    assert preview_figures(batch, images, model, preview)["preview/dino"] == pytest.approx(expected, abs=1e-4)
+    assert preview_figures(batch, images, model, Preview()) == {}
+
+
+def test_networks_that_measure_a_preview_come_together_and_are_looked_for_at_the_start():
+    with pytest.raises(ValueError, match=r"task\.preview\.dino: 'x' measures previews only .*task\.preview\.clip;"):
+        Preview(dino="x")
+    with pytest.raises(ConfigError, match=r"task\.preview\.dino: no ViTModel at nowhere"):
+        networks("nowhere", "nowhere", torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

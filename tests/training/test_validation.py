@@ -195,11 +195,11 @@ def expecting(path, **expectation):
 
 def test_a_missed_expectation_warns_or_saves_and_stops_and_says_what_usually_causes_it(validated, tmp_path, capsys):
     file, options = tmp_path / "expect.yaml", ["--steps", "3", "--checkpoint.every", "3"]
-    missed = {"metric": "retrieval", "at_least": 1.5, "by_step": 1}
+    missed = {"metric": "retrieval", "at_least": 1, "by_step": 1}
     assert run.main(validated("align", "run", *options, *expecting(file, **missed, stop=True))) == 1
     told = capsys.readouterr()
     assert "error: validate.expect: retrieval is" in told.err
-    assert "after step 1, expected at least 1.5 by step 1. Usual causes: an AlignerNet that does not tell" in told.err
+    assert "after step 1, expected at least 1 by step 1. Usual causes: an AlignerNet that does not tell" in told.err
     assert "Stopped after step 1, saved" in told.err
     assert (tmp_path / "run/checkpoints/latest").read_text() == "step-00000001\n"
     assert [*figures_of(tmp_path / "run")] == [1]
@@ -222,6 +222,7 @@ def test_a_missed_expectation_warns_or_saves_and_stops_and_says_what_usually_cau
         ({"metric": "retrieval", "at_least": 1, "by_step": 9}, "expected by step 9, but the run ends at step 3"),
         ({"metric": "retrieval", "by_step": 1}, "retrieval has at_least None and at_most None; give one of the two"),
         ({"metric": "retrieval", "at_least": 1, "at_most": 2, "by_step": 1}, "give one of the two, a number"),
+        ({"metric": "retrieval", "at_least": 50, "by_step": 1}, "50 for retrieval must be a share of the captions"),
         ({"metric": "retrieval", "at_least": 1, "by_step": 0}, "by_step 0 of retrieval must be at least 1"),
         (None, "which data.sources.captions trains on; move the held-out shards"),
         ("nothing", "validate.sources.pairs: "),

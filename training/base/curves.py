@@ -34,14 +34,15 @@ def curves(records: Sequence[Mapping[str, Any]], title: str) -> Image.Image | No
 
 
 def _panels(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Points]]:
-    """The lines of each panel by their names: `loss`, `loss/*`; `validate/x`, `validate/x/*`; the others one each."""
+    """The lines of each panel by their names: `loss`, `loss/*`; `preview/*`; `validate/x`, `validate/x/*`; the others
+    one each."""
     panels: dict[str, dict[str, Points]] = {}
     for record in records:
         for name, value in record.items():
             head, *rest = name.split("/")
             if head == "validate":
                 head, rest = "/".join((head, *rest[:1])), rest[1:]
-            wanted = head == "loss" or head.startswith("validate/") or name in OTHERS
+            wanted = head in ("loss", "preview") or head.startswith("validate/") or name in OTHERS
             if not wanted or name.endswith(("/interval", "/time_percent")):
                 continue
             if isinstance(value, int | float) and math.isfinite(value):

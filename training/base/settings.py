@@ -42,6 +42,8 @@ def fill(
     options = list(_options(arguments))
     for key, _ in options:
         _check_path(key, kind)
+    for values in (*files.values(), *(_nested(*option) for option in options if option[1] is not None)):
+        _check_nothing(values, kind)
     parser = ArgumentParser(prog=program, exit_on_error=False, description=description)
     parser.add_argument("--config", action="config", help="A YAML file; may be given more than once.")
     parser.add_class_arguments(kind, default=default() or None)
@@ -96,7 +98,8 @@ def read_yaml(path: str) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"--config {path}: is not valid YAML: {error}.") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"--config {path}: expected `key: value` lines, found {type(values).__name__}.")
+        found = {type(None): "nothing", list: "a list"}.get(type(values), repr(values))
+        raise ConfigError(f"--config {path}: expected `key: value` lines, found {found}.")
     return values
 
 
@@ -134,6 +137,15 @@ def _check_keys(values: Any, kind: Any, prefix: str, source: str) -> None:
         if key not in known:
             raise ConfigError(_unknown(f"{prefix}{key}", [f"{prefix}{name}" for name in known], source))
         _check_keys(value, known[key], f"{prefix}{key}.", source)
+
+
+def _check_nothing(values: dict[str, Any], kind: type) -> None:
+    """Refuse `key:` without a value where it has to have one: jsonargparse lets it pass as None."""
+    for key, value, hint in _leaves(values, kind):
+        if value in (None, "null") and hint not in (Any, str) and type(None) not in (hint, *typing.get_args(hint)):
+            raise ConfigError(
+                f"{key}: holds nothing, expected {_expected(key, hint)}; leave it out to keep its default."
+            )
 
 
 def _options(arguments: list[str]) -> Iterator[tuple[str, str | None]]:
@@ -192,7 +204,7 @@ def _wrong_value(given: list[dict[str, Any]], kind: type) -> str | None:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--value", type=hint)
         try:
-            parser.parse_args(["--value", value]) if isinstance(value, str) else parser.parse_object({"value": value})
+            parser.parse_args([f"--value={value}"]) if isinstance(value, str) else parser.parse_object({"value": value})
         except argparse.ArgumentError:
             return f"{key}: {value!r} is not valid, expected {_expected(key, hint)}."
     return None
@@ -209,6 +221,10 @@ def _expected(key: str, hint: Any) -> str:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(_expected(key, kind) for kind in typing.get_args(hint))
+    if typing.get_origin(hint) is list and _sections(hint):
+        return (
+            "a list, each entry behind a dash: - {" + dataclasses.fields(_sections(hint)[0])[0].name + ": VALUE, ...}"
+        )
     if hint is type(None):
         return "null"
     return str(hint) if typing.get_args(hint) else getattr(hint, "__name__", str(hint))
@@ -217,7 +233,7 @@ def _expected(key: str, hint: Any) -> str:
 def _leaves(values: Any, kind: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Key, value and type of everything that is no section of its own; keys are known to be right."""
     sections = _sections(kind)
-    if not isinstance(values, dict) or not sections:
+    if not isinstance(values, dict) or not sections or typing.get_origin(kind) is list:
         yield prefix, values, kind
     elif _is_table(kind):
         for name, item in values.items():

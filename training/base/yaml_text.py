@@ -25,6 +25,17 @@ def load_yaml(text: str) -> Any:
         raise ValueError(f"one of its values is not what its tag or form says{detail}") from error
 
 
+def _refuse_key_twice(node: yaml.MappingNode) -> None:
+    """PyYAML takes the last of two lines with one key and says nothing; YAML 1.2 (3.2.1.3) wants keys to differ."""
+    lines: dict[tuple[str, str], int] = {}
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            line, name = key.start_mark.line + 1, (key.tag, key.value)
+            if name in lines:
+                raise yaml.YAMLError(f"'{key.value}' is given twice, in lines {lines[name]} and {line}; leave one out")
+            lines[name] = line
+
+
 def _written_out(node: yaml.Node | None, known: dict[int, int]) -> int:
     """Number of values in a node, each alias counted as what it stands for; an alias inside of that is refused."""
     if not isinstance(node, yaml.CollectionNode):
@@ -33,6 +44,7 @@ def _written_out(node: yaml.Node | None, known: dict[int, int]) -> int:
         known[id(node)] = MOST_VALUES + 1  # while it is being counted: met again, it holds itself
         parts = node.value
         if isinstance(node, yaml.MappingNode):
+            _refuse_key_twice(node)
             parts = [part for pair in parts for part in pair]
         total = 1
         for part in parts:

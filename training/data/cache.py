@@ -4,8 +4,9 @@
     python -m training.data.cache data/pairs --stable_diffusion stable-diffusion-v1-5 --what states       (stage 2)
 
 A run with the same Stable Diffusion, precision and resolution uses them by itself; one that would compute others
-refuses. What is there already is left as it is, so a command that was stopped goes on when it is given again. Latents
-of 512 pixels take 64 KB a sample in bf16, the states of a caption 118 KB.
+refuses. What these options have made already is left as it is, so a command that was stopped goes on when it is given
+again; rows of another model, resolution or precision are replaced. Latents of 512 pixels take 64 KB a sample in bf16,
+the states of a caption 118 KB.
 """
 
 from __future__ import annotations

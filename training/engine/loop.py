@@ -258,10 +258,12 @@ class Trainer:
                 self.checkpoints.wait()
             last = counters.step == config.steps or self.stopping
             validated, failure = self.validation.due(counters.step), ""
-            if last or validated or counters.step % config.log.every == 0:
+            shown = sampled and (last or counters.step % config.log.sample_every == 0)
+            measured = self._sample() if shown else {}
+            if last or validated or measured or counters.step % config.log.every == 0:
                 rates = meter.summary(self.process_group, peak)
                 rates["eta_seconds"] = rates["seconds_per_step"] * (config.steps - counters.step)
-                state |= {**rates, "skipped": counters.skipped, **self._report_data()}
+                state |= {**rates, "skipped": counters.skipped, **self._report_data(), **measured}
                 if validated:
                     figures, failure = self._validate()
                     state |= figures
@@ -269,8 +271,6 @@ class Trainer:
                 meter = Meter()
             else:
                 self.progress.line({**rates, **state})
-            if sampled and (last or counters.step % config.log.sample_every == 0):
-                self._sample()
             if last or failure or counters.step % config.checkpoint.every == 0:
                 self._save()
             if failure:
@@ -307,12 +307,14 @@ class Trainer:
             if hasattr(stream, "close"):
                 stream.close()
 
-    def _sample(self) -> None:
+    def _sample(self) -> dict[str, float]:
+        """Keep the sheet of a stage's fixed prompts; their figures, where it has any."""
         with torch.no_grad(), autocast(self.config.precision, self.process_group.device):
-            image = self.engine.step("sample")
+            image, figures = self.engine.step("sample")
         if self.process_group.rank == 0:
             path = Path(self.config.run_folder) / "samples" / f"step-{self.counters.step:08d}.png"
             path.parent.mkdir(exist_ok=True)
             with atomic_write(path) as file:
                 image.save(file, "PNG")
             self.progress.image("samples", image, self.counters.step)
+        return figures

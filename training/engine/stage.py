@@ -60,8 +60,9 @@ class Stage(Protocol):
 
     # Optional: indexed, a DataConfig of all sources that `stream` reads, where `data:` does not name all of them.
     # Optional: notes, a list of sentences for the user: where the weights come from.
-    # Optional: sample(model) -> PIL.Image, the fixed prompts as one grid; leaves train or eval mode as it was. Called
-    # every log.sample_every steps, on all ranks because the forward of a sharded model is collective; saved by rank 0.
+    # Optional: sample(model) -> PIL.Image, the fixed prompts as one grid, and figures for the step's record by their
+    # names (the same on all ranks); leaves train or eval mode as it was. Called every log.sample_every steps, on all
+    # ranks because the forward of a sharded model is collective; saved by rank 0.
     # Optional, for validation, which asks for all four or, without held-out sources, for none:
     # held_out(name, source, rows, size) -> micro-batches of at most `rows` rows, `size` in all, of a HeldOutSource.
     # prepared(batch, first_row) -> what is kept of a micro-batch whose first row is that one of its source (may lack).

@@ -37,6 +37,11 @@ def checkpoint_to_resume(config: RunConfig, checkpoints: Checkpoints) -> Path | 
     if config.resume == "auto":
         return latest
     if latest is not None and config.resume == "never":
+        if config.find_rate is not None:
+            raise ConfigError(
+                f"run_folder: {config.run_folder} already holds a run (at {latest.name}), and find_rate begins from "
+                f"`weights`; choose another folder, which is gone again after it."
+            )
         raise ConfigError(
             f"run_folder: {config.run_folder} already holds a run (at {latest.name}); add --resume auto to go on with "
             f"it, or choose another folder."

@@ -31,6 +31,11 @@ class Expectation:
                 f"validate.expect: {self.metric} has at_least {self.at_least} and at_most {self.at_most}; give one of "
                 f"the two, a number."
             )
+        if self.metric.split("/")[0] == "retrieval" and not 0 <= bounds[0] <= 1:
+            raise ValueError(
+                f"validate.expect: {bounds[0]:g} for {self.metric} must be a share of the captions, from 0 to 1; half "
+                "of them is 0.5."
+            )
         if self.by_step < 1:
             raise ValueError(f"validate.expect: by_step {self.by_step} of {self.metric} must be at least 1.")
 

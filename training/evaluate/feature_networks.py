@@ -54,18 +54,26 @@ def prepare(image: Image.Image, resize: int, mean: Sequence[float], deviation: S
 
 
 class FeatureNets:
-    """DINO and CLIP on one device. `dino` and `clip` are folders, or names whose files are in the hub cache.
+    """DINO and CLIP on one device. `dino` and `clip` are folders, or names whose files are in the hub cache; `names` is
+    what the user calls them.
 
     ConfigError where one of them is not there or is something else; nothing is downloaded.
     """
 
-    def __init__(self, dino: str | Path, clip: str | Path, device: torch.device, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        dino: str | Path,
+        clip: str | Path,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        names: tuple[str, str] = ("--dino", "--clip"),
+    ):
         from transformers import CLIPModel, CLIPTokenizer, ViTModel
 
-        self.dino = _local("--dino", ViTModel, dino, add_pooling_layer=False).to(device, dtype).eval()
+        self.dino = _local(names[0], ViTModel, dino, add_pooling_layer=False).to(device, dtype).eval()
         self._attention = ClassAttention(self.dino)
-        self.clip = _local("--clip", CLIPModel, clip).to(device, dtype).eval()
-        self.tokenizer = _local("--clip", CLIPTokenizer, clip)
+        self.clip = _local(names[1], CLIPModel, clip).to(device, dtype).eval()
+        self.tokenizer = _local(names[1], CLIPTokenizer, clip)
         self.device, self.dtype = device, dtype
         mean, deviation = (
             torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD)

@@ -31,6 +31,7 @@ from .instruct_config import Config
 from .instruct_validation import InstructValidation
 from .losses import Losses
 from .preview import rows_to_show, sample_sheet
+from .preview_figures import networks
 from .stage_config import StageConfig
 
 __all__ = ["InstructStage", "build", "loss"]
@@ -65,8 +66,7 @@ class InstructStage(InstructValidation):
     def _stream(self, data: InstructData, stream: Stream, clip: Any, maker: Maker | None = None) -> BatchStream:
         from ..data.streams import instruct_stream  # late, see there
 
-        side = self.model.config.vision.image_size
-        return instruct_stream(data, stream, self.model.tokenizer, side, clip, maker)
+        return instruct_stream(data, stream, self.model.tokenizer, self.model.config.vision.image_size, clip, maker)
 
     @property
     def indexed(self) -> InstructData:
@@ -98,13 +98,14 @@ class InstructStage(InstructValidation):
             found, total=found.total + beside, parts={**found.parts, "replay": (errors.detach().sum(), len(errors))}
         )
 
-    def sample(self, model: KosmosG) -> Image:
+    def sample(self, model: KosmosG) -> tuple[Image, dict[str, float]]:
         self.shown = self.shown or rows_to_show(self.task.preview, self.data, model)
         return sample_sheet(model, self.frozen, self.scheduler, self.shown, self.task.preview)
 
 
 def build(config: StageConfig, device: torch.device, model_device: torch.device) -> InstructStage:
     """The stage of a run's configuration; ValueError or OSError where a path or size does not fit."""
+    networks(config.task.preview.dino, config.task.preview.clip, device)  # what lacks is told now, not at a preview
     diffusion = configured_stable_diffusion(config.task, device, config.precision)
     return assemble(config, diffusion, *start_model(config, model_device))
 

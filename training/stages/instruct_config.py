@@ -66,6 +66,19 @@ class Preview:
     """Scale of classifier-free guidance."""
     size: int = 512
     """Side of the pictures in pixels."""
+    dino: str = ""
+    """facebook/dino-vits16 or its folder: with `clip`, what was sampled is measured, too (preview/dino, preview/clip_i,
+    preview/clip_t in the log)."""
+    clip: str = ""
+    """openai/clip-vit-base-patch32 or its folder."""
+
+    def __post_init__(self) -> None:
+        if bool(self.dino) != bool(self.clip):
+            given, lacking = ("dino", "clip") if self.dino else ("clip", "dino")
+            raise ValueError(
+                f"task.preview.{given}: {getattr(self, given)!r} measures previews only together with "
+                f"task.preview.{lacking}; give both or neither."
+            )
 
 
 @dataclass

@@ -22,6 +22,7 @@ from ..data.batches import padded
 from ..data.data_config import InstructData
 from .instruct_config import Preview, PreviewPrompt
 from .null_condition import encode_with_null
+from .preview_figures import preview_figures
 
 CELL = 192  # pixels of a side in the grid
 LINE = 18  # pixels of a line of text
@@ -98,9 +99,10 @@ def sample_images(
 
 def sample_sheet(
     model: KosmosG, frozen: Mapping[str, nn.Module], scheduler: DDPMScheduler, batch: Batch, preview: Preview
-) -> Image.Image:
-    """A preview's batch, sampled, as one sheet."""
-    return grid(batch, sample_images(model, frozen, scheduler, batch, preview), model)
+) -> tuple[Image.Image, dict[str, float]]:
+    """A preview's batch, sampled, as one sheet, and its figures where it asks for them."""
+    images = sample_images(model, frozen, scheduler, batch, preview)
+    return grid(batch, images, model), preview_figures(batch, images, model, preview)
 
 
 def grid(batch: Batch, images: Tensor, model: KosmosG) -> Image.Image:
