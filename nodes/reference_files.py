@@ -164,7 +164,10 @@ class KosmosGLoadReference(io.ComfyNode):
         if known := listed_files(FOLDER):
             more = f" and {len(known) - 10} more" if len(known) > 10 else ""
             return text + f"Found there: {', '.join(known[:10])}{more}; choose one of these."
-        return text + "They hold none: save one with Save Kosmos-G Reference, then press R to list it here."
+        return text + (
+            "They hold none: save one with Save Kosmos-G Reference, then press R to list it here; those of the pack's "
+            "workflows come with the menu Kosmos-G > Kosmos-G: get sample files."
+        )
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None = "") -> str:

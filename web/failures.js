@@ -33,6 +33,12 @@ function tellRefusals(answer) {
   }
 }
 
+/** Remove the messages on the screen, whose reason may be gone. */
+export function takeBack() {
+  messages.forEach((message) => app.extensionManager?.toast?.remove?.(message));
+  messages = [];
+}
+
 app.registerExtension({
   name: "KosmosG.Failures",
 
@@ -40,8 +46,7 @@ app.registerExtension({
     api.addEventListener("execution_error", ({ detail }) => tell(detail?.node_type, String(detail?.exception_message ?? "").trim()));
     const queue = api.queuePrompt;
     api.queuePrompt = async function queuePrompt(...all) {
-      messages.forEach((message) => app.extensionManager?.toast?.remove?.(message));
-      messages = [];
+      takeBack();
       try {
         return await queue.apply(this, all);
       } catch (error) {

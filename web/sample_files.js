@@ -4,6 +4,7 @@
 // It always asks first; the server copies (POST /kosmos_g/samples) and changes nothing that exists.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { takeBack } from "./failures.js";
 import { said } from "./sentences.js";
 
 const LOADER = "KosmosGLoader";
@@ -35,7 +36,7 @@ const make = (tag, options = {}, ...children) => {
 };
 /** Every node of the graph and of the subgraphs in it. */
 const allNodes = (graph = app.graph) => graph._nodes.flatMap((node) => [node, ...(node.subgraph ? allNodes(node.subgraph) : [])]);
-const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
+const megabytes = (bytes) => (bytes < 5e4 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
 
 async function ask(method = "GET") {
   const response = await api.fetchApi("/kosmos_g/samples", { method });
@@ -101,6 +102,7 @@ async function offer(reason = "") {
       const done = await ask("POST");
       if (done.remark || done.left.length) await tell("Not everything was copied", list([...done.left, done.remark].filter(Boolean)));
     }
+    takeBack(); // what was missing is there
     await refresh();
     if (answer === draw) await drawFirst();
   } catch (error) {

@@ -2,7 +2,7 @@
 //
 //   node first_minutes.mjs JOB.json     JOB: {playwright, chromium, address, pack}
 //
-// Prints {added, found, button, told, clicks, drawn, chosen, view}.
+// Prints {added, found, button, told, clicks, drawn, stale, chosen, view}.
 import { job, openComfyUI } from "../../dev/chromium.mjs";
 
 const { browser, page } = await openComfyUI(1600, 900, 300000);
@@ -50,10 +50,24 @@ await page.evaluate(async (pack) => {
   await app.loadGraphData(await response.json(), true, true, "two_subjects", { openSource: "template" });
 }, job.pack);
 await page.waitForSelector("dialog.kosmos-g-samples");
+// Refused, and said so by the pack itself: a front end with a dialog for it is not asked.
+await page.evaluate(async () => { app.api.queuePrompt(0, await app.graphToPrompt()).catch(() => 0); });
+const refusal = page.locator(".p-toast-message").filter({ hasText: "There is no Kosmos-G file" });
+await refusal.waitFor({ state: "attached", timeout: 20000 });
+await page.evaluate(() => { // between copying and drawing, which takes messages back as well
+  const refresh = app.refreshComboInNodes;
+  const shown = () => [...document.querySelectorAll(".p-toast-message")].filter((one) => one.innerText.includes("There is no Kosmos-G file")).length;
+  app.refreshComboInNodes = async function (...all) {
+    for (let tries = 0; tries < 50 && shown(); tries++) await new Promise((resolve) => setTimeout(resolve, 100));
+    window.stale ??= shown();
+    return refresh.apply(this, all);
+  };
+});
 seen.told = await page.locator("dialog.kosmos-g-samples").innerText();
 await page.getByText("Copy and draw", { exact: true }).click();
 seen.clicks = 1;
 seen.drawn = await page.evaluate(() => window.ended);
+seen.stale = await page.evaluate(() => window.stale);
 seen.chosen = await page.evaluate(() => app.graph._nodes.filter((node) => node.type === "KosmosGLoader")
   .flatMap((node) => node.widgets.map((widget) => widget.name + "=" + widget.value)));
 await page.waitForFunction(() => app.graph._nodes.filter((node) => node.type === "LoadImage")

@@ -16,6 +16,8 @@ from dev.graph import Graph, link
 from dev.install import ROOT
 from dev.server import PACK_NAME, Server, prepare_folder, running_server
 
+from .test_sentences import in_chinese
+
 WORLD = ROOT / "assets/world"
 COPIES = {
     "models/kosmos_g/emoji-world-kosmos-g.safetensors": WORLD / "emoji-world-kosmos-g.safetensors",
@@ -93,6 +95,7 @@ def test_a_fresh_load_reference_says_where_it_looked_and_how_to_make_one(client:
     for folder in ("output/kosmos_g_references", "models/kosmos_g_references"):
         assert str(fresh.folder / folder) in said
     assert "save one with Save Kosmos-G Reference" in said
+    assert "Kosmos-G: get sample files" in said
 
 
 @pytest.mark.parametrize("deleted", ["output/kosmos_g_references", "models/kosmos_g", "models/text_encoders"])
@@ -148,7 +151,13 @@ def test_getting_sample_files_asks_copies_and_changes_nothing_that_exists(client
 
 
 @pytest.mark.skipif(missing(ENVIRONMENT) is not None, reason=str(missing(ENVIRONMENT)))
-def test_a_newcomer_finds_the_prompt_and_has_a_picture_after_one_click(fresh: Server, tmp_path: Path) -> None:
+def test_a_newcomer_finds_the_prompt_and_has_a_picture_after_one_click(
+    client: Client, fresh: Server, tmp_path: Path
+) -> None:
+    missed = ("KosmosGLoader", {"dtype": "auto", "device": "auto"}), ("KosmosGLoadReference", {})
+    refusals = [refusal(client, node, file="mine.safetensors", **others) for node, others in missed]
+    told = in_chinese([said.partition("file - ")[2] for said in refusals], tmp_path)
+    assert [sentence[:2] for sentence in told] == ["没有", "没有"]
     script = Path(__file__).with_name("first_minutes.mjs")
     seen = use(ENVIRONMENT, fresh.address, script, {"pack": PACK_NAME}, tmp_path)
     assert seen["added"] == [["KosmosGTextEncode", "Kosmos-G Prompt", "#355"]]
@@ -158,6 +167,8 @@ def test_a_newcomer_finds_the_prompt_and_has_a_picture_after_one_click(fresh: Se
     # The reference of the cat is made, in a file of its own.
     size = sum((fresh.folder / name).stat().st_size for name in (*COPIES, REFERENCE))
     assert f"These {len(COPIES) + 1} files, {size / 1e6:.1f} MB, would be copied" in seen["told"]
+    assert "0.0 MB" not in seen["told"]
+    assert seen["stale"] == 0
     for name in COPIES:
         assert str((fresh.folder / name).parent) in seen["told"]
     assert (seen["clicks"], seen["drawn"]) == (1, "execution_success")
