@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
-from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
 from kosmos_core import KosmosG, Tokenizer, preprocess_image
 from kosmos_core.diffusers.sampler import sample_latents
-from kosmos_core.images import CLIP_MEAN, CLIP_STD, ImageError, open_image
+from kosmos_core.images import ImageError, open_image
 
 from ..base import contact_sheet as sheet
 from ..base.rng import RowRng
@@ -22,7 +21,7 @@ from ..data.batches import padded
 from ..data.data_config import InstructData
 from .instruct_config import Preview, PreviewPrompt
 from .null_condition import encode_with_null
-from .preview_figures import preview_figures
+from .preview_figures import as_images, as_seen, preview_figures
 
 CELL = 192  # pixels of a side in the grid
 LINE = 18  # pixels of a line of text
@@ -109,8 +108,7 @@ def grid(batch: Batch, images: Tensor, model: KosmosG) -> Image.Image:
     """What `sample_pictures` took and gave as one sheet: per prompt its text, its reference pictures, the target where
     the data has one, the samples."""
     used = [marked // model.config.resampler.latents for marked in batch["image_mask"].sum(1).tolist()]
-    mean, deviation = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
-    references = iter([] if batch["pixels"] is None else batch["pixels"] * deviation + mean)
+    references = iter([] if batch["pixels"] is None else as_seen(batch["pixels"]))
     targets = batch.get("target")
     headings = [*["reference"] * max(used), *["target"] * (targets is not None), *["sample"] * images.shape[1]]
     width = len(headings) * CELL
@@ -130,5 +128,4 @@ def _line(words: str, width: int, colour: sheet.Colour) -> sheet.Block:
 def _cell(pixels: Tensor | None) -> sheet.Block:
     if pixels is None:
         return sheet.space(CELL, CELL)
-    array = (rearrange(pixels.clamp(0, 1), "c y x -> y x c").cpu() * 255).round().byte().numpy()
-    return sheet.thumbnail(Image.fromarray(array), CELL)
+    return sheet.thumbnail(as_images(pixels[None])[0], CELL)

@@ -39,23 +39,25 @@ def preview_figures(batch: Batch, images: Tensor, model: KosmosG, preview: Previ
         return {}
     used = [marked // model.config.resampler.latents for marked in batch["image_mask"].sum(1).tolist()]
     found: dict[str, list[Tensor]] = {"clip_t": []}
-    references = () if batch["pixels"] is None else _shown(batch["pixels"]).split(used)
+    references = () if batch["pixels"] is None else as_seen(batch["pixels"]).split(used)
     for number, samples in enumerate(images):
-        drawn = nets.of_images(_images(samples))
+        drawn = nets.of_images(as_images(samples))
         words = model.tokenizer.decode(batch["token_ids"][number].tolist()).replace("<i>", "")
         found["clip_t"].append((drawn.clip @ nets.of_texts([words]).T).mean())
         if used[number]:
-            real = nets.of_images(_images(references[number]))
+            real = nets.of_images(as_images(references[number]))
             found.setdefault("dino", []).append((drawn.dino @ real.dino.T).mean())
             found.setdefault("clip_i", []).append((drawn.clip @ real.clip.T).mean())
     return {f"preview/{name}": float(torch.stack(values).mean()) for name, values in found.items()}
 
 
-def _shown(pixels: Tensor) -> Tensor:
+def as_seen(pixels: Tensor) -> Tensor:
+    """Pictures as the vision tower takes them, (n, 3, side, side), in 0 ... 1."""
     mean, deviation = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
     return pixels.cpu() * deviation + mean
 
 
-def _images(pixels: Tensor) -> list[Image.Image]:
+def as_images(pixels: Tensor) -> list[Image.Image]:
+    """Pictures (n, 3, height, width) in 0 ... 1."""
     arrays = (rearrange(pixels.float().cpu().clamp(0, 1), "n c y x -> n y x c") * 255).round().byte().numpy()
     return [Image.fromarray(array) for array in arrays]
