@@ -36,7 +36,7 @@ const make = (tag, options = {}, ...children) => {
 };
 /** Every node of the graph and of the subgraphs in it. */
 const allNodes = (graph = app.graph) => graph._nodes.flatMap((node) => [node, ...(node.subgraph ? allNodes(node.subgraph) : [])]);
-const megabytes = (bytes) => (bytes < 5e4 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
+const fileSize = (bytes) => (bytes < 5e4 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
 
 async function ask(method = "GET") {
   const response = await api.fetchApi("/kosmos_g/samples", { method });
@@ -74,7 +74,7 @@ function folders(files) {
   const found = Map.groupBy ? Map.groupBy(files, (file) => file.folder) : files.reduce((all, file) =>
     all.set(file.folder, [...(all.get(file.folder) ?? []), file]), new Map());
   return [...found].map(([folder, some]) =>
-    `${folder}: ${some.length > 2 ? `${some.length} files, kosmos-g-*` : some.map((file) => file.name).join(", ")} (${megabytes(some.reduce((sum, file) => sum + file.bytes, 0))})`);
+    `${folder}: ${some.length > 2 ? `${some.length} files, kosmos-g-*` : some.map((file) => file.name).join(", ")} (${fileSize(some.reduce((sum, file) => sum + file.bytes, 0))})`);
 }
 
 /** Ask, copy, and draw if that was asked for. `reason` is why it is asked now. */
@@ -91,7 +91,7 @@ async function offer(reason = "") {
     const about = text("Small weights that know 34 kinds of emoji (64 x 64 pixels), and example images. With them every workflow of Kosmos-G in the template browser runs as it is.");
     const what = missing.length ? [
       ...(reason ? [text(reason)] : []), about,
-      text(`These ${missing.length} files, ${megabytes(missing.reduce((sum, file) => sum + file.bytes, 0))}, would be copied from the pack's own folder; nothing is downloaded and no existing file is changed:`),
+      text(`These ${missing.length} files, ${fileSize(missing.reduce((sum, file) => sum + file.bytes, 0))}, would be copied from the pack's own folder; nothing is downloaded and no existing file is changed:`),
       list(folders(missing)),
     ] : [text("All sample files are in their places."), about];
     if (left.length) what.push(list(left));
