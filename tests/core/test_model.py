@@ -170,7 +170,7 @@ def test_a_picture_is_encoded_once_and_the_memory_of_it_is_bit_identical(model):
 
 def test_the_memory_of_pictures_is_bounded_and_forgotten_with_the_weights(model, monkeypatch):
     monkeypatch.setattr("kosmos_core.model.CACHED_IMAGES", 3)
-    model.train(False)
+    model.train(False)._cached_images.clear()
     for shade in range(5):
         model.encode("<i>", [np.full((8, 8, 3), shade, np.uint8)])
     assert len(model._cached_images) == 3
