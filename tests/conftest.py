@@ -2,8 +2,10 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
 from zlib import crc32
@@ -39,6 +41,21 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef) -> None:
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
     """What a test draws does not depend on the tests before it."""
     draw_alike(pyfuncitem.nodeid)
+
+
+HANDLERS = {
+    getattr(signal, name): signal.getsignal(getattr(signal, name))
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)
+}
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """The tests' own handlers come back after commands that ran in this process and took the signals over."""
+    yield
+    for number, handler in HANDLERS.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from training.base import precision
-from training.base.precision import DTYPES, choose_precision, cpu_rate, faster_on_cpu, slow_format
+from training.base.precision import choose_precision, cpu_rate, faster_on_cpu, slow_format
 
 CPU = torch.device("cpu")
 
