@@ -190,7 +190,7 @@ def test_a_folder_that_cannot_be_written_is_indexed_in_the_cache():
 
         process = context.Process(target=read_as_another)
         process.start()
-        dataset = told.get(timeout=60)
+        dataset = told.get(timeout=300)
         process.join()
         pairs.chmod(0o755)
         assert cache in dataset.root.parents
@@ -212,7 +212,7 @@ def test_several_processes_index_one_folder_without_harm(pairs):
     running = [context.Process(target=lambda: counts.put(len(index_dataset(pairs)))) for _ in range(4)]
     for process in running:
         process.start()
-    assert [counts.get(timeout=60) for _ in running] == [25] * 4
+    assert [counts.get(timeout=300) for _ in running] == [25] * 4
     for process in running:
         process.join()
     assert not list(pairs.rglob("*.tmp"))
