@@ -32,9 +32,6 @@ SEEN = 224
 SIZES = Sizes(painted=SIDE, seen=SEEN)
 
 
-pytestmark = pytest.mark.usefixtures("own_signals")
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_kosmos(tmp_path_factory.mktemp("weights") / "kosmos-g.safetensors")
