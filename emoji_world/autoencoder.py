@@ -21,7 +21,7 @@ from torch import nn
 from kosmos_core.atomic import atomic_write
 from training.base.precision import autocast, faster_on_cpu
 
-from .scenes import WORLDS, EmojiScene, EmojiWorld, Placed
+from .scenes import WORLD_NAMES, EmojiScene, EmojiWorld, Placed
 from .sheets import pixel_grid
 
 # Output channels by the number of TAESD's layer; residual blocks that are not named are a ReLU.
@@ -125,7 +125,7 @@ def report(vae: AutoencoderTiny, world: EmojiWorld, folder: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", choices=WORLDS, default="full")
+    parser.add_argument("--world", choices=WORLD_NAMES, default="full")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=12)
     parser.add_argument("--batch", type=int, default=16)

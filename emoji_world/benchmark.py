@@ -32,7 +32,7 @@ from .features import feature_nets
 from .generator import EmojiGenerator
 from .judge import BenchmarkRow, Judge, PromptCase, draw_prompts, in_words, real_pictures
 from .prompt_weights import Painter, WeightedPrompt, cases_of, shipped
-from .scenes import WORLDS, EmojiWorld
+from .scenes import WORLD_NAMES, EmojiWorld
 from .sheets import enlarged
 
 RISING, ENOUGH = (0.5, 1.0, 2.0), 0.01  # weights whose effect has to rise; what is less than that is no fall
@@ -215,7 +215,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, default=ASSETS / "emoji-world-kosmos-g.safetensors")
     parser.add_argument("--sd", default=str(ASSETS / "emoji-world-sd.safetensors"), help="diffusers folder or file")
     parser.add_argument("--clip", default=str(ASSETS / "clip"), help="folder of CLIP, for an --sd that is a file")
-    parser.add_argument("--world", choices=WORLDS, default="full", help="which says what is held out")
+    parser.add_argument("--world", choices=WORLD_NAMES, default="full", help="which says what is held out")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--count", type=int, default=96, help="prompts of each row")
     parser.add_argument("--steps", type=int, default=8, help="sampling steps")

@@ -34,7 +34,7 @@ def look_swapped(world: EmojiWorld, identities: Sequence[Identity], count: int) 
     rng, found = np.random.default_rng(63), []
     for prompt in draw_prompts(world, list(identities), count, 1, 63):
         shown = prompt.identities[0]
-        asked = replace(shown, look=str(rng.choice([look for look in world.atlas.looks if look != shown.look])))
+        asked = replace(shown, look=str(rng.choice([look for look in world.looks if look != shown.look])))
         text = f"a {world.atlas.words[asked.look]} {prompt.marks}"
         found.append((text, SwappedCase((asked,), prompt.background, prompt.references, prompt.shuffled, shown)))
     return found

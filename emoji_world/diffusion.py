@@ -25,7 +25,7 @@ from training.stages.diffusion_loss import snr_weights
 
 from .autoencoder import narrow_autoencoder
 from .sampling import sample
-from .scenes import SHARES, WORLDS, EmojiScene, EmojiWorld
+from .scenes import SHARES, WORLD_NAMES, EmojiScene, EmojiWorld
 from .sheets import pixel_grid
 
 EMPTY_CAPTIONS = 0.1
@@ -159,7 +159,7 @@ class UNetTraining:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", choices=WORLDS, default="full")
+    parser.add_argument("--world", choices=WORLD_NAMES, default="full")
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--clip", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)

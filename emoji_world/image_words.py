@@ -23,7 +23,7 @@ from kosmos_core import KosmosG, load_model
 from kosmos_core.weights import save_model
 from training.base.precision import autocast, faster_on_cpu
 
-from .scenes import WORLDS, Background, EmojiWorld, Identity
+from .scenes import WORLD_NAMES, Background, EmojiWorld, Identity
 from .text_encoder import normalise
 from .training_data import SampleMaker
 
@@ -113,7 +113,7 @@ def train(model: KosmosG, world: EmojiWorld, minutes: float, size: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", choices=WORLDS, default="full")
+    parser.add_argument("--world", choices=WORLD_NAMES, default="full")
     parser.add_argument("--weights", required=True, help="Kosmos-G weights of stage 1, trained on words alone")
     parser.add_argument("--vision", help="weights of stage 1 whose vision tower knows pictures already")
     parser.add_argument("--output", type=Path, required=True)

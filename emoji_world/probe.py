@@ -22,7 +22,7 @@ from kosmos_core.images import preprocess_image
 from training.stages.alignment_loss import token_weights
 
 from .diffusion import text_states
-from .scenes import ALL_HUES, HUES, WORLDS, Background, EmojiWorld, Identity
+from .scenes import ALL_HUES, HUES, WORLD_NAMES, Background, EmojiWorld, Identity
 
 PADDING = 0.1  # weight of CLIP's states behind a caption's end, as in the world's configurations
 WHERE = Background("red")
@@ -128,7 +128,7 @@ class ReferenceProbe:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", choices=WORLDS, default="full")
+    parser.add_argument("--world", choices=WORLD_NAMES, default="full")
     parser.add_argument("--all-hues", action="store_true", help="references in twelve hues instead of the world's two")
     parser.add_argument("--stable_diffusion", required=True, help="diffusers folder of the world")
     parser.add_argument("weights", nargs="+", help="Kosmos-G weights of any stage")

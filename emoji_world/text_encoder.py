@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisio
 from kosmos_core.images import CLIP_MEAN, CLIP_STD
 from training.base.precision import autocast, faster_on_cpu
 
-from .scenes import WORLDS, EmojiWorld
+from .scenes import WORLD_NAMES, EmojiWorld
 
 POSITIONS = 77
 
@@ -127,7 +127,7 @@ class ContrastiveModel(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", choices=WORLDS, default="full")
+    parser.add_argument("--world", choices=WORLD_NAMES, default="full")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=4)
     parser.add_argument("--batch", type=int, default=64)
