@@ -1,4 +1,4 @@
-"""Sprites of the open world: over 600 nouns in four looks, 400 of them in a fifth one, and other poses where they exist.
+"""Sprites of the open world: over 600 nouns in four looks, 400 of them in a fifth, and other poses where they exist.
 
 Rebuild the committed atlas (needs `npm`, the PyPI package `resvg-py` and 1 GB for the animated emoji):
     python -m emoji_world.open_atlas
@@ -28,7 +28,7 @@ OPEN_LOOKS = LOOKS | {
 }
 ANIMATED = tuple(f"@lobehub/fluent-emoji-anim-{part}@1.0.0" for part in range(1, 5))
 ANIMATED_LOOK = "fluent-3d"
-# Mean change of a sprite's premultiplied values, 0..1, within which a frame counts as another pose; what changes more is
+# Mean change of a sprite's premultiplied values, 0..1, within which a frame is another pose; what changes more is
 # another thing, such as a bomb's flash.
 MOVED = (0.06, 0.2)
 AREA_CHANGE, FRAMES_APART = 0.3, 3

@@ -221,7 +221,7 @@ class SampleMaker:
 def write_vocabulary(world: EmojiWorld, texts: list[str], folder: Path, pieces: int) -> tuple[Path, Path]:
     """A vocabulary of the captions and texts; returns the paths of spm.model and dict.txt."""
     rng = np.random.default_rng(0)
-    captions = [world.caption(world.draw(rng), rng) for _ in range(2000)]
+    captions = [world.caption(world.draw(rng), rng) for _ in range(max(2000, 20 * len(world.nouns)))]
     captions += [f"on a {colour} background" for colour in BACKGROUNDS] + ["in grey"] * 20
     return train_vocabulary(folder, captions * 2 + texts, pieces)
 
@@ -245,13 +245,13 @@ def write_data(world: EmojiWorld, folder: Path, samples: int, pieces: int = 1000
     return vocabulary
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", choices=WORLD_NAMES, default="full")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=6000)
     parser.add_argument("--pieces", type=int, default=1000)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     world = EmojiWorld.named(arguments.world)
     vocabulary = write_data(world, arguments.output, arguments.samples, arguments.pieces)
     held = sum(world.held_out_of_instruct(identity) for identity in world.identities)
