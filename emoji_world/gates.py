@@ -1,7 +1,7 @@
 """What each step of a world's training has to reach before the next one is worth its time.
 
-Names come before stages: a U-Net that does not paint a noun from its own CLIP's words teaches Kosmos-G nothing of it, and
-a language model that does not name pictures gives AlignerNet nothing to read.
+Names come before stages: a U-Net that does not paint a noun from its own CLIP's words teaches Kosmos-G nothing of it,
+and a language model that does not name pictures gives AlignerNet nothing to read.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ Answer = tuple[bool, str]
 
 
 def at_least(value: float, goal: float, what: str) -> Answer:
-    return value >= goal, f"{what} {value:.2f}, at least {goal:g}"
+    return bool(value >= goal), f"{what} {value:.2f}, at least {goal:g}"
 
 
 def autoencoder(world: str, folder: Path) -> Answer:

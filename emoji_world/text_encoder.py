@@ -135,7 +135,7 @@ class ContrastiveModel(nn.Module):
 
 
 def resized(image: np.ndarray, side: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
+    return np.array(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
 
 
 def draw_pairs(world: EmojiWorld, tokenizer: CLIPTokenizer, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

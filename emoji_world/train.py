@@ -1,7 +1,7 @@
 """The whole training of a world, one piece at a time, each by one command, on CPUs and GPUs alike.
 
     python -m emoji_world.train next --world open --folder runs/open --minutes 9      the first step that is not done
-    python -m emoji_world.train unet --world open --folder runs/open --batch 256      a step by name, with its own options
+    python -m emoji_world.train unet --world open --folder runs/open --batch 256      a step by name, with own options
     python -m emoji_world.train status --world open --folder runs/open
 
 Steps, in order: autoencoder, clip, unet, data, lm, words, image-words, align, instruct, repair. A piece that was ended
@@ -11,9 +11,9 @@ what went wrong in earlier runs: a step that builds on less is not begun (--past
 
 import argparse
 import json
+import os
 import signal
-import subprocess
-import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ import yaml
 from kosmos_core import Tokenizer
 from kosmos_core.atomic import write_file
 from training.export import export
+from training.run import main as run_stage
 
 from . import autoencoder, diffusion, gates, image_words, text_encoder, training_data
 from .scenes import WORLD_NAMES, EmojiWorld
@@ -59,12 +60,13 @@ class Place:
             words, run = [*words, "--config", str(own)], Path(config["run_folder"])
         vocabulary = Tokenizer.from_files(data / "spm.model", data / "dict.txt").vocabulary
         words += ["--model.decoder.vocabulary", str(vocabulary), "--resume", "auto", "--device", self.device]
-        started = subprocess.Popen([sys.executable, "-m", "training.run", *words, *more])
+        timer = threading.Timer(60 * (self.minutes or 0), os.kill, (os.getpid(), signal.SIGTERM))
+        if self.minutes is not None:
+            timer.start()
         try:
-            code = started.wait(None if self.minutes is None else 60 * self.minutes)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            started.send_signal(signal.SIGTERM)
-            code = started.wait()
+            code = run_stage([*words, *more])
+        finally:
+            timer.cancel()
         if code:
             raise SystemExit(code)
         steps, log = yaml.safe_load((run / "config.yaml").read_text())["steps"], run / "log.jsonl"
@@ -147,7 +149,8 @@ def piece(place: Place, step: str, more: list[str], past_gates: bool) -> None:
     print(f"{step}: done; gate {'open' if passed else 'shut'}: {told}")
 
 
-def main(words: list[str] | None = None) -> None:
+def main(words: list[str] | None = None) -> str | None:
+    """Returns the step that a piece was done of."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=(*STEPS, "next", "status"))
     parser.add_argument("--world", choices=WORLD_NAMES, default="middle")
@@ -163,12 +166,14 @@ def main(words: list[str] | None = None) -> None:
     if arguments.step == "status":
         for step in STEPS:
             print(f"{step}: {found[step]['told'] if step in found else 'not done'}")
-        return
+        return None
     left = [step for step in STEPS if step not in found]
     if arguments.step == "next" and not left:
         print("All steps are done.")
-        return
-    piece(place, left[0] if arguments.step == "next" else arguments.step, more, arguments.past_gates)
+        return None
+    step = left[0] if arguments.step == "next" else arguments.step
+    piece(place, step, more, arguments.past_gates)
+    return step
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def test_one_more_output_is_a_message_of_the_model_s_format():
 
 
 def test_one_command_writes_numbers_a_table_and_a_sheet(chain, tmp_path):
-    words = ["--weights", str(chain.folder / "instruct.safetensors"), "--sd", str(chain.folder / "sd")]
+    words = ["--weights", str(chain.folder / "instruct.safetensors"), "--sd", str(chain.folder / "sd/diffusers")]
     main([*words, "--world", "test", "--count", "2", "--steps", "1", "--output", str(tmp_path / "made")])
     report = json.loads((tmp_path / "made" / "benchmark.json").read_text())
     rows = {row["row"]: row for row in report["rows"]}

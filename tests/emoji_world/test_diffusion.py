@@ -87,7 +87,7 @@ def test_pictures_depend_on_condition_and_seed_only():
 
 
 def test_the_single_file_has_every_tensor_under_comfyuis_names(chain):
-    tensors = single_file(chain.folder / "sd")
+    tensors = single_file(chain.folder / "sd/diffusers")
     unet = build_unet(32).state_dict()
     names = {unet_name(name) for name in unet}
     assert len(names) == len(unet)
@@ -99,8 +99,8 @@ def test_the_single_file_has_every_tensor_under_comfyuis_names(chain):
 
 
 def test_the_single_file_reads_back_as_the_models_that_it_was_made_of(chain, tmp_path):
-    save_file(single_file(chain.folder / "sd"), tmp_path / "sd.safetensors")
-    folder, file = (StableDiffusion(str(path)) for path in (chain.folder / "sd", tmp_path / "sd.safetensors"))
+    save_file(single_file(chain.folder / "sd/diffusers"), tmp_path / "sd.safetensors")
+    folder, file = (StableDiffusion(str(path)) for path in (chain.folder / "sd/diffusers", tmp_path / "sd.safetensors"))
     unet = folder.unet()
     for made, read in ((unet, file.unet()), (folder.vae(), file.vae())):
         weights = read.state_dict()
@@ -111,10 +111,10 @@ def test_the_single_file_reads_back_as_the_models_that_it_was_made_of(chain, tmp
 
 
 def test_the_diffusers_folder_comes_back_from_the_shipped_files(chain, tmp_path):
-    save_file(single_file(chain.folder / "sd"), tmp_path / "sd.safetensors")
-    save_clip(chain.folder / "sd", tmp_path / "clip")
+    save_file(single_file(chain.folder / "sd/diffusers"), tmp_path / "sd.safetensors")
+    save_clip(chain.folder / "sd/diffusers", tmp_path / "clip")
     save_diffusers(tmp_path / "sd.safetensors", tmp_path / "clip", tmp_path / "back")
-    made, read = (StableDiffusion(str(path)) for path in (chain.folder / "sd", tmp_path / "back"))
+    made, read = (StableDiffusion(str(path)) for path in (chain.folder / "sd/diffusers", tmp_path / "back"))
     words = made.tokenizer()("a glossy red heart", return_tensors="pt").input_ids
     assert torch.equal(words, read.tokenizer()("a glossy red heart", return_tensors="pt").input_ids)
     states = [model.text_encoder()(words).last_hidden_state for model in (made, read)]
