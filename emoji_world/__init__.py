@@ -13,8 +13,8 @@ From nothing to these weights, after `pip install -e ".[train,world]"` (LOG.md h
     python -m emoji_world.showcase        README's pictures
 
 `train` calls autoencoder, text_encoder (CLIP), diffusion (U-Net), training_data, `training.run` with the files of
-configs/, and image_words (vision tower and resampler, on the words of stage 1); what they share is in `pieces`, what each
-has to reach in `gates`. `open_atlas` and `open_scenes` are a larger world, of 625 nouns.
+configs/, and image_words (vision tower and resampler, on the words of stage 1); what they share is in `pieces`, what
+each has to reach in `gates`. `open_atlas` and `open_scenes` are a larger world, of 625 nouns.
 
 Between the runs `python -m training.export` makes one file of each, and `python -m emoji_world.probe` tells in a minute
 what a stage reads from references. The other modules: `scenes` draws pictures with captions and says what is held out
