@@ -15,8 +15,6 @@ from training.engine.run_config import parse
 from training.engine.trainable import COMFYUI, restrict
 from training.engine.trainable_config import TrainableConfig
 
-pytestmark = pytest.mark.usefixtures("own_signals")
-
 
 @pytest.fixture
 def start(smoke_stages) -> Path:
