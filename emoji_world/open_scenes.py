@@ -164,7 +164,6 @@ class OpenWorld(EmojiWorld):
         turned = tuple(replace(placed, pose=1 - placed.pose) for placed in scene.objects)
         return super().crops(scene.edited(objects=turned))
 
-    def reference(self, identity: Identity) -> np.ndarray:
+    def reference(self, identity: Identity, pose: int = 1) -> np.ndarray:
         """An identity in its other pose on white; portraits and real pictures show the pose of the atlas, or either."""
-        alone = Placed(identity, 0, 0, self.object_size, pose=1)
-        return self.close_up(EmojiScene((alone,), Background("white")))[0]
+        return super().reference(identity, pose)

@@ -272,9 +272,9 @@ class EmojiWorld:
         placed = scene.objects[0]
         return self.render(scene)[0][placed.box], scene.edited(objects=(placed,))
 
-    def reference(self, identity: Identity) -> np.ndarray:
+    def reference(self, identity: Identity, pose: int = 0) -> np.ndarray:
         """An identity on white, filling the picture as the crops of the training samples do: uint8 (s, s, 3)."""
-        alone = Placed(identity, 0, 0, self.object_size)
+        alone = Placed(identity, 0, 0, self.object_size, pose)
         return self.close_up(EmojiScene((alone,), Background("white")))[0]
 
     def phrase(self, identity: Identity, rng: np.random.Generator | None = None, share: float = 0.5) -> str:
