@@ -84,7 +84,7 @@ def subjects_of(world: EmojiWorld, group: str, reported: bool = True) -> list[Id
     return [
         identity
         for noun in GROUPS[group]
-        for identity in [Identity(noun, look, hue) for look in world.atlas.looks for hue in world.hues][own]
+        for identity in [Identity(noun, look, hue) for look in world.looks for hue in world.hues][own]
     ]
 
 
