@@ -59,12 +59,12 @@ ROWS = {  # in the order in which they are made
     "text": Row(asks="text"),
     "text, adapter": Row(adapter=ADAPTER, asks="text"),
     "adapter and tuned": Row(TUNED, ADAPTER),
-    "tuned on 1 photograph": Row(TUNED, photographs=1),
-    "before, without noun": Row(noun=False),
-    "tuned without noun": Row(TUNED, noun=False),
     "adapter with general data": Row(adapter=GENERAL_TOO),
     "others, adapter with general data": Row(adapter=GENERAL_TOO, asks="others"),
     "text, adapter with general data": Row(adapter=GENERAL_TOO, asks="text"),
+    "tuned on 1 photograph": Row(TUNED, photographs=1),
+    "before, without noun": Row(noun=False),
+    "tuned without noun": Row(TUNED, noun=False),
     "tuned on 3 photographs": Row(TUNED, photographs=3),
     "tuned without masks": Row(TUNED, masks=False),
     "to choose/adapter": Row(adapter=ADAPTER),
@@ -137,16 +137,31 @@ def table(folder: Path, world: EmojiWorld, say: Callable[[str], None]) -> None:
     rows = finished(folder, world)
     for (group, name), row in rows.items():
         say(json.dumps({"group": group, **row.summary()}))
-        place, _, asked = name.rpartition("/")
-        base = asked.partition(",")[0] if asked.startswith(("others", "text")) else "before"
-        base = "before, without noun" if asked == "tuned without noun" else base
-        before = rows.get((group, f"{place}/{base}" if place else base))
-        if before is None or before is row:
-            continue
-        both = set(row.subjects) & set(before.subjects)
-        one, other = ([x in both for x in found.subjects] for found in (row, before))
-        subjects = [x for x in row.subjects if x in both]
-        differences = {
-            metric: interval(row.values[metric][one] - before.values[metric][other], subjects) for metric in row.values
-        }
-        say(json.dumps({"group": group, "row": f"{name} minus {base}", **differences}))
+        for base in compared_with(name):
+            before = rows.get((group, base))
+            if before is None:
+                continue
+            both = set(row.subjects) & set(before.subjects)
+            one, other = ([x in both for x in found.subjects] for found in (row, before))
+            subjects = [x for x in row.subjects if x in both]
+            differences = {
+                metric: interval(row.values[metric][one] - before.values[metric][other], subjects)
+                for metric in row.values
+            }
+            say(json.dumps({"group": group, "row": f"{name} minus {base}", "subjects": len(both), **differences}))
+
+
+def compared_with(name: str) -> list[str]:
+    """The rows that a row is told the difference to: what it began with, and what it would be measured against."""
+    asked = name.partition(",")[0]
+    if asked in ("others", "text"):
+        found = [asked, name.removesuffix(" with general data")]
+    elif not reported(name):
+        found = ["to choose/before", asked, "to choose/20 steps", "to choose/every noise alike"]
+    elif name.startswith("before"):
+        found = []
+    elif name.endswith("without noun"):
+        found = ["before, without noun", "tuned"]
+    else:
+        found = ["before", "tuned", name.removesuffix(" with general data")]
+    return [base for base in dict.fromkeys(found) if base != name]

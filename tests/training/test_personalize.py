@@ -372,6 +372,12 @@ def test_several_subjects_in_dreambenchs_layout_and_the_finished_ones_stay(run, 
     capsys.readouterr()
     assert run(data, output, "--subjects", str(listed), "--noun", "dog") == 2
     assert "--noun: 'dog', but the nouns are in --subjects" in capsys.readouterr().err
+    assert run(output, tmp_path / "other", "--subjects", str(listed)) == 2
+    assert f"has no folder {output}/mug or {output}/dataset/mug; give --images the folder" in capsys.readouterr().err
+    listed.write_text(listed.read_text().replace("noun: fox", f"noun: {'x' * 201}"))
+    assert run(data, tmp_path / "other", "--subjects", str(listed)) == 2
+    assert "--subjects: subject 'pets/fox': The noun of a reference has 201 characters" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_captions_say_where_the_subject_stands():

@@ -192,16 +192,16 @@ def read_subjects(path: str | Path) -> SubjectSet:
     return SubjectSet(str(content.get("name", Path(path).stem)), tuple(subjects), prompts)
 
 
-def subject_images(data: str | Path, subject: Subject) -> list[Path]:
+def subject_images(data: str | Path, subject: Subject, option: str = "--data") -> list[Path]:
     """All pictures of a subject in `data` or `data/dataset`, in the order of their names, without their masks.
 
-    ConfigError where the folder or the picked picture is missing.
+    ConfigError where the folder or the picked picture is missing; it names the `option` that gave `data`.
     """
     folders = [Path(data, subject.name), Path(data, "dataset", subject.name)]
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is None:
         raise ConfigError(
-            f"the subject '{subject.name}' has no folder {folders[0]} or {folders[1]}; give --data the folder that "
+            f"the subject '{subject.name}' has no folder {folders[0]} or {folders[1]}; give {option} the folder that "
             "holds one folder per subject (a clone of google/dreambooth, or its dataset folder)"
         )
     images = [path for path in image_files(folder) if not path.name.lower().endswith(MASK)]

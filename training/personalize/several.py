@@ -41,7 +41,7 @@ def tasks_of(options: Namespace, note: Note) -> list[SubjectTask]:
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output: {output} is a file; with --subjects give a folder for one file per subject.")
     subjects = DREAMBENCH if options.subjects == BUILT_IN else read_subjects(options.subjects)
-    folders = [subject_images(options.images, subject)[0].parent for subject in subjects.subjects]
+    folders = [subject_images(options.images, subject, "--images")[0].parent for subject in subjects.subjects]
     tasks = [
         SubjectTask(
             subject.name,
