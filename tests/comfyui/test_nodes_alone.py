@@ -181,7 +181,8 @@ def test_a_blend_keeps_the_options_of_kosmos_and_a_hand_off_never_widens_a_range
 def test_a_hand_off_leaves_out_an_entry_whose_range_has_no_length_there(pack):
     limited = pack("nodes.conditioning").limited
     assert limited(entry(1, start_percent=0.5), 0.0, 0.5) is None
-    assert limited(entry(1, start_percent=0.5), 0.0, 0.51) is not None
+    _, options = limited(entry(1, start_percent=0.5), 0.0, 0.51)
+    assert options == {"start_percent": 0.5, "end_percent": 0.51}
 
 
 def test_the_lowest_cosine_is_the_lowest_and_its_slot_is_named(pack):
