@@ -2,7 +2,7 @@
 
     python -m dev.benchmarks.growth --config official --dtype bf16 --over images|tokens|prompts [--rounds 3] [--file F]
 
-Prints a table in Markdown and, with `--svg FILE`, draws it. `counted` is the time that the counted operations take at
+Prints a table in Markdown. `counted` is the time that the counted operations take at
 the rate of torch.mm of 2048 x 2048, measured in every round between the points, so that a machine whose speed drifts
 slows both. Memory is what the process held at its peak above what it held before; `counted` there is what the widest
 moment of a block has to hold: the residual stream and its norm in float32, and in the weights' type the norm once
@@ -28,11 +28,7 @@ from kosmos_core.tokenizer import Layout
 
 from .encode import CONFIGS, DTYPES, seconds
 
-POINTS = {
-    "images": (0, 1, 2, 3, 4, 6, 8),
-    "tokens": (8, 32, 128, 256, 512, 1000, 2000),
-    "prompts": (1, 2, 4, 8, 16),
-}
+POINTS = {"images": (0, 1, 2, 3, 4, 6, 8), "tokens": (8, 32, 128, 256, 512, 1000, 2000), "prompts": (1, 2, 4, 8, 16)}
 TEXT = 16  # tokens of each prompt, where it is not they that grow
 GEMM = 2048
 
@@ -42,7 +38,8 @@ def layout(model: KosmosG, tokens: int, images: int) -> Layout:
     ids = model.config.ids
     text = np.random.default_rng(tokens).integers(4, model.config.decoder.vocabulary - 6, tokens - 1).tolist()
     image, places = ids.image(model.config.resampler.latents)
-    return Layout([ids.bos, *text, *image * images], [False] * tokens + list(places) * images, None, [*range(images)], ())
+    mask = [False] * tokens + list(places) * images
+    return Layout([ids.bos, *text, *image * images], mask, None, list(range(images)), ())
 
 
 def prompts_of(model: KosmosG, over: str, count: int) -> tuple[list[Layout], list[list[np.ndarray]]]:
@@ -53,15 +50,15 @@ def prompts_of(model: KosmosG, over: str, count: int) -> tuple[list[Layout], lis
     return made, [drawn] * len(made)
 
 
-def activation_bytes(model: KosmosG, rows: int) -> int:
-    """What the widest moment of a block holds, for `rows` tokens in one pass through the language model."""
+def activation_bytes(model: KosmosG, prompts: list[Layout]) -> int:
+    """What a block of the language model, of AlignerNet or of the vision tower holds at its widest."""
     held = model.decoder.embedding.weight.element_size()
-
-    def of(tokens: int, width: int, hidden: int) -> int:
-        return tokens * (8 * width + held * (width + 2 * hidden))
-
-    decoder, vision = model.config.decoder, model.config.vision
-    return of(rows, decoder.width, decoder.ffn_width) if rows else of(vision.tokens, vision.width, vision.ffn_width)
+    config = model.config
+    stacks = [(sum(len(prompt.token_ids) for prompt in prompts), config.decoder)]
+    stacks.append((len(prompts) * config.aligner.queries, config.aligner))
+    if any(prompt.image_slots for prompt in prompts):
+        stacks.append((config.vision.tokens, config.vision))
+    return max(rows * (8 * part.width + held * (part.width + 2 * part.ffn_width)) for rows, part in stacks)
 
 
 def peak_above(run: Callable[[], object]) -> int:
@@ -91,13 +88,12 @@ def measure(model: KosmosG, over: str, rounds: int) -> list[dict[str, float]]:
             model.train(False)  # forgets the images
             model.encode(prompts, images)
 
-        peak = peak_above(run)
         with FlopCounterMode(display=False) as counter:
-            run()
+            run()  # which also reads the weights in, where they are mapped
+        peak = peak_above(run)
         rows = sum(len(prompt.token_ids) for prompt in prompts)
-        widest = max(activation_bytes(model, rows), activation_bytes(model, 0) if over == "images" and count else 0)
-        points.append({"count": count, "rows": rows, "flop": counter.get_total_flops(), "peak": peak, "widest": widest})
-        points[-1]["run"] = run
+        points.append({"count": count, "rows": rows, "flop": counter.get_total_flops(), "peak": peak, "run": run})
+        points[-1]["widest"] = activation_bytes(model, prompts)
     times: list[list[float]] = [[] for _ in points]
     counted: list[list[float]] = [[] for _ in points]
     for _ in range(rounds):
