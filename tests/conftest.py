@@ -1,15 +1,61 @@
 """Fixtures for every part: the original's numbers where they are at hand, and a small vocabulary made on the fly."""
 
 import os
+import random
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
+from zlib import crc32
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.tiny import kosmos_file
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+# A busy machine is no counterexample. In continuous integration Hypothesis has chosen its own settings by now.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+
+
+def draw_alike(name: str) -> None:
+    """The same random numbers from here on, whatever was drawn before."""
+    seed = crc32(name.encode(errors="surrogatepass"))
+    random.seed(seed)
+    for library, function in (("numpy", "random.seed"), ("torch", "manual_seed")):
+        if library in sys.modules:
+            attrgetter(function)(sys.modules[library])(seed)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef) -> None:
+    """What a fixture makes does not depend on the test that is the first to want it."""
+    draw_alike(f"{fixturedef.baseid}::{fixturedef.argname}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """What a test draws does not depend on the tests before it."""
+    draw_alike(pyfuncitem.nodeid)
+
+
+HANDLERS = {
+    getattr(signal, name): signal.getsignal(getattr(signal, name))
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)
+}
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """The tests' own handlers come back after commands that ran in this process and took the signals over."""
+    yield
+    for number, handler in HANDLERS.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

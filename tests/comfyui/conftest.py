@@ -89,11 +89,17 @@ def client(server: Server) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="session")
-def reference(comfyui_folder: Path) -> Iterator[KosmosG]:
-    """The core's own model from the file that the server loads, computing on one thread as the server does."""
+def loaded(comfyui_folder: Path) -> KosmosG:
+    """The core's own model from the file that the server loads."""
+    return load_model(comfyui_folder / "models/kosmos_g/kosmos.safetensors")
+
+
+@pytest.fixture
+def reference(loaded: KosmosG) -> Iterator[KosmosG]:
+    """`loaded`, computing on one thread as the server does."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield load_model(comfyui_folder / "models/kosmos_g/kosmos.safetensors")
+    yield loaded
     torch.set_num_threads(threads)
 
 

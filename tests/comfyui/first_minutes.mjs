@@ -25,7 +25,7 @@ await page.evaluate(() => app.graph.clear());
 for (const words of ["image prompt", "subject", "reference"]) {
   await search(words);
   seen.found[words] = await page.waitForFunction(() => document.body.innerText.includes("Kosmos-G Prompt"), null,
-    { timeout: 20000 }).then(() => true, () => false);
+    { timeout: 60000 }).then(() => true, () => false);
   await page.keyboard.press("Escape");
   await page.keyboard.press("Escape");
   await page.evaluate(() => document.activeElement?.blur());
@@ -33,6 +33,7 @@ for (const words of ["image prompt", "subject", "reference"]) {
 }
 await page.evaluate(() => app.refreshComboInNodes()); // as the key R does
 await search("kosmos");
+await page.waitForFunction(() => document.body.innerText.includes("Kosmos-G "));
 await page.keyboard.press("Enter");
 await page.waitForFunction(() => app.graph._nodes.length);
 seen.added = await page.evaluate(() => app.graph._nodes.map((node) => [node.type, node.title, node.bgcolor]));
@@ -53,7 +54,7 @@ await page.waitForSelector("dialog.kosmos-g-samples");
 // Refused, and said so by the pack itself: a front end with a dialog for it is not asked.
 await page.evaluate(async () => { app.api.queuePrompt(0, await app.graphToPrompt()).catch(() => 0); });
 const refusal = page.locator(".p-toast-message").filter({ hasText: "There is no Kosmos-G file" });
-await refusal.waitFor({ state: "attached", timeout: 20000 });
+await refusal.waitFor({ state: "attached" });
 await page.evaluate(() => { // between copying and drawing, which takes messages back as well
   const refresh = app.refreshComboInNodes;
   const shown = () => [...document.querySelectorAll(".p-toast-message")].filter((one) => one.innerText.includes("There is no Kosmos-G file")).length;

@@ -55,7 +55,8 @@ const seen = {
   version: await page.evaluate(() => window.__COMFYUI_FRONTEND_VERSION__.split(".").map(Number)),
 };
 async function settle() {
-  await page.waitForTimeout(150);
+  // By the page's own clock: on a busy machine the box has looked at the graph by then, too.
+  await page.evaluate(() => new Promise((resolve) => setTimeout(resolve, 150)));
   await page.waitForFunction(() => !document.querySelector(".kosmos-g-status.waiting"));
 }
 async function look(name) {
@@ -231,7 +232,7 @@ for (const [name, file, text, words] of [
     prompt.widgets.find((widget) => widget.name === "text").value = text;
     await app.queuePrompt(0, 1);
   }, [file, text]);
-  seen[name] = await page.waitForFunction((words) => document.body.innerText.includes(words), words, { timeout: 20000 })
+  seen[name] = await page.waitForFunction((words) => document.body.innerText.includes(words), words)
     .then(() => true, () => false);
   if (job.shots) await page.screenshot({ path: `${job.shots}/${name}.png` });
 }

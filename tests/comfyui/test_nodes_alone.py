@@ -15,6 +15,7 @@ import torch
 from dev.install import copy_comfyui
 from kosmos_core import Reference, load_model, save_model
 from kosmos_core.reference import Mean
+from kosmos_core.safetensors_file import write
 from tests.comfyui.conftest import COMFYUI
 from tests.comfyui.in_process import Pack
 from tests.tiny.kosmos_file import save_tiny_kosmos
@@ -181,7 +182,8 @@ def test_a_blend_keeps_the_options_of_kosmos_and_a_hand_off_never_widens_a_range
 def test_a_hand_off_leaves_out_an_entry_whose_range_has_no_length_there(pack):
     limited = pack("nodes.conditioning").limited
     assert limited(entry(1, start_percent=0.5), 0.0, 0.5) is None
-    assert limited(entry(1, start_percent=0.5), 0.0, 0.51) is not None
+    _, options = limited(entry(1, start_percent=0.5), 0.0, 0.51)
+    assert options == {"start_percent": 0.5, "end_percent": 0.51}
 
 
 def test_the_lowest_cosine_is_the_lowest_and_its_slot_is_named(pack):
@@ -268,7 +270,11 @@ def test_low_rank_additions_of_a_training_are_applied_by_comfyuis_own_loader_by_
         return torch.cat([encoded(pack, clip, "a kettle"), encoded(pack, clip, "a dog <i>", image_1=picture)])
 
     base, (layers, first), (_, second) = seen(clip), additions(path, 1), additions(path, 2)
-    loras = [trainable.comfyui_lora(layers, own) for own in (first, second)]
+    loras = []
+    for number, own in enumerate((first, second)):
+        entries = [(name, tensor, torch.float32) for name, tensor in trainable.comfyui_lora(layers, own).items()]
+        write(tmp_path / f"{number}.safetensors", entries, {})
+        loras.append(importlib.import_module("comfy.utils").load_torch_file(str(tmp_path / f"{number}.safetensors")))
     apply = importlib.import_module("comfy.sd").load_lora_for_models
     assert torch.equal(seen(apply(None, clip, loras[0], 0.0, 0.0)[1]), base)
     one, other = (apply(None, clip, lora, 0.0, 1.0)[1] for lora in loras)
@@ -278,6 +284,13 @@ def test_low_rank_additions_of_a_training_are_applied_by_comfyuis_own_loader_by_
     for name, own in (("other", other), ("both", both), ("one", one)):
         assert torch.equal(seen(own), found[name])
     assert torch.equal(seen(clip), base)
+    # What was saved without a LoRA goes on being read under it: the image is encoded by what no addition changes.
+    files = pack("nodes.reference_files")
+    shown = pack("kosmos_core.reference").Reference(pack("kosmos_core.reference").View(picture[0]))
+    files.KosmosGSaveReference.execute(clip, shown, "under_a_lora")
+    (saved,) = files.KosmosGLoadReference.execute("under_a_lora.safetensors").args
+    with_saved = encoded(pack, both, "a dog <i>", image_1=saved)
+    assert torch.allclose(with_saved, encoded(pack, both, "a dog <i>", image_1=picture), atol=1e-5)
     for name, shares in {"one": (1.0, 0.0), "other": (0.0, 1.0), "both": (0.5, 1.0)}.items():
         merged = load_model(path)
         weights = merged.state_dict()

@@ -129,7 +129,7 @@ def test_a_body_is_read_as_what_it_is_and_no_further(
 ) -> None:
     request = urllib.request.Request(f"http://{server.address}/kosmos_g/prompt", body, headers)
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(request, timeout=60)
+        urllib.request.urlopen(request, timeout=300)
     assert refused.value.code == 400
     assert said in json.loads(refused.value.read())["error"]
 
@@ -291,6 +291,7 @@ def test_what_a_node_refuses_or_fails_with_is_on_the_screen_at_once(seen: dict[s
 
 @in_a_browser
 def test_the_packs_nodes_come_in_their_colour(seen: dict[str, Any]) -> None:
+    assert {kind.startswith("KosmosG") for kind, _ in seen["colours"]} == {True, False}
     for kind, colour in seen["colours"]:
         assert (colour == "#355") == kind.startswith("KosmosG")
 

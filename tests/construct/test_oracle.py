@@ -71,6 +71,7 @@ def test_crops_and_masks_are_the_pictures_and_the_sprites_pixels(exact):
 
 def test_boxes_grow_by_the_dilation_rule_and_by_nothing_else(images, tmp_path, run):
     run(settings(images, tmp_path, "--crops.dilation=50", "--filters.duplicates=off", "--filters.min_share=0"))
+    assert len(samples(tmp_path)) == COUNT
     for key, sample in samples(tmp_path).items():
         known = scene(int(key))
         for entity in described(sample)["entities"]:

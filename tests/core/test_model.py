@@ -24,9 +24,16 @@ RED, BLUE, GREY = (np.full((40, 60, 3), colour, np.uint8) for colour in ((250, 0
 
 
 @pytest.fixture(scope="module")
-def model(tiny_tokenizer):
+def made_model(tiny_tokenizer):
     config = KosmosGConfig.tiny(vocabulary=tiny_tokenizer.vocabulary, reconstruction=True)
-    return KosmosG(config, tokenizer=tiny_tokenizer).initialize(3).eval()
+    return KosmosG(config, tokenizer=tiny_tokenizer).initialize(3)
+
+
+@pytest.fixture
+def model(made_model):
+    """In inference, without a picture in its memory."""
+    made_model.eval()._cached_images.clear()
+    return made_model
 
 
 class AttentionCalls(TorchFunctionMode):
@@ -135,7 +142,6 @@ def test_prompts_equal_their_token_ids_padded_by_hand(model):
 
 
 def test_encoding_builds_no_mask_and_spends_nothing_on_padding(model):
-    model.train(False)._cached_images.clear()
     with AttentionCalls() as calls:
         model.encode(["a dog <i>", "ship"], [[RED], []])
     assert calls.masks
@@ -156,7 +162,6 @@ def test_logits_are_computed_only_when_asked_for(model):
 
 
 def test_a_picture_is_encoded_once_and_the_memory_of_it_is_bit_identical(model):
-    model.train(False)
     seen = []
     hook = model.vision.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     first = model.encode("a <i> and <i>", [RED, BLUE])
@@ -172,7 +177,6 @@ def test_a_picture_is_encoded_once_and_the_memory_of_it_is_bit_identical(model):
 
 def test_the_memory_of_pictures_is_bounded_and_forgotten_with_the_weights(model, monkeypatch):
     monkeypatch.setattr("kosmos_core.model.CACHED_IMAGES", 3)
-    model.train(False)._cached_images.clear()
     for shade in range(5):
         model.encode("<i>", [np.full((8, 8, 3), shade, np.uint8)])
     assert len(model._cached_images) == 3
@@ -183,7 +187,6 @@ def test_the_memory_of_pictures_is_bounded_and_forgotten_with_the_weights(model,
 
 @pytest.mark.parametrize("channel", [0, 1, 2])
 def test_pictures_that_differ_in_one_place_of_one_channel_are_told_apart(model, channel):
-    model.train(False)
     pixels = preprocess_image(RED)
     before = model.image_embeddings(pixels)
     pixels[channel, -1, -1] += 1
@@ -193,7 +196,6 @@ def test_pictures_that_differ_in_one_place_of_one_channel_are_told_apart(model, 
 
 def test_the_picture_that_was_longest_unused_is_forgotten_first(model, monkeypatch):
     monkeypatch.setattr("kosmos_core.model.CACHED_IMAGES", 2)
-    model.train(False)._cached_images.clear()
     runs = []
     hook = model.vision.register_forward_hook(lambda *_: runs.append(1))
     for image in (RED, BLUE, RED, GREY, RED):
@@ -243,7 +245,6 @@ def test_pictures_are_forgotten_with_any_change_of_what_encodes_them(model, chan
 
 
 def test_pictures_are_remembered_apart_for_autocast_and_kept_where_nothing_changes(model):
-    model.train(False)
     pixels, runs = preprocess_image(RED), []
     counter = model.vision.register_forward_hook(lambda *_: runs.append(1))
     plain = model.image_embeddings(pixels)

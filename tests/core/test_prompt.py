@@ -424,6 +424,6 @@ from kosmos_core import Prompt
 print(Prompt.parse("a (dog <i>:1.3)", images=1))
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False, cwd=ROOT
     )
     assert done.stdout == "a (dog <i1>:1.3)\n", done.stderr

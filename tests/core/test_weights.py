@@ -284,10 +284,13 @@ def test_a_config_larger_than_the_tensors_beside_it_is_refused_before_a_model_is
             config = KosmosGConfig.tiny().to_dict()
             config[part][name] = size
             metadata = header.metadata | {"config": json.dumps(config)}
-            started = time.process_time()
-            with pytest.raises(WeightsError, match=f"{part}.{name}|{part}.heads") as caught:
-                _describe(path, replace(header, metadata=metadata))
-            assert time.process_time() - started < 0.5
+            took = []
+            for _ in range(2):  # once, all that other tests have left behind may be collected meanwhile
+                started = time.process_time()
+                with pytest.raises(WeightsError, match=f"{part}.{name}|{part}.heads") as caught:
+                    _describe(path, replace(header, metadata=metadata))
+                took.append(time.process_time() - started)
+            assert min(took) < 0.5
             assert len(str(caught.value)) < 500
     config = KosmosGConfig.tiny().to_dict()
     config["decoder"]["layers"] = 10**6

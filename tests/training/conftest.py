@@ -1,7 +1,5 @@
 """The smoke configuration of every stage on data made once, for tests that really train."""
 
-import signal
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +7,6 @@ import pytest
 
 from kosmos_core import KosmosG, KosmosGConfig, Tokenizer, save_model
 from training import smoke
-from training.base import signals
 from training.data.synthetic import write_all
 
 
@@ -47,12 +44,3 @@ def make_smoke(folder: Path) -> Smoke:
 @pytest.fixture(scope="session")
 def smoke_stages(tmp_path_factory: pytest.TempPathFactory) -> Smoke:
     return make_smoke(tmp_path_factory.mktemp("smoke"))
-
-
-@pytest.fixture
-def own_signals() -> Iterator[None]:
-    """For commands that run in this process and take signals over: the tests' own handlers come back."""
-    before = {number: signal.getsignal(number) for number in signals.numbers()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)

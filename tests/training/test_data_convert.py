@@ -3,11 +3,14 @@
 import base64
 import csv
 import io
+import itertools
 import json
 import multiprocessing
 import os
 import random
+import signal
 import tarfile
+import threading
 import time
 
 import numpy as np
@@ -454,18 +457,21 @@ def test_the_same_input_gives_the_same_bytes_on_any_number_of_workers(tmp_path):
 
 
 def test_a_killed_conversion_goes_on_to_the_same_bytes(tmp_path):
-    """SIGKILL at random moments; what an uninterrupted run writes is the measure."""
+    """SIGKILL at random moments of ever later calls; what an uninterrupted run writes is the measure."""
     source = instruct_folder(tmp_path / "ip2p", 30)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options = ["--shard-size", "2", "--workers", "1"]
     assert main(["instructpix2pix", str(source), str(whole), *options]) == 0
     command = ["instructpix2pix", str(source), str(killed), *options]
 
-    def convert_slowly():
+    def convert_until_killed(last, delay):
+        made = itertools.count(1)
         for name in ("write_file", "convert_shard"):
             function = getattr(conversion, name)
 
             def slow(*given, function=function):
+                if next(made) == last:
+                    threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
                 time.sleep(0.02)
                 function(*given)
                 time.sleep(0.02)
@@ -474,12 +480,12 @@ def test_a_killed_conversion_goes_on_to_the_same_bytes(tmp_path):
         main(command)
 
     rng = random.Random(0)
-    for _ in range(6):
-        process = multiprocessing.get_context("fork").Process(target=convert_slowly)
+    for last in range(1, 7):
+        given = last, rng.uniform(0, 0.04)
+        process = multiprocessing.get_context("fork").Process(target=convert_until_killed, args=given)
         process.start()
-        time.sleep(rng.uniform(0.1, 0.4))
-        process.kill()
         process.join()
+        assert process.exitcode == -signal.SIGKILL
     done = sorted((killed / ".conversion").glob("0*.json"))
     assert 0 < len(done) < 15
     times = {path: path.stat().st_mtime_ns for path in done}

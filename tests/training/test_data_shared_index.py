@@ -26,7 +26,7 @@ def answers(tmp_path_factory):
     for process in running:
         process.start()
     try:
-        return {rank: (given, read) for rank, given, read in (told.get(timeout=60) for _ in running)}
+        return {rank: (given, read) for rank, given, read in (told.get(timeout=300) for _ in running)}
     finally:
         for process in running:
             process.kill()

@@ -103,12 +103,15 @@ def test_a_launch_script_says_what_it_lacks(script, words, expected):
     assert expected in done.stderr
 
 
-def slurm_job(folder, seconds, signal_after=None):
-    """Run slurm.sh with stand-ins for Slurm's two commands, which write down how they were called."""
+def slurm_job(folder, seconds, stopped=False):
+    """Run slurm.sh with stand-ins for Slurm's two commands, which write down how they were called.
+
+    stopped: whether the job gets SIGTERM while `srun` works.
+    """
     tools = folder / "bin"
     tools.mkdir()
     (tools / "srun").write_text(
-        f'#!/bin/bash\necho "$@" >> {folder}/calls\ntrap "exit 7" TERM\nsleep {seconds} & wait\n'
+        f'#!/bin/bash\ntrap "exit 7" TERM\necho "$@" >> {folder}/calls\nsleep {seconds} & wait\n'
     )
     (tools / "scontrol").write_text(f'#!/bin/bash\necho "$@" >> {folder}/calls\necho node-a\necho node-b\n')
     for tool in tools.iterdir():
@@ -116,10 +119,12 @@ def slurm_job(folder, seconds, signal_after=None):
     variables = {**environment(), "PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "71", "PYTHON": "python3"}
     variables |= {"SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_JOB_NUM_NODES": "2", "SLURM_SUBMIT_DIR": str(folder)}
     job = subprocess.Popen(["bash", str(SCRIPTS / "slurm.sh"), "--config", "my file.yaml"], env=variables)
-    if signal_after:
-        time.sleep(signal_after)
+    if stopped:
+        while not (folder / "calls").exists() or len((folder / "calls").read_text().splitlines()) < 2:
+            assert job.poll() is None
+            time.sleep(0.01)
         job.send_signal(signal.SIGTERM)
-    return job.wait(timeout=60), (folder / "calls").read_text().splitlines()
+    return job.wait(timeout=600), (folder / "calls").read_text().splitlines()
 
 
 def test_a_slurm_job_queues_again_when_it_was_stopped_and_only_then(tmp_path):
@@ -130,7 +135,7 @@ def test_a_slurm_job_queues_again_when_it_was_stopped_and_only_then(tmp_path):
     assert "--nnodes 2 " in calls[1]
     assert "--rdzv-endpoint node-a:20071 -m training.run --config my file.yaml --resume auto" in calls[1]
     (tmp_path / "stopped").mkdir()
-    code, calls = slurm_job(tmp_path / "stopped", 60, signal_after=1.5)
+    code, calls = slurm_job(tmp_path / "stopped", 600, stopped=True)
     assert (code, calls[-1]) == (0, "requeue 71")
 
 

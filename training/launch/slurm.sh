@@ -30,13 +30,15 @@ export OMP_NUM_THREADS=1
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 # All meet at the first machine; the port follows from the job's number, so that two jobs can share it.
 port=$((20000 + SLURM_JOB_ID % 20000))
+running=
+stopped=0
+trap 'stopped=1; kill -TERM $running 2>/dev/null' TERM
 srun --kill-on-bad-exit=1 "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "${GPUS:-gpu}" \
     --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$head:$port" \
     -m training.run "$@" --resume auto &
 running=$!
-stopped=0
-trap 'stopped=1; kill -TERM "$running" 2>/dev/null' TERM
+[ "$stopped" = 0 ] || kill -TERM "$running"
 wait "$running"
 code=$?
 # A trapped signal ends `wait` at once: the second one waits for the checkpoint.
