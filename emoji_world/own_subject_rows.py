@@ -156,10 +156,10 @@ def compared_with(name: str) -> list[str]:
     asked = name.partition(",")[0]
     if asked in ("others", "text"):
         found = [asked, name.removesuffix(" with general data")]
-    elif not reported(name):
-        found = ["to choose/before", asked, "to choose/20 steps", "to choose/every noise alike"]
-    elif name.startswith("before"):
+    elif asked in ("before", "to choose/before"):
         found = []
+    elif not reported(name):
+        found = ["to choose/before", asked if asked != name else "to choose/20 steps"]
     elif name.endswith("without noun"):
         found = ["before, without noun", "tuned"]
     else:

@@ -158,7 +158,7 @@ def to_rgb(image: AnyImage) -> Image.Image:
     A PIL image that needs none of this comes back as it is. Raises TypeError or ValueError as `preprocess_image` does.
     """
     if not isinstance(image, Image.Image):
-        image = Image.fromarray(_to_bytes(_to_tensor(image)).numpy())
+        image = Image.fromarray(_to_bytes(pixels_of(image)).numpy())
     return _upright_rgb(image)
 
 
@@ -208,8 +208,8 @@ def _levels() -> Tensor:
     return ((torch.arange(256).double()[:, None] / 255 - mean) / deviation).T.float().contiguous()
 
 
-def _to_tensor(image: object) -> Tensor:
-    """An array or tensor as (h, w) or (h, w, c) with 2 to 4 channels, on the CPU."""
+def pixels_of(image: object) -> Tensor:
+    """An array or tensor as (h, w) or (h, w, c) with 2 to 4 channels, on the CPU; refuses others as `to_rgb` does."""
     if isinstance(image, np.ndarray):
         if image.dtype.name not in ARRAY_TYPES:
             raise TypeError(f"The picture is an array of {image.dtype}: {EXPECTED_TYPES}.")

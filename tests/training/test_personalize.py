@@ -317,13 +317,21 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_model_is_read(run
     assert "--output: /proc cannot be written" in capsys.readouterr().err
 
 
-def test_what_no_file_may_hold_and_no_model_reads_is_told(run, tmp_path, capsys):
+def test_what_no_file_may_hold_no_model_reads_and_no_gpu_has_room_for_is_told(run, tmp_path, capsys, monkeypatch):
     folder, output = photographs(tmp_path / "rex", 1), tmp_path / "rex.safetensors"
     assert run(folder, output, "--rate", "1e30") == 2
     assert "--rate: 1e+30 drove the numbers of rex by step 2 beyond what" in capsys.readouterr().err
     (folder / "00.txt").write_text("dog " * 1900)
     assert run(folder, output) == 2
     assert "--images: the caption of 00.png of rex makes a prompt of 5707 tokens" in capsys.readouterr().err
+    (folder / "00.txt").unlink()
+
+    def too_much(_: Tuning) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(Tuning, "step", too_much)  # as no CPU has it
+    assert run(folder, output) == 2
+    assert "--batch-size: 2 draws of 16 x 16 pixels do not fit into the GPU's memory" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["rex"]
 
 

@@ -70,6 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:  # a wrong option, file or folder; the message is the sentence to read
         print(printable(f"error: {error}"), file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for wrong options
+            raise
+        said = f"{options.batch_size} draws of {options.size} x {options.size} pixels do not fit into the GPU's memory"
+        print(f"error: --batch-size: {said}; give fewer, and more --steps for them.", file=sys.stderr)
+        return 2
     except OSError as error:
         print(printable(f"error: {error.strerror if error.filename is None else error}"), file=sys.stderr)
         return 1
