@@ -388,3 +388,29 @@ def test_remembered_texts_are_forgotten_with_the_weights(pack, clip, monkeypatch
         weight.copy_(kept)
     assert not torch.equal(changed, before)
     assert torch.equal(encoder.encode_token_weights(tokens)[0], before)
+
+
+@pytest.mark.parametrize(
+    "rates", [{torch.bfloat16: 4e11, torch.float32: 1e11}, {torch.bfloat16: 1e9, torch.float32: 8e10}]
+)
+def test_auto_takes_bfloat16_for_a_large_encoder_on_a_cpu_that_multiplies_it_faster(pack, clip, rates, monkeypatch):
+    formats, adapter = pack("nodes.number_format"), pack("nodes.adapter")
+    comfy_args = sys.modules["comfy.cli_args"].args
+    cpu, path = torch.device("cpu"), clip.cond_stage_model.path
+    left_to_comfyui = (clip.cond_stage_model.dtypes, torch.float32)
+    monkeypatch.setattr(formats.cpu_formats, "cpu_rate", rates.get)
+    faster = rates[torch.bfloat16] > rates[torch.float32]
+
+    def loaded(dtype: torch.dtype | None = None) -> tuple[set[torch.dtype], torch.dtype]:
+        encoder = adapter.load_clip(path, dtype, cpu).cond_stage_model
+        assert {module.compute_dtype for module in encoder.casting} == {encoder.compute_dtype}
+        return encoder.dtypes, encoder.compute_dtype
+
+    assert formats.faster_dtype(1_900_000_000, cpu) == (torch.bfloat16 if faster else None)
+    assert formats.faster_dtype(1_900_000_000, torch.device("cuda")) is None
+    assert loaded() == left_to_comfyui, "a small encoder gains nothing"
+    monkeypatch.setattr(formats, "SMALL", 0)
+    assert loaded() == (({torch.bfloat16}, torch.bfloat16) if faster else left_to_comfyui)
+    assert loaded(torch.float32) == ({torch.float32}, torch.float32)
+    monkeypatch.setattr(comfy_args, "fp16_text_enc", True)
+    assert loaded() == ({torch.float16}, torch.float32), "--fp16-text-enc is the user's choice"
