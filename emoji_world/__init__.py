@@ -7,16 +7,14 @@ an example of the whole training; `assets/world` holds its weights, LOG.md says 
 From nothing to these weights, after `pip install -e ".[train,world]"` (LOG.md has every option):
 
     python -m emoji_world.atlas           sprites of the nouns, from npm packages (assets/world holds them already)
-    python -m emoji_world.autoencoder     the autoencoder of the small Stable Diffusion
-    python -m emoji_world.text_encoder    its CLIP
-    python -m emoji_world.diffusion       its U-Net, and all three as a diffusers folder
-    python -m emoji_world.training_data   tars and vocabulary for the three stages
-    python -m training.run                stage 1, with configs/lm.yaml, then lm-words.yaml laid over it
-    python -m emoji_world.image_words     the vision tower and the resampler, on the words of stage 1
-    python -m training.run                stages 2 and 3, with configs/align.yaml and configs/instruct.yaml
+    python -m emoji_world.train next      one piece of the next training, again and again to the end
     python -m emoji_world.single_file     the Stable Diffusion as a file for ComfyUI
-    python -m emoji_world.evaluate        the table of what was learned
+    python -m emoji_world.benchmark       what was learned, in minutes; `evaluate` is the longer table
     python -m emoji_world.showcase        README's pictures
+
+`train` calls autoencoder, text_encoder (CLIP), diffusion (U-Net), training_data, `training.run` with the files of
+configs/, and image_words (vision tower and resampler, on the words of stage 1); what they share is in `pieces`, what
+each has to reach in `gates`. `open_atlas` and `open_scenes` are a larger world, of 625 nouns.
 
 Between the runs `python -m training.export` makes one file of each, and `python -m emoji_world.probe` tells in a minute
 what a stage reads from references. The other modules: `scenes` draws pictures with captions and says what is held out

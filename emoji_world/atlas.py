@@ -12,7 +12,9 @@ import json
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -58,11 +60,15 @@ EMOJIBASE = "emojibase-data@17.0.0"
 
 
 class Atlas:
-    """Sprites by noun and look: straight (not premultiplied) alpha, uint8 (64, 64, 4)."""
+    """Sprites by noun and look: straight (not premultiplied) alpha, uint8 (64, 64, 4); `poses` are other drawings."""
 
-    def __init__(self, sprites: dict[tuple[str, str], np.ndarray], words: dict[str, str]):
-        self.sprites = sprites
-        self.words = words
+    def __init__(
+        self,
+        sprites: dict[tuple[str, str], np.ndarray],
+        words: dict[str, str],
+        poses: dict[tuple[str, str], np.ndarray] | None = None,
+    ):
+        self.sprites, self.words, self.poses = sprites, words, poses or {}
 
     @property
     def nouns(self) -> list[str]:
@@ -73,19 +79,20 @@ class Atlas:
         return sorted({look for _, look in self.sprites})
 
     @classmethod
-    def load(cls, folder: str | Path = ASSETS) -> "Atlas":
-        """Read atlas.png and atlas.json. Raises FileNotFoundError with the command that makes them."""
+    def load(cls, folder: str | Path = ASSETS, module: str = "emoji_world.atlas") -> "Atlas":
+        """Read atlas.json and its sheet. Raises FileNotFoundError with the command that makes them."""
         folder = Path(folder)
         if not (folder / "atlas.json").exists():
-            raise FileNotFoundError(f"{folder} holds no atlas.json; make it with `python -m emoji_world.atlas`")
+            raise FileNotFoundError(f"{folder} holds no atlas.json; make it with `python -m {module}`")
         table = json.loads((folder / "atlas.json").read_text())
-        sheet = np.asarray(Image.open(folder / "atlas.png").convert("RGBA"))
+        sheet = np.asarray(Image.open(folder / table.get("sheet", "atlas.png")).convert("RGBA"))
         size = table["sprite"]
-        sprites = {}
+        sprites, poses = {}, {}
         for entry in table["sprites"]:
             row, column = entry["row"] * size, entry["column"] * size
-            sprites[entry["noun"], entry["look"]] = sheet[row : row + size, column : column + size]
-        return cls(sprites, {name: look["word"] for name, look in table["looks"].items()})
+            found = poses if "pose" in entry else sprites
+            found[entry["noun"], entry["look"]] = sheet[row : row + size, column : column + size]
+        return cls(sprites, {name: look["word"] for name, look in table["looks"].items()}, poses)
 
 
 def fetch(package: str, folder: Path) -> Path:
@@ -111,10 +118,26 @@ def source_image(root: Path, look: str, code: str) -> Image.Image:
         names = [f"{code.upper()}.svg", f"{code.upper()}-FE0F.svg"]
         svg = next(root / "color/svg" / n for n in names if (root / "color/svg" / n).exists()).read_text()
     else:
-        icons = json.loads((root / "icons.json").read_text())
-        icon = icons["icons"][json.loads((root / "chars.json").read_text())[code]]
-        width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
-        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
+        return icon_image(root, read_json(root / "chars.json")[code])
+    return svg_image(svg)
+
+
+def icon_image(root: Path, name: str) -> Image.Image | None:
+    """An icon of an Iconify package by its name, RGBA at 256 pixels; None where there is none of that name."""
+    icons = read_json(root / "icons.json")
+    icon = icons["icons"].get(icons.get("aliases", {}).get(name, {}).get("parent", name))
+    if icon is None:
+        return None
+    width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
+    return svg_image(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{icon["body"]}</svg>')
+
+
+@lru_cache(maxsize=16)
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def svg_image(svg: str) -> Image.Image:
     import resvg_py
 
     return Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=256)))).convert("RGBA")
@@ -148,16 +171,7 @@ def render(looks: dict[str, Look], folder: Path) -> None:
             root = fetch(source.package, scratch)
             for row, (code, noun) in enumerate(NOUNS.items()):
                 sheet.paste(sprite(source_image(root, look, code)), (column * SPRITE, row * SPRITE))
-                entries.append(
-                    {
-                        "noun": noun,
-                        "look": look,
-                        "code": code,
-                        "label": data[code]["label"],
-                        "row": row,
-                        "column": column,
-                    }
-                )
+                entries.append(entry_of(noun, look, data[code]) | {"row": row, "column": column})
     sheet.save(folder / "atlas.png", optimize=True)
     table = {
         "sprite": SPRITE,
@@ -166,15 +180,27 @@ def render(looks: dict[str, Look], folder: Path) -> None:
         "sprites": entries,
     }
     (folder / "atlas.json").write_text(json.dumps(table, indent=1) + "\n")
-    lines = ["# Pictures in atlas.png", "", "Each column of the sheet is one look, cropped and resized to 64 x 64.", ""]
+    (folder / "ATTRIBUTION.md").write_text(attribution("atlas.png", looks))
+
+
+def entry_of(noun: str, look: str, emoji: dict) -> dict:
+    """What the table says of a sprite, beside its place."""
+    code = emoji["hexcode"].lower().replace("-fe0f", "")
+    return {"noun": noun, "look": look, "code": code, "label": emoji["label"]}
+
+
+def attribution(sheet: str, looks: dict[str, Look], more: Sequence[str] = ()) -> str:
+    """The page that stands beside a sheet: whose pictures it holds, under which licences, and what was changed."""
+    lines = [f"# Pictures in {sheet}", "", "Cropped to what is visible and resized to 64 x 64.", ""]
     lines += [f"- {look}: {x.credit} (npm package `{x.package}`), {x.license}" for look, x in looks.items()]
     lines += [
+        *more,
         "",
         "Names and tags: emojibase-data 17.0.0, MIT.",
         "Licence texts: <https://www.apache.org/licenses/LICENSE-2.0>, <https://opensource.org/license/mit>,",
         "<https://creativecommons.org/licenses/by/4.0/>. Changes: cropped, resized; scenes shift hues.",
     ]
-    (folder / "ATTRIBUTION.md").write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:

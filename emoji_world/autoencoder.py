@@ -1,13 +1,12 @@
 """Train the world's autoencoder, f = 8 with 4 channels, in minutes; its layout is TAESD's, which ComfyUI can load.
 
-    python -m emoji_world.autoencoder --output RUNS/vae --minutes 25
+    python -m emoji_world.autoencoder --output RUNS/vae
 
 What is trained is a slimmer network: fewer channels where pictures are large, and a ReLU in place of most residual
 blocks. The saved file has the full layout, filled with zeros, and computes the same function.
 """
 
 import argparse
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +17,10 @@ from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from torch import nn
 
-from kosmos_core.atomic import atomic_write
-from training.base.precision import autocast, faster_on_cpu
+from training.base.processes import choose_device
 
-from .scenes import WORLDS, EmojiScene, EmojiWorld, Placed
+from .pieces import PieceTraining, Schedule, add_options
+from .scenes import WORLD_NAMES, EmojiScene, EmojiWorld, Placed
 from .sheets import pixel_grid
 
 # Output channels by the number of TAESD's layer; residual blocks that are not named are a ReLU.
@@ -67,15 +66,19 @@ def narrow_autoencoder(full: AutoencoderTiny) -> AutoencoderTiny:
     return vae
 
 
-def batch_of_scenes(world: EmojiWorld, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels -1..1 (count, 3, size, size) and object masks (count, 1, size, size), float32."""
-    pixels, masks = [], []
+def draw_pictures(world: EmojiWorld, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels (n, 3, size, size) uint8 and masks of all objects (n, 1, size, size) bool; three of four are crowds."""
+    rng, pixels, masks = np.random.default_rng(seed), [], []
     for number in range(count):
         image, parts = world.render(crowd(world, rng) if number % 4 else world.draw(rng))
         pixels.append(image)
         masks.append(np.any(parts, axis=0))
-    pixels = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return pixels, torch.from_numpy(np.stack(masks)).unsqueeze(1).float()
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), torch.from_numpy(np.stack(masks)).unsqueeze(1)
+
+
+def unit_range(pixels: torch.Tensor) -> torch.Tensor:
+    """8-bit pixels as the autoencoder reads and makes them, -1..1."""
+    return pixels.float() / 127.5 - 1
 
 
 def crowd(world: EmojiWorld, rng: np.random.Generator) -> EmojiScene:
@@ -92,12 +95,17 @@ def crowd(world: EmojiWorld, rng: np.random.Generator) -> EmojiScene:
 
 
 def loss_of(
-    vae: AutoencoderTiny, pixels: torch.Tensor, masks: torch.Tensor, learn_encoder: bool = True
+    vae: AutoencoderTiny,
+    pixels: torch.Tensor,
+    masks: torch.Tensor,
+    learn_encoder: bool = True,
+    generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Absolute and gradient errors, heavier on objects; latents pulled to unit scale and blurred by slight noise."""
     with torch.set_grad_enabled(learn_encoder):
         latents = vae.encoder(pixels).float()
-    made = vae.decoder(latents + 0.05 * torch.randn_like(latents)).float()
+    noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+    made = vae.decoder(latents + 0.05 * noise).float()
     weight = 1 + 4 * masks
     error = ((made - pixels).abs() * weight).mean()
     for dimension in (2, 3):
@@ -108,67 +116,52 @@ def loss_of(
 
 
 @torch.no_grad()
-def report(vae: AutoencoderTiny, world: EmojiWorld, folder: Path) -> str:
-    """Peak signal-to-noise ratio over all pixels and over the objects', on fixed scenes; writes a sheet of them,
-    a row of scenes above the row of what becomes of them."""
-    pixels, masks = batch_of_scenes(world, 64, np.random.default_rng(7))
-    latents = vae.encoder(pixels)
-    made = vae.decoder(latents).clamp(-1, 1)
+def object_error(vae: AutoencoderTiny, world: EmojiWorld) -> tuple[float, float, torch.Tensor]:
+    """Peak signal-to-noise ratio in dB over all pixels and over the objects' of 64 fixed scenes, and the first 32 of
+    these and of what becomes of them, -1..1, eight in a row, row above row."""
+    pixels, masks = draw_pictures(world, 64, 7)
+    pixels, masks = unit_range(pixels), masks.float()
+    made = vae.decoder(vae.encoder(pixels)).clamp(-1, 1)
     square = (made - pixels).square() / 4
     everywhere = -10 * square.mean().log10()
     objects = -10 * ((square * masks).sum() / (3 * masks.sum())).log10()
     rows = torch.cat([x[:32].unflatten(0, (4, 8)) for x in (pixels, made)], 1).flatten(0, 1)
+    return everywhere.item(), objects.item(), rows
+
+
+def report(vae: AutoencoderTiny, world: EmojiWorld, folder: Path) -> str:
+    """The errors in a line; writes the sheet of scenes above what becomes of them."""
+    everywhere, objects, rows = object_error(vae, world)
     images = ((rows.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
     pixel_grid(images, world.size).save(folder / "pairs.png")
-    return f"PSNR {everywhere:.2f} dB, objects {objects:.2f} dB, latent std {latents.std():.3f}"
+    return f"PSNR {everywhere:.2f} dB, objects {objects:.2f} dB"
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> bool:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", choices=WORLDS, default="full")
+    parser.add_argument("--world", choices=WORLD_NAMES, default="full")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=12)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--pictures", type=int, default=20_000, help="how many are drawn, and kept on the device")
     parser.add_argument("--freeze-encoder", action="store_true", help="only the decoder learns; latents stay")
-    arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    add_options(parser, samples=128_000, batch=16, rate=1e-3)
+    arguments = parser.parse_args(words)
     torch.manual_seed(0)
+    world, device = EmojiWorld.named(arguments.world), choose_device(arguments.device)
     vae = slim_autoencoder().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(vae.parameters(), lr=arguments.rate, betas=(0.9, 0.99))
-    state_path = arguments.output / "state.pt"
-    step, spent = 0, 0.0
-    if state_path.exists():
-        state = torch.load(state_path)
-        vae.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, spent = state["step"], state["seconds"]
-    world = EmojiWorld.named(arguments.world)
-    precision = faster_on_cpu()
-    started, saved, limit = time.monotonic() - spent, time.monotonic(), 60 * arguments.minutes
-    while (spent := time.monotonic() - started) < limit:
-        for group in optimizer.param_groups:  # a constant rate, then a linear fall over the last 40 %
-            group["lr"] = arguments.rate * min(1, step / 100 + 0.01, max(0.02, (1 - spent / limit) / 0.4))
-        pixels, masks = batch_of_scenes(world, arguments.batch, np.random.default_rng([1, step]))
-        pixels = pixels.to(memory_format=torch.channels_last)
-        with autocast(precision, torch.device("cpu")):
-            loss = loss_of(vae, pixels, masks, not arguments.freeze_encoder)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        if step % 50 == 0:
-            print(f"step {step} ({step * arguments.batch / spent:.0f}/s) loss {loss.item():.4f}", flush=True)
-        if time.monotonic() - saved > 90:
-            saved = time.monotonic()
-            state = {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": spent}
-            with atomic_write(state_path) as file:
-                torch.save(state, file)
-            full_autoencoder(vae).save_pretrained(arguments.output / "vae")
-            print(f"after {spent:.0f} s: {report(vae, world, arguments.output)}", flush=True)
-    full_autoencoder(vae).save_pretrained(arguments.output / "vae")
-    print(f"{step * arguments.batch} pictures, {report(vae, world, arguments.output)}")
+    schedule = Schedule(arguments.samples, arguments.batch, arguments.rate, warmup=100, fall=0.4)
+    training = PieceTraining(vae, arguments.output, schedule, device)
+    pixels, masks = (tensor.to(device) for tensor in draw_pictures(world, arguments.pictures, 1))
+
+    def loss() -> torch.Tensor:
+        generator = training.generator()
+        rows = torch.randint(len(pixels), (arguments.batch,), generator=generator, device=device)
+        shown = unit_range(pixels[rows]).to(memory_format=torch.channels_last)
+        return loss_of(vae, shown, masks[rows].float(), not arguments.freeze_encoder, generator)
+
+    done = training.run(loss, arguments.minutes)
+    full_autoencoder(vae.cpu()).save_pretrained(arguments.output / "vae")
+    print(f"{training.samples} pictures, {report(vae, world, arguments.output)}")
+    return done
 
 
 if __name__ == "__main__":

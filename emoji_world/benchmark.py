@@ -3,8 +3,8 @@
     python -m emoji_world.benchmark --weights W.safetensors --sd SD --output runs/benchmark
     python -m emoji_world.benchmark                                # the weights in assets/world
 
-Copying cannot win it: the reference itself as an answer ("echo") stands on the wrong background, references in another
-look than asked for, inside a scene or to be edited are judged by what the prompt says, and beside them stand real
+Copying cannot win it: the reference itself as an answer ("echo") stands on the wrong background; references in another
+look or pose than asked for, inside a scene or to be edited are judged by what the prompt says; beside them stand real
 pictures, text alone and another subject's reference. Intervals are 95 % bootstrap intervals over subjects. Nothing is
 chosen by its result: prompts, noise and steps are fixed. With `pip install -e ".[world,benchmark]"` a second feature
 net judges, too.
@@ -27,12 +27,21 @@ from training.base import contact_sheet as sheet
 from training.base.precision import faster_on_cpu
 
 from .atlas import ASSETS
-from .benchmark_cases import Edit, background_colour, edits, in_scenes, look_swapped, object_is_grey
+from .benchmark_cases import (
+    Edit,
+    background_colour,
+    edits,
+    in_scenes,
+    look_swapped,
+    object_is_grey,
+    pose_of,
+    pose_swapped,
+)
 from .features import feature_nets
 from .generator import EmojiGenerator
 from .judge import BenchmarkRow, Judge, PromptCase, draw_prompts, in_words, real_pictures
 from .prompt_weights import Painter, WeightedPrompt, cases_of, shipped
-from .scenes import WORLDS, EmojiWorld
+from .scenes import WORLD_NAMES, EmojiWorld
 from .sheets import enlarged
 
 RISING, ENOUGH = (0.5, 1.0, 2.0), 0.01  # weights whose effect has to rise; what is less than that is no fall
@@ -121,6 +130,14 @@ class Benchmark:
         copied = self.judge.singles("copied", images, shown)
         row.values["asked look nearer"] = (row.values["similarity"] > copied.values["similarity"]).astype(float)
 
+    def turned(self) -> None:
+        """The reference is in another pose than the world draws: copying gives that pose."""
+        prompts = pose_swapped(self.world, self.world.groups["seen"], self.count)
+        references = [list(p.references) for p in prompts]
+        images = self.kosmos.generate([p.marks for p in prompts], references)
+        poses = [pose_of(image, self.world, p.identities[0], 1) > 0 for image, p in zip(images, prompts, strict=True)]
+        self.judged("pose-swapped reference", images, prompts, references, copied=np.array(poses, float))
+
     def guard(self) -> None:
         """The reference is a whole scene: its background must stay behind."""
         prompts, colours = in_scenes(self.world, self.world.groups["seen"], self.count)
@@ -167,7 +184,16 @@ class Benchmark:
 
     def run(self) -> None:
         """Every row."""
-        parts = (self.bounds, self.subjects, self.text_kept, self.swapped, self.guard, self.binding, self.edited)
+        parts = (
+            self.bounds,
+            self.subjects,
+            self.text_kept,
+            self.swapped,
+            self.turned,
+            self.guard,
+            self.binding,
+            self.edited,
+        )
         for part in (*parts, self.weights):
             part()
 
@@ -215,7 +241,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, default=ASSETS / "emoji-world-kosmos-g.safetensors")
     parser.add_argument("--sd", default=str(ASSETS / "emoji-world-sd.safetensors"), help="diffusers folder or file")
     parser.add_argument("--clip", default=str(ASSETS / "clip"), help="folder of CLIP, for an --sd that is a file")
-    parser.add_argument("--world", choices=WORLDS, default="full", help="which says what is held out")
+    parser.add_argument("--world", choices=WORLD_NAMES, default="full", help="which says what is held out")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--count", type=int, default=96, help="prompts of each row")
     parser.add_argument("--steps", type=int, default=8, help="sampling steps")

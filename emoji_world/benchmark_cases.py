@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from PIL import Image
 
-from .features import object_pixels
+from .features import object_alone, object_pixels
 from .judge import PromptCase, draw_prompts
 from .scenes import BACKGROUNDS, Background, EmojiScene, EmojiWorld, Identity
 
 GREY = 0.12  # mean chroma below which an object has no colour, as in the world's captions
+LOPSIDED = 0.06  # difference of the two poses' pixels below which an object is taken for its own mirror image
 Pixels = np.ndarray
 
 
@@ -34,10 +36,26 @@ def look_swapped(world: EmojiWorld, identities: Sequence[Identity], count: int) 
     rng, found = np.random.default_rng(63), []
     for prompt in draw_prompts(world, list(identities), count, 1, 63):
         shown = prompt.identities[0]
-        asked = replace(shown, look=str(rng.choice([look for look in world.atlas.looks if look != shown.look])))
+        asked = replace(shown, look=str(rng.choice([look for look in world.looks if look != shown.look])))
         text = f"a {world.atlas.words[asked.look]} {prompt.marks}"
         found.append((text, SwappedCase((asked,), prompt.background, prompt.references, prompt.shuffled, shown)))
     return found
+
+
+def pose_swapped(world: EmojiWorld, identities: Sequence[Identity], count: int) -> list[PromptCase]:
+    """Prompts whose references show another pose than the world draws; none of what is its own mirror image."""
+    turned = [x for x in identities if pose_of(world.reference(x, 1), world, x, 1) > LOPSIDED]
+    prompts = draw_prompts(world, turned, count, 1, 66)
+    return [replace(p, references=tuple(world.reference(x, 1) for x in p.identities)) for p in prompts]
+
+
+def pose_of(image: Pixels, world: EmojiWorld, identity: Identity, pose: int) -> float:
+    """By how much, 0..1, an object's pixels are nearer to one pose of an identity than to the other."""
+    own, first, second = (
+        np.asarray(Image.fromarray(object_alone(x)).resize((32, 32)), float) / 255
+        for x in (image, world.reference(identity, pose), world.reference(identity, 1 - pose))
+    )
+    return float(np.abs(own - second).mean() - np.abs(own - first).mean())
 
 
 def in_scenes(world: EmojiWorld, identities: Sequence[Identity], count: int) -> tuple[list[PromptCase], list[str]]:

@@ -22,7 +22,7 @@ from .atlas import Atlas
 from .features import ObjectFeatures
 from .generator import EmojiGenerator
 from .judge import BenchmarkRow, Judge, PromptCase, draw_prompts, in_words, real_pictures
-from .scenes import ALL_HUES, HELD_OUT_NOUNS, HUES, WORLDS, EmojiWorld, WorldSettings
+from .scenes import ALL_HUES, HELD_OUT_NOUNS, HUES, WORLD_NAMES, EmojiWorld, WorldSettings
 from .sheets import pixel_grid
 
 
@@ -130,7 +130,7 @@ def markdown(report: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", choices=WORLDS, default="full")
+    parser.add_argument("--world", choices=WORLD_NAMES, default="full")
     parser.add_argument("--stable_diffusion", required=True, help="diffusers folder of the world")
     parser.add_argument("--align", help="Kosmos-G weights of stage 2")
     parser.add_argument("--instruct", help="Kosmos-G weights of stage 3")

@@ -1,7 +1,7 @@
 """Teach the vision tower and the resampler to put pictures into the words that a language model of text alone knows.
 
     python -m emoji_world.image_words --weights RUNS/lm-words.safetensors --vision RUNS/lm-pictures.safetensors \\
-        --output RUNS/lm.safetensors --minutes 16
+        --output RUNS/lm.safetensors
 
 A picture's tokens learn to be the word embeddings of its phrase: "a glossy green cat". What an AlignerNet learns from
 captions it then reads in pictures, too, whether or not stage 3 shows them. Beyond the paper, whose stage 1 has the
@@ -10,8 +10,8 @@ everything and an AlignerNet nothing. As in stage 1 all identities are shown.
 """
 
 import argparse
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from kosmos_core import KosmosG, load_model
 from kosmos_core.weights import save_model
-from training.base.precision import autocast, faster_on_cpu
+from training.base.processes import choose_device
 
-from .scenes import WORLDS, Background, EmojiWorld, Identity
+from .pieces import PieceTraining, Schedule, add_options
+from .scenes import WORLD_NAMES, Background, EmojiWorld, Identity
 from .text_encoder import normalise
 from .training_data import SampleMaker
 
-RATE = 1e-3
 Pixels = np.ndarray
 
 
@@ -36,7 +36,7 @@ class PhraseTokens:
 
     def __init__(self, world: EmojiWorld, model: KosmosG):
         self.world, self.latents = world, model.config.resampler.latents
-        self.tokenizer, self.table = model.required_tokenizer(), model.decoder.embedding.weight.detach().float()
+        self.tokenizer, self.table = model.required_tokenizer(), model.decoder.embedding.weight.detach().float().cpu()
         self.cached: dict[str, Tensor] = {}
 
     def __call__(self, identity: Identity) -> Tensor:
@@ -83,49 +83,45 @@ def share_right(found: Tensor, wanted: Tensor) -> float:
     return hits.float().mean().item()
 
 
-def train(model: KosmosG, world: EmojiWorld, minutes: float, size: int) -> None:
-    """Train the vision tower and the resampler of `model` in place for so long, in batches of `size` pictures."""
-    model.requires_grad_(False).eval()
-    parts = nn.ModuleList([model.vision, model.resampler]).requires_grad_(True)
-    optimizer = torch.optim.AdamW(parts.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    phrases, precision = PhraseTokens(world, model), faster_on_cpu()
-    held = batch(world, phrases, 256, [3, 0])
-    started, step, limit = time.monotonic(), 0, 60 * minutes
-    while (spent := time.monotonic() - started) < limit:
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1, (step + 1) / 50, 0.01 + 1.5 * (1 - spent / limit))
-        pixels, wanted = batch(world, phrases, size, [2, step])
-        with autocast(precision, torch.device("cpu")):
-            found = model.embed_images(pixels)
-        loss = F.mse_loss(found.float(), wanted) / wanted.square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        if step % 100 == 0:
-            rate = step * size / (time.monotonic() - started)
-            print(f"step {step} ({rate:.0f}/s) error {loss.item():.3f}", flush=True)
-    with torch.no_grad():
-        found = model.embed_images(held[0])
-    print(f"{step * size} pictures; all words right for {share_right(found, held[1]):.0%} of 256 others")
+class ImageWordsTraining(PieceTraining):
+    """The vision tower and the resampler of a model; all else of it stays."""
+
+    def __init__(self, model: KosmosG, world: EmojiWorld, folder: Path, schedule: Schedule, **settings: Any):
+        model.requires_grad_(False).eval()
+        parts = nn.ModuleList([model.vision, model.resampler]).requires_grad_(True)
+        super().__init__(parts, folder, schedule, **settings)
+        self.model, self.world = model.to(self.device), world
+        self.phrases = PhraseTokens(world, model)
+
+    def phrase_loss(self) -> Tensor:
+        """The squared error of picture tokens, as a share of the word embeddings' squares."""
+        drawn = batch(self.world, self.phrases, self.schedule.batch, [2, self.step])
+        pixels, wanted = (tensor.to(self.device) for tensor in drawn)
+        return F.mse_loss(self.model.embed_images(pixels).float(), wanted) / wanted.square().mean()
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> bool:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", choices=WORLDS, default="full")
+    parser.add_argument("--world", choices=WORLD_NAMES, default="full")
     parser.add_argument("--weights", required=True, help="Kosmos-G weights of stage 1, trained on words alone")
     parser.add_argument("--vision", help="weights of stage 1 whose vision tower knows pictures already")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--batch", type=int, default=64)
-    arguments = parser.parse_args()
+    add_options(parser, samples=166_000, batch=64, rate=1e-3)
+    arguments = parser.parse_args(words)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)  # said before the training, not behind it
-    model = load_model(arguments.weights).float()
+    world, model = EmojiWorld.named(arguments.world), load_model(arguments.weights).float()
     if arguments.vision:
         model.vision.load_state_dict(load_model(arguments.vision).float().vision.state_dict())
-    train(model, EmojiWorld.named(arguments.world), arguments.minutes, arguments.batch)
+    schedule = Schedule(arguments.samples, arguments.batch, arguments.rate, fall=0.6)
+    folder = arguments.output.with_suffix(".training")
+    training = ImageWordsTraining(model, world, folder, schedule, device=choose_device(arguments.device))
+    done = training.run(training.phrase_loss, arguments.minutes)
+    pixels, wanted = batch(world, training.phrases, 256, [3, 0])
+    with torch.no_grad():
+        found = model.cpu().embed_images(pixels)
+    print(f"{training.samples} pictures; all words right for {share_right(found, wanted):.0%} of 256 others")
     save_model(model, arguments.output)
+    return done
 
 
 if __name__ == "__main__":

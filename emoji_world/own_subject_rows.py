@@ -14,7 +14,6 @@ from .scenes import HELD_OUT_NOUNS, WORLDS, EmojiWorld, Identity
 
 GROUPS = {"stage3": WORLDS["full"].instruct_held_out, "unknown": HELD_OUT_NOUNS}
 REPORTED = 5  # identities of each noun; settings are chosen by the others
-OF_MOST_ROWS = 3  # of these, in rows that are not in FOR_ALL
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,7 @@ class Adapter:
     steps: int = 20
     rate: float = 1e-3
     general: bool = False
+    snr_bounds: tuple[float, float] | None = (0.15, 5.0)
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,19 @@ ROWS = {  # in the order in which they are made
     "text": Row(asks="text"),
     "text, adapter": Row(adapter=ADAPTER, asks="text"),
     "adapter and tuned": Row(TUNED, ADAPTER),
-    "tuned on 1 photograph": Row(TUNED, photographs=1),
-    "before, without noun": Row(noun=False),
-    "tuned without noun": Row(TUNED, noun=False),
     "adapter with general data": Row(adapter=GENERAL_TOO),
     "others, adapter with general data": Row(adapter=GENERAL_TOO, asks="others"),
     "text, adapter with general data": Row(adapter=GENERAL_TOO, asks="text"),
+    "tuned on 1 photograph": Row(TUNED, photographs=1),
+    "before, without noun": Row(noun=False),
+    "tuned without noun": Row(TUNED, noun=False),
     "tuned on 3 photographs": Row(TUNED, photographs=3),
     "tuned without masks": Row(TUNED, masks=False),
+    "to choose/adapter": Row(adapter=ADAPTER),
+    "to choose/adapter, 40 steps": Row(adapter=replace(ADAPTER, steps=40)),
+    "to choose/adapter, every noise alike": Row(adapter=replace(ADAPTER, snr_bounds=None)),
 }
-FOR_ALL = ("before", "tuned")  # all subjects that are reported, of both groups
+OF_BOTH_GROUPS = ("before", "tuned")  # the others are of the group `stage3` alone
 
 
 def name_of(identity: Identity) -> str:
@@ -81,7 +84,7 @@ def subjects_of(world: EmojiWorld, group: str, reported: bool = True) -> list[Id
     return [
         identity
         for noun in GROUPS[group]
-        for identity in [Identity(noun, look, hue) for look in world.atlas.looks for hue in world.hues][own]
+        for identity in [Identity(noun, look, hue) for look in world.looks for hue in world.hues][own]
     ]
 
 
@@ -90,13 +93,17 @@ def all_subjects(world: EmojiWorld) -> list[Identity]:
     return [x for group in GROUPS for reported in (True, False) for x in subjects_of(world, group, reported)]
 
 
-def pieces(world: EmojiWorld) -> Iterator[tuple[str, str, Identity]]:
-    """Group, row and subject of all pieces in the order in which they are made."""
+def pieces(world: EmojiWorld, of_each: int = REPORTED) -> Iterator[tuple[str, str, Identity]]:
+    """Group, row and subject of all pieces in the order in which they are made.
+
+    of_each: identities of each noun in the rows that are not OF_BOTH_GROUPS.
+    """
     for name in ROWS:
-        for group in GROUPS if name in FOR_ALL else ("stage3",):
-            for number, identity in enumerate(subjects_of(world, group, reported(name))):
-                if name in FOR_ALL or not reported(name) or number % REPORTED < OF_MOST_ROWS:
-                    yield group, name, identity
+        both = name in OF_BOTH_GROUPS
+        for group in GROUPS if both else ("stage3",):
+            own = subjects_of(world, group, reported(name))
+            count = len(own) // len(GROUPS[group])  # of each noun
+            yield from ((group, name, x) for number, x in enumerate(own) if both or number % count < of_each)
 
 
 def reported(name: str) -> bool:
@@ -130,16 +137,31 @@ def table(folder: Path, world: EmojiWorld, say: Callable[[str], None]) -> None:
     rows = finished(folder, world)
     for (group, name), row in rows.items():
         say(json.dumps({"group": group, **row.summary()}))
-        place, _, asked = name.rpartition("/")
-        base = asked.partition(",")[0] if asked.startswith(("others", "text")) else "before"
-        base = "before, without noun" if asked == "tuned without noun" else base
-        before = rows.get((group, f"{place}/{base}" if place else base))
-        if before is None or before is row:
-            continue
-        both = set(row.subjects) & set(before.subjects)
-        one, other = ([x in both for x in found.subjects] for found in (row, before))
-        subjects = [x for x in row.subjects if x in both]
-        differences = {
-            metric: interval(row.values[metric][one] - before.values[metric][other], subjects) for metric in row.values
-        }
-        say(json.dumps({"group": group, "row": f"{name} minus {base}", **differences}))
+        for base in compared_with(name):
+            before = rows.get((group, base))
+            if before is None:
+                continue
+            both = set(row.subjects) & set(before.subjects)
+            one, other = ([x in both for x in found.subjects] for found in (row, before))
+            subjects = [x for x in row.subjects if x in both]
+            differences = {
+                metric: interval(row.values[metric][one] - before.values[metric][other], subjects)
+                for metric in row.values
+            }
+            say(json.dumps({"group": group, "row": f"{name} minus {base}", "subjects": len(both), **differences}))
+
+
+def compared_with(name: str) -> list[str]:
+    """The rows that a row is told the difference to: what it began with, and what it would be measured against."""
+    asked = name.partition(",")[0]
+    if asked in ("others", "text"):
+        found = [asked, name.removesuffix(" with general data")]
+    elif asked in ("before", "to choose/before"):
+        found = []
+    elif not reported(name):
+        found = ["to choose/before", asked if asked != name else "to choose/20 steps"]
+    elif name.endswith("without noun"):
+        found = ["before, without noun", "tuned"]
+    else:
+        found = ["before", "tuned", name.removesuffix(" with general data")]
+    return [base for base in dict.fromkeys(found) if base != name]

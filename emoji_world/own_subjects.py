@@ -40,7 +40,19 @@ from training.personalize.subject_run import Models, SubjectTask, tune_all
 from .atlas import ASSETS
 from .features import ObjectFeatures
 from .judge import Judge, PromptCase, draw_prompts, in_words
-from .own_subject_rows import ROWS, Adapter, Row, all_subjects, kept, name_of, pieces, reported, subjects_of, table
+from .own_subject_rows import (
+    REPORTED,
+    ROWS,
+    Adapter,
+    Row,
+    all_subjects,
+    kept,
+    name_of,
+    pieces,
+    reported,
+    subjects_of,
+    table,
+)
 from .sampling import sample
 from .scenes import BACKGROUNDS, HELD_OUT_NOUNS, EmojiWorld, Identity, WorldSettings
 from .training_data import SampleMaker, png
@@ -216,7 +228,8 @@ class Study:
     def adapted(self, how: Adapter, identity: Identity, photographs: Path) -> Path:
         """The weight file with the adapter of a subject merged; rows that ask otherwise find it there."""
         folder = self.folder / "adapters" / name_of(identity)
-        name = f"{how.steps} {how.rate:g}{' general' if how.general else ''}"
+        noise = " ".join(map(str, how.snr_bounds or ("every noise",)))
+        name = f"{how.steps} steps, rate {how.rate:g}, {noise}{', general' if how.general else ''}"
         path, own = folder / f"{name}.safetensors", folder / name
         if path.exists():
             return path
@@ -231,6 +244,7 @@ class Study:
         settings |= {"weights": str(WEIGHTS), "run_folder": str(own / "run"), "steps": how.steps}
         settings |= {"trainable": {"lora": 16}, "batch": {"size": 8, "micro": 8, "streams": 1}}
         settings["task"] |= {"stable_diffusion": str(STABLE_DIFFUSION), "alignment": 0.0}
+        settings["task"]["snr_bounds"] = None if how.snr_bounds is None else list(how.snr_bounds)
         settings["data"] |= {"sources": sources}
         settings |= {"optim": {"lr": how.rate, "warmup_steps": 5}, "log": {"tensorboard": False, "sample_every": 0}}
         (own / "run.yaml").write_text(yaml.safe_dump(settings))
@@ -257,13 +271,16 @@ class Study:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of the photographs, adapters and rows")
+    parser.add_argument(
+        "--of-each", type=int, default=REPORTED, help="fewer subjects of each noun in the rows beside before and tuned"
+    )
     parser.add_argument("--table", action="store_true", help="print what is finished, make nothing")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     world = EmojiWorld.named("full")
     if not options.table:
         study = None
-        for group, name, identity in pieces(world):
+        for group, name, identity in pieces(world, options.of_each):
             path = kept(options.output, group, name, identity)
             if path.exists():
                 continue

@@ -22,7 +22,7 @@ from kosmos_core.images import preprocess_image
 from training.stages.alignment_loss import token_weights
 
 from .diffusion import text_states
-from .scenes import ALL_HUES, HUES, WORLDS, Background, EmojiWorld, Identity
+from .scenes import ALL_HUES, HUES, WORLD_NAMES, Background, EmojiWorld, Identity
 
 PADDING = 0.1  # weight of CLIP's states behind a caption's end, as in the world's configurations
 WHERE = Background("red")
@@ -78,23 +78,32 @@ def likeliest(model: KosmosG, images: Sequence[np.ndarray], candidates: Sequence
     return found
 
 
-class ReferenceProbe:
-    """The identities of a world with their words, references and captions' states; a reader of weights."""
+def evenly(group: Sequence[Identity], count: int | None) -> list[Identity]:
+    """`count` of a group, from one end to the other; all where it has no more."""
+    if count is None or count >= len(group):
+        return list(group)
+    return [group[int(number)] for number in np.linspace(0, len(group) - 1, count)]
 
-    def __init__(self, world: EmojiWorld, diffusion: StableDiffusion):
+
+class ReferenceProbe:
+    """The identities of a world with their words, references and captions' states; a reader of weights.
+
+    count: of the identities of each group, evenly chosen, where these are not all asked for.
+    """
+
+    def __init__(self, world: EmojiWorld, diffusion: StableDiffusion, count: int | None = None):
         self.world = world
-        self.words = [words_of(world, identity) for identity in world.identities]
-        self.references = [world.reference(identity) for identity in world.identities]
-        captions = {words: caption_of(world, x) for words, x in zip(self.words, world.identities, strict=True)}
+        groups = {name: evenly(group, count) for name, group in world.groups.items()}
+        self.identities = [identity for group in groups.values() for identity in group]
+        self.words = [words_of(world, identity) for identity in self.identities]
+        self.references = [world.reference(identity) for identity in self.identities]
+        captions = {words: caption_of(world, x) for words, x in zip(self.words, self.identities, strict=True)}
         self.captions, texts = list(captions), list(captions.values())
         clip, tokenizer = diffusion.text_encoder(), diffusion.tokenizer()
         self.states = text_states(clip, tokenizer, texts).float()
         tokens = tokenizer(texts, padding="max_length", max_length=77, return_tensors="pt").input_ids
         self.weights = token_weights(tokens, PADDING)
-        self.groups = {
-            name: np.isin(np.arange(len(self.words)), [world.identities.index(x) for x in group])
-            for name, group in world.groups.items()
-        }
+        self.groups = {name: np.array([x in group for x in self.identities]) for name, group in groups.items()}
 
     def named(self, model: KosmosG) -> list[IdentityWords]:
         """By the language model: the likeliest noun, look and colour, each by itself."""
@@ -110,7 +119,25 @@ class ReferenceProbe:
         for start in range(0, len(self.references), 16):
             images = [[Image.fromarray(x)] for x in self.references[start : start + 16]]
             parts.append(model.encode([prompt] * len(images), images))
-        chosen, errors = nearest(torch.cat(parts).float(), self.states, self.weights)
+        return self.nearest_words(torch.cat(parts))
+
+    @torch.no_grad()
+    def aligned_exactly(self, model: KosmosG) -> tuple[list[IdentityWords], Tensor]:
+        """As `aligned`, with the word embeddings of each phrase in the place of its picture's: what AlignerNet could
+        read if the vision tower told it every word."""
+        from .image_words import PhraseTokens  # which trains on what this module probes
+
+        layout = model.required_tokenizer().layout(f"<i> {WHERE.phrase}", model.config.resampler.latents)
+        phrases, parts = PhraseTokens(self.world, model), []
+        ids, mask = torch.tensor([layout.token_ids]), torch.tensor([layout.image_mask])
+        for start in range(0, len(self.identities), 16):
+            tokens = torch.stack([phrases(identity) for identity in self.identities[start : start + 16]])
+            rows = len(tokens)
+            parts.append(model.encode_tokens(ids.expand(rows, -1), None, mask.expand(rows, -1), image_features=tokens))
+        return self.nearest_words(torch.cat(parts))
+
+    def nearest_words(self, conditions: Tensor) -> tuple[list[IdentityWords], Tensor]:
+        chosen, errors = nearest(conditions.float(), self.states, self.weights)
         own = torch.tensor([self.captions.index(words) for words in self.words])
         return [self.captions[i] for i in chosen], errors.gather(1, own[:, None])[:, 0]
 
@@ -128,14 +155,17 @@ class ReferenceProbe:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", choices=WORLDS, default="full")
+    parser.add_argument("--world", choices=WORLD_NAMES, default="full")
     parser.add_argument("--all-hues", action="store_true", help="references in twelve hues instead of the world's two")
+    parser.add_argument("--count", type=int, help="identities of each group, where these are too many")
+    parser.add_argument("--exact", action="store_true", help="also with exact word embeddings in the pictures' place")
     parser.add_argument("--stable_diffusion", required=True, help="diffusers folder of the world")
     parser.add_argument("weights", nargs="+", help="Kosmos-G weights of any stage")
     arguments = parser.parse_args()
     probe = ReferenceProbe(
         EmojiWorld.named(arguments.world, ALL_HUES if arguments.all_hues else HUES),
         StableDiffusion(arguments.stable_diffusion, option="--stable_diffusion"),
+        arguments.count,
     )
     for path in arguments.weights:
         model = load_model(path).float().eval()
@@ -144,6 +174,8 @@ def main() -> None:
             print("  language model", *probe.lines(probe.named(model)), sep="\n    ", flush=True)
         if model.config.aligner:
             print("  nearest caption", *probe.lines(*probe.aligned(model)), sep="\n    ", flush=True)
+        if model.config.aligner and arguments.exact:
+            print("  of exact words", *probe.lines(*probe.aligned_exactly(model)), sep="\n    ", flush=True)
 
 
 if __name__ == "__main__":

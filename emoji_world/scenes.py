@@ -6,6 +6,7 @@ object is: two cores are to learn the world in hours.
 
 import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -56,6 +57,8 @@ WORLDS = {
     "half": WorldSettings(64, FIRST, ("donut", "turtle")),
     "test": WorldSettings(32, ("apple", "banana", "car", "heart"), ("star",)),
 }
+OPEN_WORLDS = {"open": 1000, "middle": 160}  # worlds of `open_scenes`, with the most nouns that they take of the atlas
+WORLD_NAMES = (*WORLDS, *OPEN_WORLDS)
 HUES = (0, 120)
 ALL_HUES = tuple(range(0, 360, 30))  # in which stage 1 sees objects, too
 SHARES = (0.0, 0.5, 1.0)  # how often a caption's phrases name look and colour: never, as it comes, always
@@ -112,6 +115,7 @@ class Placed:
     left: int
     top: int
     size: int
+    pose: int = 0  # 1: in another pose, or mirrored where the atlas has none
 
     @property
     def box(self) -> tuple[slice, slice]:
@@ -123,6 +127,10 @@ class Placed:
 class EmojiScene:
     objects: tuple[Placed, ...]
     background: Background
+    relation: str = "and"  # what a caption says between its objects
+
+    def joined(self, phrases: Iterable[str]) -> str:
+        return f" {self.relation} ".join(phrases)
 
     def edited(self, **changes) -> "EmojiScene":
         return replace(self, **changes)
@@ -142,12 +150,16 @@ class EmojiWorld:
         if missing:
             raise ValueError(f"the atlas has no sprite of {', '.join(missing)}; it has {', '.join(atlas.nouns)}")
         self.atlas, self.settings, self.size, self.hues = atlas, settings, settings.size, hues
-        self.nouns = settings.known
-        self.sprite = lru_cache(maxsize=None)(self._sprite)
+        self.nouns, self.looks = settings.known, atlas.looks
+        self.sprite = lru_cache(maxsize=8192)(self._sprite)
 
     @classmethod
     def named(cls, name: str, hues: tuple[int, ...] = HUES) -> "EmojiWorld":
-        """A world of `WORLDS` with the committed atlas; `hues` are those of its identities."""
+        """A world of WORLD_NAMES with its committed atlas; `hues` are those of its identities."""
+        if name in OPEN_WORLDS:
+            from .open_scenes import OpenWorld  # which builds on this module
+
+            return OpenWorld.named(name, hues)
         return cls(Atlas.load(), WORLDS[name], hues)
 
     def held_out_of_instruct(self, identity: Identity) -> bool:
@@ -168,11 +180,13 @@ class EmojiWorld:
 
     @property
     def identities(self) -> list[Identity]:
-        return [Identity(n, look, hue) for n in self.nouns for look in self.atlas.looks for hue in self.hues]
+        return [Identity(n, look, hue) for n in self.nouns for look in self.looks for hue in self.hues]
 
-    def _sprite(self, identity: Identity, size: int) -> tuple[np.ndarray, np.ndarray]:
+    def _sprite(self, identity: Identity, size: int, pose: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Straight-alpha resize, then premultiplied: float32 colour (size, size, 3) and alpha (size, size, 1), 0..1."""
-        image = Image.fromarray(self.atlas.sprites[identity.noun, identity.look])
+        key = identity.noun, identity.look
+        pixels = self.atlas.sprites[key]
+        image = Image.fromarray(self.atlas.poses.get(key, pixels[:, ::-1]) if pose else pixels)
         rgba = np.asarray(image.resize((size, size), Image.Resampling.LANCZOS), np.float32) / 255
         alpha = rgba[..., 3:]
         return rotate_hue(rgba[..., :3], identity.hue) * alpha, alpha
@@ -215,37 +229,52 @@ class EmojiWorld:
         pairs: how often two are drawn, where it is not the world's own share.
         """
         if identities is None:
-            count = 2 if rng.random() < (self.settings.pairs if pairs is None else pairs) else 1
-            nouns = rng.choice(self.nouns, count, replace=False)
+            nouns = rng.choice(self.nouns, self.draw_count(rng, pairs), replace=False)
             identities = [self.draw_identity(str(noun), rng) for noun in nouns]
+        return self.arranged(identities, rng)
+
+    def draw_count(self, rng: np.random.Generator, pairs: float | None = None) -> int:
+        """How many objects a scene shows."""
+        return 2 if rng.random() < (self.settings.pairs if pairs is None else pairs) else 1
+
+    def arranged(self, identities: list[Identity], rng: np.random.Generator) -> EmojiScene:
         return EmojiScene(self.place(identities, rng), self.draw_background(rng))
 
     def draw_identity(self, noun: str, rng: np.random.Generator) -> Identity:
         hue = 0 if rng.random() < 0.6 else int(rng.choice(HUES[1:]))
-        return Identity(noun, str(rng.choice(self.atlas.looks)), hue)
+        return Identity(noun, str(rng.choice(self.looks)), hue)
 
     def render(self, scene: EmojiScene) -> tuple[np.ndarray, list[np.ndarray]]:
         """uint8 pixels (size, size, 3), and per object the mask (size, size) bool of what is visible of it."""
-        canvas = np.full((self.size, self.size, 3), BACKGROUNDS[scene.background.colour], np.float32) / 255
-        if scene.background.shaded:
-            canvas = canvas * np.linspace(1.0, 0.72, self.size, dtype=np.float32)[:, None, None]
-        masks = []
+        canvas, masks = self.canvas(scene.background), []
         for placed in scene.objects:
-            colour, alpha = self.sprite(placed.identity, placed.size)
+            colour, alpha = self.sprite(placed.identity, placed.size, placed.pose)
             canvas[placed.box] = canvas[placed.box] * (1 - alpha) + colour
             mask = np.zeros((self.size, self.size), bool)
             mask[placed.box] = alpha[..., 0] > 0.5
             masks = [other & ~mask for other in masks] + [mask]
         return np.rint(canvas.clip(0, 1) * 255).astype(np.uint8), masks
 
+    def canvas(self, background: Background) -> np.ndarray:
+        """A background without objects, float32 (size, size, 3) from 0 to 1."""
+        canvas = np.full((self.size, self.size, 3), BACKGROUNDS[background.colour], np.float32) / 255
+        if background.shaded:
+            canvas = canvas * np.linspace(1.0, 0.72, self.size, dtype=np.float32)[:, None, None]
+        return canvas
+
+    def crops(self, scene: EmojiScene) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each object the square that it was placed in and its mask there, as training data shows it."""
+        pixels, masks = self.render(scene)
+        return [(pixels[x.box], mask[x.box]) for x, mask in zip(scene.objects, masks, strict=True)]
+
     def close_up(self, scene: EmojiScene) -> tuple[np.ndarray, EmojiScene]:
         """The first object of a scene, filling the picture as references do, and the scene that this shows."""
         placed = scene.objects[0]
         return self.render(scene)[0][placed.box], scene.edited(objects=(placed,))
 
-    def reference(self, identity: Identity) -> np.ndarray:
+    def reference(self, identity: Identity, pose: int = 0) -> np.ndarray:
         """An identity on white, filling the picture as the crops of the training samples do: uint8 (s, s, 3)."""
-        alone = Placed(identity, 0, 0, self.object_size)
+        alone = Placed(identity, 0, 0, self.object_size, pose)
         return self.close_up(EmojiScene((alone,), Background("white")))[0]
 
     def phrase(self, identity: Identity, rng: np.random.Generator | None = None, share: float = 0.5) -> str:
@@ -261,7 +290,7 @@ class EmojiWorld:
 
     def caption(self, scene: EmojiScene, rng: np.random.Generator | None = None, share: float = 0.5) -> str:
         phrases = (self.phrase(placed.identity, rng, share) for placed in scene.objects)
-        return " and ".join(phrases) + " " + scene.background.phrase
+        return f"{scene.joined(phrases)} {scene.background.phrase}"
 
 
 def rotate_hue(colour: np.ndarray, degrees: int | None) -> np.ndarray:

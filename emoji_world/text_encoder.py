@@ -1,6 +1,6 @@
 """Train the world's CLIP on scenes and captions (arXiv 2103.00020), and its byte-pair vocabulary.
 
-    python -m emoji_world.text_encoder --world half --output RUNS/clip --minutes 4
+    python -m emoji_world.text_encoder --world half --output RUNS/clip
 
 The text half is a transformers CLIPTextModel of width 768 with 77 positions, as Stable Diffusion 1.5 has, but with few
 layers. The vision half is what Kosmos-G's vision tower begins with (`task.vision_weights` of stage 1).
@@ -8,7 +8,6 @@ layers. The vision half is what Kosmos-G's vision tower begins with (`task.visio
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +19,10 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
 
 from kosmos_core.images import CLIP_MEAN, CLIP_STD
-from training.base.precision import autocast, faster_on_cpu
+from training.base.processes import choose_device
 
-from .scenes import WORLDS, EmojiWorld
+from .pieces import SHARD, PieceTraining, Schedule, add_options
+from .scenes import WORLD_NAMES, EmojiWorld
 
 POSITIONS = 77
 
@@ -30,8 +30,13 @@ POSITIONS = 77
 def world_words(world: EmojiWorld) -> list[str]:
     """Captions that hold every word of the world, and the words of the edits that stage 3 trains on."""
     rng = np.random.default_rng(0)
-    captions = [world.caption(world.draw(rng), rng) for _ in range(3000)]
+    captions = [world.caption(world.draw(rng), rng) for _ in range(max(3000, 30 * len(world.nouns)))]
     return captions + ["a picture of it in grey, turned on a plain background, with and without an object"] * 20
+
+
+def vocabulary_size(world: EmojiWorld) -> int:
+    """1,024 for some dozens of nouns, and three more pieces for each noun beyond."""
+    return 1024 + 3 * max(0, len(world.nouns) - 50)
 
 
 def save_tokenizer(world: EmojiWorld, folder: Path) -> CLIPTokenizer:
@@ -42,7 +47,11 @@ def save_tokenizer(world: EmojiWorld, folder: Path) -> CLIPTokenizer:
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=1024, min_frequency=5, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=vocabulary_size(world),
+        min_frequency=5,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     tokenizer.train_from_iterator(world_words(world), trainer)
     learned = json.loads(tokenizer.to_str())["model"]
@@ -60,7 +69,7 @@ def save_tokenizer(world: EmojiWorld, folder: Path) -> CLIPTokenizer:
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
     """8-bit pixels (n, 3, s, s) as CLIP and Kosmos-G read them."""
-    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    mean, deviation = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
     return (pixels.float() / 255 - mean) / deviation
 
 
@@ -107,7 +116,7 @@ class ContrastiveModel(nn.Module):
         """Cosine of every caption (rows) with every picture (columns)."""
         hidden = self.text(token_ids).last_hidden_state
         end = (token_ids == self.text.config.eos_token_id).int().argmax(1)
-        words = self.project(hidden[torch.arange(len(end)), end])
+        words = self.project(hidden[torch.arange(len(end), device=end.device), end])
         images = self.project_image(self.image(pixels).pooler_output)
         return F.normalize(words.float(), dim=-1) @ F.normalize(images.float(), dim=-1).T
 
@@ -121,21 +130,38 @@ class ContrastiveModel(nn.Module):
     @torch.no_grad()
     def retrieval(self, token_ids: torch.Tensor, pixels: torch.Tensor) -> float:
         """How often a caption's own picture is its nearest among all."""
-        right = self.scores(token_ids, pixels).argmax(1) == torch.arange(len(token_ids))
-        return right.float().mean().item()
+        nearest = self.scores(token_ids, pixels).argmax(1).cpu()
+        return (nearest == torch.arange(len(token_ids))).float().mean().item()
 
 
-def main() -> None:
+def resized(image: np.ndarray, side: int) -> np.ndarray:
+    return np.array(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def draw_pairs(world: EmojiWorld, tokenizer: CLIPTokenizer, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids (count, longest) and pictures (count, 3, size, size) uint8; every second picture is a close-up."""
+    rng, pixels, captions = np.random.default_rng(seed), [], []
+    for number in range(count):
+        scene = world.draw(rng)
+        image, shown = world.close_up(scene) if number % 2 else (world.render(scene)[0], scene)
+        pixels.append(resized(image, world.size))
+        captions.append(world.caption(shown, rng))
+    # The longest caption, not 77 positions: attention is causal, so what follows the end changes nothing.
+    words = tokenizer(captions, padding=True, return_tensors="pt")
+    return words.input_ids, torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+
+
+def main(words: list[str] | None = None) -> bool:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", choices=WORLDS, default="full")
+    parser.add_argument("--world", choices=WORLD_NAMES, default="full")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=4)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--pictures", type=int, default=30_000, help="how many are drawn, and kept on the device")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--freeze-text", action="store_true", help="go on from --output, only the vision half learns")
-    arguments = parser.parse_args()
+    add_options(parser, samples=60_000, batch=64, rate=5e-4)
+    arguments = parser.parse_args(words)
     torch.manual_seed(0)
-    world = EmojiWorld.named(arguments.world)
+    world, device = EmojiWorld.named(arguments.world), choose_device(arguments.device)
     if arguments.freeze_text:
         tokenizer = CLIPTokenizer.from_pretrained(arguments.output / "tokenizer")
         model = ContrastiveModel(CLIPTextModel.from_pretrained(arguments.output / "text_encoder"), world.size)
@@ -144,39 +170,24 @@ def main() -> None:
     else:
         tokenizer = save_tokenizer(world, arguments.output / "tokenizer")
         model = ContrastiveModel(build_text_model(tokenizer, arguments.layers), world.size)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=5e-4, weight_decay=0.01)
+    folder = arguments.output / ("vision-alone" if arguments.freeze_text else "")
+    schedule = Schedule(arguments.samples, arguments.batch, arguments.rate, warmup=30, fall=0.5)
+    training = PieceTraining(model, folder, schedule, device)
+    token_ids, pixels = (tensor.to(device) for tensor in draw_pairs(world, tokenizer, arguments.pictures, 2))
+    held = [tensor.to(device) for tensor in draw_pairs(world, tokenizer, 64, 3)]
 
-    def batch(count: int, seed: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        rng = np.random.default_rng(seed)
-        shown = [(world.render(scene)[0], scene) for scene in (world.draw(rng) for _ in range(count // 2))]
-        shown += [world.close_up(world.draw(rng)) for _ in range(count - count // 2)]
-        pixels = [Image.fromarray(image).resize((world.size, world.size), Image.BICUBIC) for image, _ in shown]
-        pixels, scenes = torch.from_numpy(np.stack(pixels)), [scene for _, scene in shown]
-        # The longest caption, not 77 positions: attention is causal, so what follows the end changes nothing.
-        words = tokenizer([world.caption(scene, rng) for scene in scenes], padding=True, return_tensors="pt")
-        return words.input_ids, normalise(pixels.permute(0, 3, 1, 2))
+    def loss() -> torch.Tensor:
+        rows = torch.randint(len(pixels), (arguments.batch,), generator=training.generator(), device=device)
+        return model(token_ids[rows], normalise(pixels[rows]))
 
-    held = batch(64, [3, 0])
-    precision = faster_on_cpu()
-    started, step, limit = time.monotonic(), 0, 60 * arguments.minutes
-    while (spent := time.monotonic() - started) < limit:
-        for group in optimizer.param_groups:
-            group["lr"] = 5e-4 * min(1, (step + 1) / 30, 0.02 + 2 * (1 - spent / limit))
-        with autocast(precision, torch.device("cpu")):
-            loss = model(*batch(arguments.batch, [2, step]))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        step += 1
-        if step % 20 == 0:
-            rate = step * arguments.batch / (time.monotonic() - started)
-            right = model.retrieval(*held)
-            print(f"step {step} ({rate:.0f}/s) loss {loss.item():.3f} retrieval 1 of 64 {right:.2f}", flush=True)
-    model.text.save_pretrained(arguments.output / "text_encoder")
-    model.image.save_pretrained(arguments.output / "vision")
-    print(f"{step * arguments.batch} captions, retrieval 1 of 64 {model.retrieval(*held):.2f}")
+    def retrieval() -> str:
+        return f"retrieval 1 of 64 {model.retrieval(held[0], normalise(held[1])):.2f}"
+
+    done = training.run(loss, arguments.minutes, retrieval)
+    print(f"{training.samples} captions, {retrieval()}")
+    model.text.cpu().save_pretrained(arguments.output / "text_encoder", max_shard_size=SHARD)
+    model.image.cpu().save_pretrained(arguments.output / "vision", max_shard_size=SHARD)
+    return done
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from training.data.decoding import on_white
 from training.data.shard_writer import Parts
 from training.data.synthetic import encoded, train_vocabulary, write_tars
 
-from .scenes import ALL_HUES, BACKGROUNDS, SHARES, WORLDS, Background, EmojiScene, EmojiWorld, Identity
+from .scenes import ALL_HUES, BACKGROUNDS, SHARES, WORLD_NAMES, Background, EmojiScene, EmojiWorld, Identity
 
 WORDNET = Path("/usr/share/wordnet")  # Debian's wordnet-base
 PAIRS = 0.7  # share of two objects in prompts: when it was 0.5, stage 2 erred more than twice as much in them as in one
@@ -66,8 +66,7 @@ class SampleMaker:
         return [self.seen[str(noun)][self.rng.integers(len(self.seen[str(noun)]))] for noun in nouns]
 
     def seen_scene(self) -> EmojiScene:
-        count = 2 if self.rng.random() < PAIRS else 1
-        return self.world.draw(self.rng, self.seen_identities(count))
+        return self.world.draw(self.rng, self.seen_identities(self.world.draw_count(self.rng, PAIRS)))
 
     def turned_scene(self, pairs: float | None = None) -> EmojiScene:
         """A scene of stage 1: half of its objects in any of ALL_HUES, so that shapes are learned and not colours.
@@ -119,7 +118,7 @@ class SampleMaker:
                 for phrase, placed in zip(phrases, scene.objects, strict=True)
             ]
             where = scene.background.phrase
-            yield {"txt": f"{' and '.join(shown)} {where}: {' and '.join(phrases)} {where}".encode()}
+            yield {"txt": f"{scene.joined(shown)} {where}: {scene.joined(phrases)} {where}".encode()}
 
     def repeated_names(self, identity: Identity) -> str:
         names = self.names(identity).split() * int(self.rng.integers(1, 4))
@@ -134,7 +133,7 @@ class SampleMaker:
     def replay_captions(self, count: int) -> Iterator[Parts]:
         """Captions like those of stage 2, of the nouns that stage 3 shows: `task.replay` without the held-out words."""
         for _ in range(count):
-            nouns = self.rng.choice(self.world.settings.nouns, 2 if self.rng.random() < PAIRS else 1, replace=False)
+            nouns = self.rng.choice(self.world.settings.nouns, self.world.draw_count(self.rng, PAIRS), replace=False)
             identities = [self.world.draw_identity(str(noun), self.rng) for noun in nouns]
             scene = self.world.draw(self.rng, identities)
             yield {"txt": self.world.caption(scene, self.rng, float(self.rng.choice(SHARES))).encode()}
@@ -165,9 +164,9 @@ class SampleMaker:
         phrases = [self.world.phrase(placed.identity, self.rng, share=1.0) for placed in scene.objects]
         segments: list[dict[str, str]] = []
         parts: Parts = {}
-        for number, (phrase, (crop, mask)) in enumerate(zip(phrases, self.crops(scene)[1], strict=True)):
+        for number, (phrase, (crop, mask)) in enumerate(zip(phrases, self.world.crops(scene), strict=True)):
             if number:
-                segments.append({"text": "and"})
+                segments.append({"text": scene.relation})
             if self.rng.random() < 0.3:
                 segments.append({"text": phrase})
                 continue
@@ -177,13 +176,8 @@ class SampleMaker:
             parts[name] = png(crop)
             segments.append({"image": name})
         where = scene.background.phrase
-        segments.append({"text": f"{where}: {' and '.join(phrases)} {where}"})
+        segments.append({"text": f"{where}: {scene.joined(phrases)} {where}"})
         return {"json": json.dumps({"segments": segments}).encode(), **parts}
-
-    def crops(self, scene: EmojiScene) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
-        """A scene's pixels, and of each object the square that it was placed in and its mask there."""
-        pixels, masks = self.world.render(scene)
-        return pixels, [(pixels[x.box], mask[x.box]) for x, mask in zip(scene.objects, masks, strict=True)]
 
     def compositional(self, count: int) -> Iterator[Parts]:
         """A scene, its caption, and each object's square crop with its exact mask.
@@ -192,11 +186,11 @@ class SampleMaker:
         """
         for _ in range(count):
             scene = self.seen_scene()
-            pixels, crops = self.crops(scene)
-            parts: Parts = {"png": png(pixels)}
+            crops = self.world.crops(scene)
+            parts: Parts = {"png": png(self.world.render(scene)[0])}
             caption, entities = "", []
             for number, (placed, (crop, mask)) in enumerate(zip(scene.objects, crops, strict=True)):
-                caption += " and " if caption else ""
+                caption += f" {scene.relation} " if caption else ""
                 phrase = self.world.phrase(placed.identity, self.rng, share=1.0)
                 entities.append({"text": phrase, "span": [len(caption), len(caption) + len(phrase)]})
                 caption += phrase
@@ -227,7 +221,7 @@ class SampleMaker:
 def write_vocabulary(world: EmojiWorld, texts: list[str], folder: Path, pieces: int) -> tuple[Path, Path]:
     """A vocabulary of the captions and texts; returns the paths of spm.model and dict.txt."""
     rng = np.random.default_rng(0)
-    captions = [world.caption(world.draw(rng), rng) for _ in range(2000)]
+    captions = [world.caption(world.draw(rng), rng) for _ in range(max(2000, 20 * len(world.nouns)))]
     captions += [f"on a {colour} background" for colour in BACKGROUNDS] + ["in grey"] * 20
     return train_vocabulary(folder, captions * 2 + texts, pieces)
 
@@ -251,13 +245,13 @@ def write_data(world: EmojiWorld, folder: Path, samples: int, pieces: int = 1000
     return vocabulary
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", choices=WORLDS, default="full")
+    parser.add_argument("--world", choices=WORLD_NAMES, default="full")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=6000)
     parser.add_argument("--pieces", type=int, default=1000)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     world = EmojiWorld.named(arguments.world)
     vocabulary = write_data(world, arguments.output, arguments.samples, arguments.pieces)
     held = sum(world.held_out_of_instruct(identity) for identity in world.identities)

@@ -158,7 +158,7 @@ def to_rgb(image: AnyImage) -> Image.Image:
     A PIL image that needs none of this comes back as it is. Raises TypeError or ValueError as `preprocess_image` does.
     """
     if not isinstance(image, Image.Image):
-        image = Image.fromarray(_to_bytes(_to_tensor(image)).numpy())
+        image = Image.fromarray(_to_bytes(pixels_of(image)).numpy())
     return _upright_rgb(image)
 
 
@@ -173,8 +173,10 @@ def resize_and_crop(image: Image.Image, size: int = 224, resample: str = "bicubi
     offset = round((longer - size) / 2)  # to even, as torchvision
     landscape = image.width > image.height
     if longer * size <= LARGEST_RESIZED:
-        resized = image.resize((longer, size) if landscape else (size, longer), method)
-        return resized.crop((offset, 0, offset + size, size) if landscape else (0, offset, size, offset + size))
+        if landscape:  # Pillow resizes lines first, then columns: those that the crop leaves out need no second turn
+            lines = image.resize((longer, short), method).crop((offset, 0, offset + size, short))
+            return lines.resize((size, size), method)
+        return image.resize((size, longer), method).crop((0, offset, size, offset + size))
     # Cut out the source pixels that the filter reaches from the crop, then resize exactly the crop's part of them.
     start, stop = offset * long / longer, (offset + size) * long / longer
     reach = math.ceil(2 * max(1.0, long / longer)) + 1  # bicubic spans 2 source pixels, or 2 target pixels in shrinking
@@ -186,9 +188,11 @@ def resize_and_crop(image: Image.Image, size: int = 224, resample: str = "bicubi
 
 def normalise(image: Image.Image) -> Tensor:
     """An 8-bit RGB picture as (3, h, w) float32 with CLIP's mean and deviation, computed in float64 as the original."""
-    channels = planes(image)
-    rows = [levels.index_select(0, plane.flatten().int()) for levels, plane in zip(_levels(), channels, strict=True)]
-    return torch.stack(rows).view(channels.shape)
+    channels = planes(image).view(3, -1)
+    result = torch.empty(channels.shape)
+    for levels, plane, place in zip(_levels(), channels, result, strict=True):
+        torch.index_select(levels, 0, plane.int(), out=place)
+    return result.view(3, image.height, image.width)
 
 
 def planes(image: Image.Image) -> Tensor:
@@ -204,8 +208,8 @@ def _levels() -> Tensor:
     return ((torch.arange(256).double()[:, None] / 255 - mean) / deviation).T.float().contiguous()
 
 
-def _to_tensor(image: object) -> Tensor:
-    """An array or tensor as (h, w) or (h, w, c) with 2 to 4 channels, on the CPU."""
+def pixels_of(image: object) -> Tensor:
+    """An array or tensor as (h, w) or (h, w, c) with 2 to 4 channels, on the CPU; refuses others as `to_rgb` does."""
     if isinstance(image, np.ndarray):
         if image.dtype.name not in ARRAY_TYPES:
             raise TypeError(f"The picture is an array of {image.dtype}: {EXPECTED_TYPES}.")

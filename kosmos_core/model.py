@@ -17,7 +17,7 @@ from .decoder import Decoder
 from .images import preprocess_image
 from .initialization import initialize
 from .prompt import Prompt
-from .reference import Reference, image_embeddings, with_references
+from .reference import Reference, View, image_embeddings, with_references
 from .remembered import computation_state
 from .resampler import Resampler
 from .tokenizer import Layout, MissingTokenizerError, Tokenizer
@@ -25,6 +25,9 @@ from .vision import VisionTower
 from .weight_file import WeightFile
 
 CACHED_IMAGES = 64  # 0.5 MB each at the official width
+# Of the largest tensor of a pass of `encode`. Above it glibc takes memory from the system for each tensor anew, which
+# cost 64 prompts of 8 to 512 tokens four seconds; smaller passes are no faster.
+PASS_BYTES = 2**25
 
 
 class KosmosG(nn.Module):
@@ -182,7 +185,7 @@ class KosmosG(nn.Module):
 
         `images` is a flat list that the marks use up in order, or one list per prompt; pictures are whatever
         `preprocess_image` takes, or a `Reference`, whose weight and noun go into the prompt. A negative prompt is a
-        prompt like any other; "" gives the null condition.
+        prompt like any other; "" gives the null condition. Many prompts go through the model in passes of bounded size.
         Raises ValueError where there is no prompt, marks and pictures do not match, the model has no tokenizer, or a
         reference from a file belongs to another model;
         TypeError for what is no prompt or no list of pictures.
@@ -194,6 +197,30 @@ class KosmosG(nn.Module):
         images = _images_per_prompt(prompts, layouts, images)
         layouts = [self._with_references(*row) for row in zip(prompts, layouts, images, strict=True)]
         embeddings = self._image_embeddings(layouts, images)
+        conditions, first = [], 0
+        for group in self._passes(layouts):
+            count = sum(len(layout.image_slots) for layout in group)
+            conditions.append(self._encode_together(group, embeddings[first : first + count] if count else None))
+            first += count
+        return conditions[0] if len(conditions) == 1 else torch.cat(conditions)
+
+    def _passes(self, layouts: list[Layout]) -> list[list[Layout]]:
+        """The prompts in groups, in order, that are computed together: as many as PASS_BYTES allow, or one."""
+        allowed = PASS_BYTES // (4 * self.config.decoder.ffn_width)
+        groups: list[list[Layout]] = []
+        room = 0
+        for layout in layouts:
+            # AlignerNet reads a prompt once for each of its different weights.
+            tokens = len(layout.token_ids) * len(set(layout.key_weights or [1.0]))
+            if tokens > room or not groups:
+                groups.append([])
+                room = allowed
+            groups[-1].append(layout)
+            room -= tokens
+        return groups
+
+    def _encode_together(self, layouts: list[Layout], embeddings: Tensor | None) -> Tensor:
+        """Conditions of prompts in one pass, their image embeddings in the order of the marks."""
         lengths = [len(layout.token_ids) for layout in layouts]
         same_length = len(set(lengths)) == 1
 
@@ -288,9 +315,7 @@ class KosmosG(nn.Module):
 
         for layout, own in zip(layouts, images, strict=True):
             sources = {
-                slot: own[slot].source
-                if isinstance(own[slot], Reference)
-                else _one_image(preprocess_image(own[slot], size))
+                slot: own[slot].source if isinstance(own[slot], Reference) else View(_one_image(own[slot]))
                 for slot in set(layout.image_slots)
             }
             embeddings += [
@@ -319,13 +344,13 @@ def _check_rows(token_ids: Tensor, **others: Tensor | None) -> None:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected that of token_ids, {shape}")
 
 
-def _one_image(pixels: Tensor) -> Tensor:
-    """The picture of a batch of one, as which many programs hand a picture over; ValueError for several."""
-    if pixels.ndim == 4:
-        if len(pixels) != 1:
-            raise ValueError(f"a batch of {len(pixels)} pictures stands for one <i>; give them one by one")
-        return pixels[0]
-    return pixels
+def _one_image(image: Any) -> Any:
+    """The picture of a batch of one, as which many programs hand a picture over; ValueError for several or none."""
+    if getattr(image, "ndim", 0) != 4:
+        return image
+    if len(image) > 1:
+        raise ValueError(f"a batch of {len(image)} pictures stands for one <i>; give them one by one")
+    return image[0] if len(image) else preprocess_image(image)
 
 
 def _images_per_prompt(prompts: list[Any], layouts: list[Layout], images: Sequence[Any] | None) -> list[Sequence[Any]]:

@@ -16,13 +16,13 @@ from functools import lru_cache
 
 import safetensors
 import torch
-from PIL import Image
 from torch import Tensor
 
 from .crops import Crop
-from .images import CLIP_MEAN, CLIP_STD, normalise, resize_and_crop, to_rgb
+from .images import CLIP_MEAN, CLIP_STD, AnyImage, normalise
 from .prompt import MAX_WEIGHT as MOST_TOGETHER
 from .prompt import WEIGHT_RANGE, ImageMark, Prompt, Segment, Text, check_text
+from .resized import resized
 from .safetensors_file import WeightsError, read_header, write
 from .saved_clip import read_kosmos_header
 
@@ -47,23 +47,17 @@ PREPARATION = hashlib.blake2b(
 class View:
     """A picture (h, w, channels) as `to_rgb` takes it; `squash` brings its sides to one length instead of cropping."""
 
-    pixels: Tensor
+    pixels: AnyImage
     squash: bool = False
 
     def seen(self, size: int = 224) -> Tensor:
         """What a model with pictures of `size` sees, (size, size, 3) uint8."""
-        image = self._resized(size)
+        image = resized(self.pixels, size, self.squash)
         return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size, size, 3)
 
     def prepared(self, size: int = 224) -> Tensor:
         """Input of the vision tower, (3, size, size) float32, CLIP-normalised."""
-        return normalise(self._resized(size))
-
-    def _resized(self, size: int) -> Image.Image:
-        image = to_rgb(self.pixels)
-        if self.squash:
-            return image.resize((size, size), Image.Resampling.BICUBIC)
-        return resize_and_crop(image, size)
+        return normalise(resized(self.pixels, size, self.squash))
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from ..kosmos_core.remembered import computation_state, weight_sample
 from ..kosmos_core.saved_clip import read_kosmos_header
 from ..kosmos_core.weights import WeightsError, file_metadata, read_config
 from .connections import tell
+from .number_format import faster_dtype
 from .operations import Operations
 from .saving import into_checkpoint
 from .tokens import KEY, NotClipError, PromptTokenizer, Section, check_tokens, warn_once
@@ -61,10 +62,10 @@ class TextEncoder(torch.nn.Module):
         self._cached_texts: OrderedDict[tuple, Tensor] = OrderedDict()
         self._cached_state: bytes | None = None  # under which all of them were computed
         # ComfyUI stores text encoders in a small type and computes in float32: so here, unless a type was chosen.
-        compute_dtype = model_options.get("kosmos_g_compute_dtype", torch.float32)
+        self.compute_dtype = model_options.get("kosmos_g_compute_dtype", torch.float32)
         self.casting = [module for module in self.model.modules() if hasattr(module, "comfy_cast_weights")]
         for module in self.casting:
-            module.compute_dtype = compute_dtype
+            module.compute_dtype = self.compute_dtype
         # Weak: ComfyUI takes an encoder that refers to itself for a memory leak.
         count = weakref.WeakMethod(self._count_block)
         for block in self.blocks():
@@ -229,8 +230,9 @@ def load_clip(
 ) -> comfy.sd.CLIP:
     """Load a Kosmos-G file as a ComfyUI CLIP; None leaves the type or the device to ComfyUI.
 
-    A chosen type is also computed in, except float16 on a CPU, which is slow there. `disable_dynamic` loads the weights
-    as a whole where ComfyUI would bring them to the device when they are needed. Raises WeightsError.
+    A chosen type is also computed in, except float16 on a CPU, which is slow there. None stands for bfloat16 where
+    `faster_dtype` says so. `disable_dynamic` loads the weights as a whole where ComfyUI would bring them to the device
+    when they are needed. Raises WeightsError.
     """
     config, _ = read_config(path)
     if config.aligner is None:
@@ -238,6 +240,10 @@ def load_clip(
             f"{path} was trained up to the first stage only: it has no AlignerNet and cannot condition an image model; "
             "train stage 2, or load a file of stage 2 or 3"
         )
+    header, _ = read_kosmos_header(path)
+    parameters = sum(torch.Size(shape).numel() for shape in header.shapes.values())
+    asked = dtype
+    dtype = dtype or faster_dtype(parameters, device)
     options: dict[str, Any] = {}
     if device is not None:
         options["load_device"] = options["offload_device"] = device
@@ -255,8 +261,6 @@ def load_clip(
         return PromptTokenizer(built[0].model, built[0].description)
 
     target = SimpleNamespace(params={}, clip=encoder, tokenizer=tokenizer)
-    header, _ = read_kosmos_header(path)
-    parameters = sum(torch.Size(shape).numel() for shape in header.shapes.values())
     # Only a ComfyUI that has dynamic loading knows the word.
     loading = {"disable_dynamic": True} if disable_dynamic else {}
     clip = comfy.sd.CLIP(target, parameters=parameters, model_options=options, **loading)
@@ -266,7 +270,7 @@ def load_clip(
     for kind, injected in ((kinds.ON_INJECT_MODEL, True), (kinds.ON_EJECT_MODEL, False)):
         clip.patcher.add_callback_with_key(kind, KEY, functools.partial(_note_injection, injected=injected))
     # How ComfyUI makes a second copy of the weights: for another device, or one that is not loaded dynamically.
-    clip.patcher.cached_patcher_init = (load_patcher, (path, dtype, device))
+    clip.patcher.cached_patcher_init = (load_patcher, (path, asked, device))
     return clip
 
 

@@ -135,7 +135,8 @@ class KosmosGLoader(io.ComfyNode):
                     options=list(DTYPES),
                     default="auto",
                     tooltip="Type of the weights in memory. auto: what ComfyUI uses for text encoders, computed in "
-                    "float32. fp16 and bf16 also compute in that type: faster, slightly less exact. fp32: exact.",
+                    "float32; for a large encoder on a CPU that is faster in bf16, that. fp16 and bf16 also compute in "
+                    "that type: faster, slightly less exact. fp32: exact.",
                 ),
                 io.Combo.Input(
                     "device",
@@ -194,6 +195,7 @@ def describe(path: Path, clip: object) -> str:
     encoder = encoder_of(clip)
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
     kinds = "/".join(sorted({str(dtype).removeprefix("torch.") for dtype in encoder.dtypes}))
+    computed = str(encoder.compute_dtype).removeprefix("torch.")
     aligner = config.aligner
     lines = [
         f"{path.name}: {parameters / 1e6:,.1f} million parameters, trained up to stage '{description['stage']}'",
@@ -203,7 +205,8 @@ def describe(path: Path, clip: object) -> str:
         f"{config.resampler.latents} tokens per picture",
         f"condition: {aligner.queries} x {aligner.width}"
         + ("" if aligner.width == 768 else " (Stable Diffusion 1.5 needs width 768)"),
-        f"weights: {description['dtype']} in the file, {kinds} in memory; computes on {clip.patcher.load_device}",
+        f"weights: {description['dtype']} in the file, {kinds} in memory; computes in {computed} on "
+        f"{clip.patcher.load_device}",
     ]
     if encoder.model.tokenizer is None:
         lines.append("no tokenizer in the file: it cannot read prompts; convert it again with --spm and --dict")

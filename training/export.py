@@ -111,18 +111,21 @@ def export(
         tokenizer = Tokenizer.from_files(*files, latents=sizes.resampler.latents) if files[0].is_file() else None
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise _damaged(run_folder, error) from error
-    if half == "M" and sizes.aligner:
+    if (half == "M" or lora) and sizes.aligner:  # ComfyUI loads no training half that a LoRA could be added to
         sizes = replace(sizes, aligner=replace(sizes.aligner, reconstruction=False))
     with torch.device("meta"):
         names = KosmosG(sizes).state_dict()
     found = stored(path)
     prefix = "model."
     own = {name.removeprefix(prefix): shape for name, shape in found.items() if name.startswith(prefix)}
-    places, layers = stored_names(names, own), low_rank_layers(own)
+    places = stored_names(names, own)
+    layers = [layer for layer in low_rank_layers(own) if f"{layer}.weight" in names]
     if lora and not layers:
         raise CheckpointError(
             f"--lora: {path} holds no low-rank additions; train with trainable.lora above 0, or leave it out."
         )
+    if lora and DTYPES[dtype] is None:
+        raise CheckpointError(f"--dtype: {dtype} is for whole weights, not for --lora's; choose bfloat16 or float16.")
     if different := [name for name, tensor in names.items() if own.get(places[name]) != tuple(tensor.shape)]:
         raise CheckpointError(
             f"{path} is of another model than {run_folder / 'config.yaml'} describes: {different[0]} and "
@@ -137,8 +140,7 @@ def export(
     plain = {name: tensor for name, tensor in wanted.items() if name not in averaged}
     load({"model": plain, "average": averaged}, path)
     if lora:
-        kind = DTYPES[dtype] or torch.float16
-        entries = [(name, tensor, kind) for name, tensor in comfyui_lora(layers, additions).items()]
+        entries = [(name, tensor, DTYPES[dtype]) for name, tensor in comfyui_lora(layers, additions).items()]
         write(output, entries, {"format": "pt", "provenance": json.dumps(provenance, default=str)})
         return provenance
     merge(weights, layers, additions)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ..safetensors_file import WeightsError
+from ..safetensors_file import WeightsError, read_header
 
 logger = logging.getLogger(__name__)
 
 WEIGHT_FILES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 UNET, TEXT_ENCODER = "unet.", ("text_encoder", "text_model.", "lora_te")  # how a LoRA's names begin
+KOSMOS_G = ("text_encoders.model.decoder.", "text_encoders.model.aligner.")  # of `training.export --lora`, for ComfyUI
 
 
 def refuse_text_encoder_options(pipeline: DiffusionPipeline, options: dict[str, Any]) -> None:
@@ -54,10 +55,20 @@ def without_text_encoder_scale(pipeline: DiffusionPipeline) -> Iterator[None]:
 def load_lora_weights(pipeline: DiffusionPipeline, source: str | Path | dict[str, Tensor], **options: Any) -> None:
     """Load a LoRA as diffusers does from every form of source, but for the layers of CLIP's text encoder.
 
-    A warning says how many are left out, and whether anything is left. Raises WeightsError where there is no such file.
+    A warning says how many are left out, and whether anything is left. Raises WeightsError where there is no such file,
+    and for a LoRA of Kosmos-G itself.
     """
+    names: Iterable[str] = source
     if not isinstance(source, dict):
-        source = str(_existing(source, options.get("subfolder"), options.get("weight_name")))
+        path = _existing(source, options.get("subfolder"), options.get("weight_name"))
+        file = Path(path, options.get("subfolder") or "", options.get("weight_name") or "")
+        names = read_header(file).shapes if file.is_file() and file.suffix == ".safetensors" else ()
+        source = str(path)
+    if any(name.startswith(KOSMOS_G) for name in names):
+        raise WeightsError(
+            "this LoRA adds to Kosmos-G and not to the U-Net, which ComfyUI's Load LoRA does; here load a whole file "
+            "with the additions merged, from `python -m training.export RUN FILE` without --lora, as the weights"
+        )
     with _replaced(pipeline, "load_lora_into_text_encoder", _say_what_is_left_out):
         pipeline.load_lora_weights(source, **options)
 

@@ -15,6 +15,7 @@ import torch
 from dev.install import copy_comfyui
 from kosmos_core import Reference, load_model, save_model
 from kosmos_core.reference import Mean
+from kosmos_core.safetensors_file import write
 from tests.comfyui.conftest import COMFYUI
 from tests.comfyui.in_process import Pack
 from tests.tiny.kosmos_file import save_tiny_kosmos
@@ -269,7 +270,11 @@ def test_low_rank_additions_of_a_training_are_applied_by_comfyuis_own_loader_by_
         return torch.cat([encoded(pack, clip, "a kettle"), encoded(pack, clip, "a dog <i>", image_1=picture)])
 
     base, (layers, first), (_, second) = seen(clip), additions(path, 1), additions(path, 2)
-    loras = [trainable.comfyui_lora(layers, own) for own in (first, second)]
+    loras = []
+    for number, own in enumerate((first, second)):
+        entries = [(name, tensor, torch.float32) for name, tensor in trainable.comfyui_lora(layers, own).items()]
+        write(tmp_path / f"{number}.safetensors", entries, {})
+        loras.append(importlib.import_module("comfy.utils").load_torch_file(str(tmp_path / f"{number}.safetensors")))
     apply = importlib.import_module("comfy.sd").load_lora_for_models
     assert torch.equal(seen(apply(None, clip, loras[0], 0.0, 0.0)[1]), base)
     one, other = (apply(None, clip, lora, 0.0, 1.0)[1] for lora in loras)
@@ -279,6 +284,16 @@ def test_low_rank_additions_of_a_training_are_applied_by_comfyuis_own_loader_by_
     for name, own in (("other", other), ("both", both), ("one", one)):
         assert torch.equal(seen(own), found[name])
     assert torch.equal(seen(clip), base)
+    # What was saved or tuned without a LoRA is read under it: the image is encoded by what no addition changes.
+    files, reference = pack("nodes.reference_files"), pack("kosmos_core.reference")
+    shown = reference.Reference(reference.View(picture[0]))
+    files.KosmosGSaveReference.execute(clip, shown, "under_a_lora")
+    (saved,) = files.KosmosGLoadReference.execute("under_a_lora.safetensors").args
+    with_saved = encoded(pack, both, "a dog <i>", image_1=saved)
+    assert torch.allclose(with_saved, encoded(pack, both, "a dog <i>", image_1=picture), atol=1e-5)
+    whole = reference.model_fingerprint(path, whole=True)
+    tuned = reference.Reference(reference.Encoded(saved.source.image_embeddings, whole, "rex.safetensors", tuned=True))
+    assert torch.equal(with_saved, encoded(pack, both, "a dog <i>", image_1=tuned))
     for name, shares in {"one": (1.0, 0.0), "other": (0.0, 1.0), "both": (0.5, 1.0)}.items():
         merged = load_model(path)
         weights = merged.state_dict()
@@ -373,3 +388,29 @@ def test_remembered_texts_are_forgotten_with_the_weights(pack, clip, monkeypatch
         weight.copy_(kept)
     assert not torch.equal(changed, before)
     assert torch.equal(encoder.encode_token_weights(tokens)[0], before)
+
+
+@pytest.mark.parametrize(
+    "rates", [{torch.bfloat16: 4e11, torch.float32: 1e11}, {torch.bfloat16: 1e9, torch.float32: 8e10}]
+)
+def test_auto_takes_bfloat16_for_a_large_encoder_on_a_cpu_that_multiplies_it_faster(pack, clip, rates, monkeypatch):
+    formats, adapter = pack("nodes.number_format"), pack("nodes.adapter")
+    comfy_args = sys.modules["comfy.cli_args"].args
+    cpu, path = torch.device("cpu"), clip.cond_stage_model.path
+    left_to_comfyui = (clip.cond_stage_model.dtypes, torch.float32)
+    monkeypatch.setattr(formats.cpu_formats, "cpu_rate", rates.get)
+    faster = rates[torch.bfloat16] > rates[torch.float32]
+
+    def loaded(dtype: torch.dtype | None = None) -> tuple[set[torch.dtype], torch.dtype]:
+        encoder = adapter.load_clip(path, dtype, cpu).cond_stage_model
+        assert {module.compute_dtype for module in encoder.casting} == {encoder.compute_dtype}
+        return encoder.dtypes, encoder.compute_dtype
+
+    assert formats.faster_dtype(1_900_000_000, cpu) == (torch.bfloat16 if faster else None)
+    assert formats.faster_dtype(1_900_000_000, torch.device("cuda")) is None
+    assert loaded() == left_to_comfyui, "a small encoder gains nothing"
+    monkeypatch.setattr(formats, "SMALL", 0)
+    assert loaded() == (({torch.bfloat16}, torch.bfloat16) if faster else left_to_comfyui)
+    assert loaded(torch.float32) == ({torch.float32}, torch.float32)
+    monkeypatch.setattr(comfy_args, "fp16_text_enc", True)
+    assert loaded() == ({torch.float16}, torch.float32), "--fp16-text-enc is the user's choice"

@@ -15,8 +15,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from kosmos_core import KosmosG, KosmosGConfig, Prompt, Tokenizer, preprocess_image
+from kosmos_core import KosmosG, KosmosGConfig, Prompt, Reference, Tokenizer, preprocess_image, resized
+from kosmos_core.images import to_rgb
 from kosmos_core.layers import AttentionPattern
+from kosmos_core.reference import View
 
 RED, BLUE, GREY = (np.full((40, 60, 3), colour, np.uint8) for colour in ((250, 0, 0), (0, 0, 250), (99, 99, 99)))
 
@@ -428,3 +430,66 @@ def test_a_tokenizer_of_another_model_is_refused_and_the_latents_are_the_models(
 def test_a_wrong_size_is_named(values, sentence):
     with pytest.raises(ValueError, match=sentence):
         KosmosGConfig.from_dict(values)
+
+
+def test_many_prompts_go_in_passes_of_bounded_size_and_each_equals_itself_alone(model, monkeypatch):
+    prompts = ["a dog <i> on the beach", "", "ship", "a wonderful wooden ship <i> beside <i>", "a dog", "street <i>"]
+    prompts[2] = Prompt.parse("a (wonderful:1.5) (wooden:0.5) ship")
+    images = [[RED], [], [], [BLUE, GREY], [], [BLUE]]
+    rows = []
+    hook = model.decoder.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].numel()))
+    together = model.encode(prompts, images)
+    alone = [model.encode([prompt], [own]) for prompt, own in zip(prompts, images, strict=True)]
+    whole, *lengths = rows
+    rows.clear()
+    allowed = max(lengths) - 1  # less than the longest, which then goes by itself
+    monkeypatch.setattr("kosmos_core.model.PASS_BYTES", 4 * model.config.decoder.ffn_width * allowed)
+    found = model.encode(prompts, images)
+    hook.remove()
+    assert whole == sum(lengths) == sum(rows)
+    assert len(prompts) > len(rows) > 2
+    assert sorted(rows)[-2] <= allowed
+    torch.testing.assert_close(found, together, rtol=0, atol=2e-6)
+    torch.testing.assert_close(found, torch.cat(alone), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy, lambda x: torch.from_numpy(x).float() / 255])
+def test_a_remembered_picture_is_not_resized_again_unless_one_byte_of_it_has_changed(model, kind, monkeypatch):
+    monkeypatch.setattr(resized, "_resized", type(resized._resized)())
+    prepared = []
+    monkeypatch.setattr(resized, "_resize", lambda *given, own=resized._resize: prepared.append(1) or own(*given))
+    shared = np.random.default_rng(5).integers(0, 200, (300, 90, 3), np.uint8)
+    with torch.inference_mode():  # as ComfyUI runs nodes: such tensors count no changes
+        picture = kind(shared)
+    first = model.encode("a dog <i>", [picture])
+    assert torch.equal(model.encode("a dog <i>", [picture]), first)
+    assert torch.equal(model.encode("a dog <i>", [picture[None]]), first)
+    assert len(prepared) == 1
+    for view in (shared, picture):
+        with torch.inference_mode():
+            view[150, 45:, 1] += 1 / 8 if getattr(view, "dtype", None) == torch.float32 else 9
+        changed = model.encode("a dog <i>", [picture])
+        assert torch.equal(changed, model.encode("a dog <i>", [to_rgb(picture)]))
+    assert not torch.equal(changed, first)
+    assert torch.equal(
+        model.encode("a dog <i>", [Reference(View(picture, squash=True))]),
+        model.encode("a dog <i>", [to_rgb(picture).resize((224, 224), Image.Resampling.BICUBIC)]),
+    )
+
+
+def test_the_oldest_of_the_remembered_pictures_goes_first_and_pictures_that_cannot_be_used_are_not_kept(monkeypatch):
+    monkeypatch.setattr(resized, "_resized", type(resized._resized)())
+    monkeypatch.setattr(resized, "REMEMBERED", 2)
+    made = [resized.resized(np.full((9, 9, 3), level, np.uint8), 4) for level in (1, 2)]
+    assert resized.resized(np.full((9, 9, 3), 1, np.uint8), 4) is made[0]
+    resized.resized(np.full((9, 9, 3), 3, np.uint8), 4)
+    assert resized.resized(np.full((9, 9, 3), 1, np.uint8), 4) is made[0]
+    again = resized.resized(np.full((9, 9, 3), 2, np.uint8), 4)
+    assert again is not made[1]
+    assert resized.resized(torch.full((9, 27), 2, dtype=torch.uint8), 4) is not again, "the same bytes, another shape"
+    held = list(resized._resized)
+    for broken in (torch.full((9, 9, 3), math.nan), np.full((9, 9, 3), 300, np.int32)):
+        for _ in range(2):
+            with pytest.raises(ValueError, match="The picture holds"):
+                resized.resized(broken, 4)
+    assert list(resized._resized) == held

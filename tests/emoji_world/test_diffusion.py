@@ -1,12 +1,22 @@
-"""The world's Stable Diffusion: it learns, goes on after a stop, and becomes a file that ComfyUI can read."""
+"""The world's Stable Diffusion: it learns, and becomes a file that ComfyUI can read."""
+
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from emoji_world.autoencoder import batch_of_scenes, full_autoencoder, loss_of, narrow_autoencoder, slim_autoencoder
+from emoji_world.autoencoder import (
+    draw_pictures,
+    full_autoencoder,
+    loss_of,
+    narrow_autoencoder,
+    slim_autoencoder,
+    unit_range,
+)
 from emoji_world.diffusion import UNetTraining, blurred, build_unet
+from emoji_world.pieces import Schedule
 from emoji_world.sampling import sample
 from emoji_world.scenes import EmojiWorld
 from emoji_world.single_file import save_clip, save_diffusers, single_file, unet_name
@@ -23,7 +33,8 @@ def test_the_full_autoencoder_computes_what_the_slim_one_learned(world):
     torch.manual_seed(0)
     slim = slim_autoencoder()
     optimizer = torch.optim.Adam(slim.parameters(), lr=1e-3)
-    pixels, masks = batch_of_scenes(world, 8, np.random.default_rng(0))
+    pixels, masks = draw_pictures(world, 8, 0)
+    pixels, masks = unit_range(pixels), masks.float()
     losses = []
     for _ in range(40):
         loss = loss_of(slim, pixels, masks)
@@ -39,22 +50,16 @@ def test_the_full_autoencoder_computes_what_the_slim_one_learned(world):
         assert torch.allclose(full.decode(full.encode(pixels).latents).sample, slim.decoder(slim.encoder(pixels)))
 
 
-def test_a_stopped_unet_goes_on_with_the_same_numbers(world, tmp_path):
-    latents, states = torch.randn(4, 4, 4, 4), torch.randn(4, 77, 768)
-    straight = UNetTraining(world, tmp_path / "none")
-    first = [straight.train_step(latents, states, 1e-3) for _ in range(3)]
-    stopped = UNetTraining(world, tmp_path)
-    stopped.train_step(latents, states, 1e-3)
-    stopped.save()
-    going_on = UNetTraining(world, tmp_path)
-    assert going_on.samples == 4
-    assert [going_on.train_step(latents, states, 1e-3) for _ in range(2)] == first[1:]
+SCHEDULE = Schedule(samples=4, batch=4, rate=1e-3)
 
 
 def test_precision_is_a_choice_of_speed_not_of_numbers(world, tmp_path):
     latents, states = torch.randn(4, 4, 4, 4), torch.randn(4, 77, 768)
-    runs = (UNetTraining(world, tmp_path, precision=name) for name in ("bf16", "fp32"))
-    losses = [run.train_step(latents, states, 1e-3) for run in runs]
+    losses = []
+    for name in ("bf16", "fp32"):
+        training = UNetTraining(world, tmp_path, SCHEDULE, precision=name)
+        losses.append(training.train_step(partial(training.noise_loss, latents, states)).item())
+        assert training.done
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
@@ -82,7 +87,7 @@ def test_pictures_depend_on_condition_and_seed_only():
 
 
 def test_the_single_file_has_every_tensor_under_comfyuis_names(chain):
-    tensors = single_file(chain.folder / "sd")
+    tensors = single_file(chain.folder / "sd/diffusers")
     unet = build_unet(32).state_dict()
     names = {unet_name(name) for name in unet}
     assert len(names) == len(unet)
@@ -94,8 +99,8 @@ def test_the_single_file_has_every_tensor_under_comfyuis_names(chain):
 
 
 def test_the_single_file_reads_back_as_the_models_that_it_was_made_of(chain, tmp_path):
-    save_file(single_file(chain.folder / "sd"), tmp_path / "sd.safetensors")
-    folder, file = (StableDiffusion(str(path)) for path in (chain.folder / "sd", tmp_path / "sd.safetensors"))
+    save_file(single_file(chain.folder / "sd/diffusers"), tmp_path / "sd.safetensors")
+    folder, file = (StableDiffusion(str(path)) for path in (chain.folder / "sd/diffusers", tmp_path / "sd.safetensors"))
     unet = folder.unet()
     for made, read in ((unet, file.unet()), (folder.vae(), file.vae())):
         weights = read.state_dict()
@@ -106,10 +111,10 @@ def test_the_single_file_reads_back_as_the_models_that_it_was_made_of(chain, tmp
 
 
 def test_the_diffusers_folder_comes_back_from_the_shipped_files(chain, tmp_path):
-    save_file(single_file(chain.folder / "sd"), tmp_path / "sd.safetensors")
-    save_clip(chain.folder / "sd", tmp_path / "clip")
+    save_file(single_file(chain.folder / "sd/diffusers"), tmp_path / "sd.safetensors")
+    save_clip(chain.folder / "sd/diffusers", tmp_path / "clip")
     save_diffusers(tmp_path / "sd.safetensors", tmp_path / "clip", tmp_path / "back")
-    made, read = (StableDiffusion(str(path)) for path in (chain.folder / "sd", tmp_path / "back"))
+    made, read = (StableDiffusion(str(path)) for path in (chain.folder / "sd/diffusers", tmp_path / "back"))
     words = made.tokenizer()("a glossy red heart", return_tensors="pt").input_ids
     assert torch.equal(words, read.tokenizer()("a glossy red heart", return_tensors="pt").input_ids)
     states = [model.text_encoder()(words).last_hidden_state for model in (made, read)]
@@ -118,8 +123,8 @@ def test_the_diffusers_folder_comes_back_from_the_shipped_files(chain, tmp_path)
     latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(made.vae().decode(latents).sample, read.vae().decode(latents).sample, atol=2e-2)
     assert read.vae().config.scaling_factor == made.vae().config.scaling_factor
-    training = UNetTraining(chain.world, tmp_path / "new", start=tmp_path / "back")
-    for name, tensor in training.unet.state_dict().items():
+    training = UNetTraining(chain.world, tmp_path / "new", SCHEDULE, start=tmp_path / "back")
+    for name, tensor in training.module.state_dict().items():
         assert torch.equal(tensor, read.unet().state_dict()[name]), name
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from emoji_world.image_words import PhraseTokens, batch, share_right, train
+from emoji_world.image_words import ImageWordsTraining, PhraseTokens, batch, share_right
+from emoji_world.pieces import Schedule
 from emoji_world.scenes import HUES, EmojiWorld, Identity
 from kosmos_core import load_model
 
@@ -27,7 +28,7 @@ def test_tokens_are_the_pieces_of_the_phrase_and_then_their_sum(model):
     assert len(phrases(identity)) == latents  # a phrase of more pieces is cut
 
 
-def test_training_brings_pictures_near_their_words_and_leaves_the_language_model(model):
+def test_training_brings_pictures_near_their_words_and_leaves_the_language_model(model, tmp_path):
     world = EmojiWorld.named("test")
     pixels, wanted = batch(world, PhraseTokens(world, model), 32, [9])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -37,7 +38,8 @@ def test_training_brings_pictures_near_their_words_and_leaves_the_language_model
         return float((model.embed_images(pixels) - wanted).square().mean())
 
     first = error()
-    train(model, world, minutes=0.05, size=16)
+    training = ImageWordsTraining(model, world, tmp_path, Schedule(samples=1_600, batch=16, rate=1e-3))
+    assert training.run(training.phrase_loss)
     assert error() < 0.5 * first
     after = model.state_dict()
     assert {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])} == {

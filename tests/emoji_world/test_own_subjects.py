@@ -5,7 +5,18 @@ import json
 import numpy as np
 import pytest
 
-from emoji_world.own_subject_rows import GROUPS, ROWS, Row, finished, kept, pieces, reported, subjects_of
+from emoji_world.own_subject_rows import (
+    GROUPS,
+    ROWS,
+    Row,
+    compared_with,
+    finished,
+    kept,
+    pieces,
+    reported,
+    subjects_of,
+    table,
+)
 from emoji_world.own_subjects import adapter_data, background_of, opened, write_photographs
 from emoji_world.scenes import BACKGROUNDS, Background, EmojiScene, EmojiWorld
 
@@ -24,6 +35,10 @@ def test_settings_are_chosen_by_other_subjects_than_are_told_of(world):
     }
     assert by_kind[True].isdisjoint(by_kind[False])
     assert {name for _, name, _ in pieces(world)} == set(ROWS)
+    fewer = [(name, identity) for _, name, identity in pieces(world, 2)]
+    assert sum(name == "tuned" for name, _ in fewer) == 20  # of both groups, all that is told of
+    for name in ("adapter", "to choose/adapter"):  # the first two of each noun
+        assert [x.noun for own, x in fewer if own == name] == [x for x in GROUPS["stage3"] for _ in range(2)]
 
 
 def test_photographs_are_the_same_in_every_row_and_become_samples_of_stage_3(world, tmp_path):
@@ -59,3 +74,19 @@ def test_a_row_is_told_as_far_as_it_is_finished(world, tmp_path):
     assert place == ("stage3", "before")
     assert row.subjects == [first, first, second, second]
     assert row.summary()["similarity"][0] == 0.5
+    path = kept(tmp_path, "stage3", "tuned", second)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"seconds": 1, "values": {"similarity": [1.5, 1.5]}}))
+    told = []
+    table(tmp_path, world, told.append)
+    difference = json.loads(told[-1])
+    assert (difference["row"], difference["subjects"]) == ("tuned minus before", 1)
+    assert difference["similarity"][0] == 0.5  # of the subject that both have
+
+
+def test_a_row_is_told_beside_what_it_changes():
+    assert set().union(*map(compared_with, ROWS)) <= set(ROWS)
+    assert compared_with("before, without noun") == []
+    assert compared_with("others, adapter with general data") == ["others", "others, adapter"]
+    assert compared_with("adapter with general data") == ["before", "tuned", "adapter"]
+    assert compared_with("tuned without noun") == ["before, without noun", "tuned"]

@@ -16,7 +16,7 @@ from kosmos_core.images import preprocess_image
 
 @pytest.fixture(scope="module")
 def probe(chain) -> ReferenceProbe:
-    return ReferenceProbe(EmojiWorld.named("test"), StableDiffusion(str(chain.folder / "sd")))
+    return ReferenceProbe(EmojiWorld.named("test"), StableDiffusion(str(chain.folder / "sd/diffusers")))
 
 
 def test_conditions_are_nearest_to_the_caption_they_come_from(probe):

@@ -15,6 +15,7 @@ from kosmos_core.diffusers.pipeline import KosmosGPipeline
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 from tests.evaluate.test_pipeline import image, seeded
 from tests.tiny.stable_diffusion import tiny_parts
+from training.engine.trainable import comfyui_lora
 
 SMALL = {"height": 16, "width": 16, "num_inference_steps": 1}
 KOHYA = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -263,6 +264,17 @@ def test_a_lora_that_has_no_effect_says_so(pipe, sd, tmp_path, caplog):
         (tmp_path, {"weight_name": "x.bin"}),
     ):
         with pytest.raises(ValueError, match=r"the LoRA .* does not exist"):
+            pipe.load_lora_weights(source, **options)
+    own = comfyui_lora(
+        ["decoder.x"], {"decoder.x.lora_A.weight": torch.ones(2, 3), "decoder.x.lora_B.weight": torch.ones(3, 2)}
+    )
+    save_file(own, tmp_path / "style.safetensors")
+    for source, options in (
+        (own, {}),
+        (tmp_path / "style.safetensors", {}),
+        (tmp_path, {"weight_name": "style.safetensors"}),
+    ):
+        with pytest.raises(ValueError, match=r"adds to Kosmos-G .* with the additions merged"):
             pipe.load_lora_weights(source, **options)
 
 

@@ -189,7 +189,9 @@ def test_lists_of_other_systems_and_hidden_files_are_read_as_everywhere(tmp_path
         (tmp_path / "mug" / name).parent.mkdir(exist_ok=True)
         tiny.drawing(1).save(tmp_path / "mug" / name)
         (tmp_path / "mug" / f"._{name}").write_bytes(b"what macOS leaves on foreign disks")
+    tiny.drawing(1).save(tmp_path / "mug/00.Mask.png")  # of training.personalize
     assert [path.name for path in subject_images(tmp_path, subject)] == ["01.jpg", "02.JPG"]
+    (tmp_path / "mug/00.Mask.png").unlink()
     assert [path.name for path in real_images(tmp_path / "mug")] == ["01.jpg", "02.JPG"]
     assert dreambench_jobs(subjects, tmp_path, PROTOCOLS["dreambooth"])[0].prompt == "a mug <i> with {x} on it"
     for noun in (" ", "mug <i>"):

@@ -153,6 +153,37 @@ def test_a_stopped_tuning_goes_on_to_the_same_file(run, tmp_path, capsys, monkey
     assert "exists already" in capsys.readouterr().err
 
 
+def test_what_a_finished_file_was_made_with_is_asked_for_before_it_is_kept(run, weights, tmp_path, capsys):
+    folder, output = photographs(tmp_path / "rex", 2), tmp_path / "rex.safetensors"
+    assert run(folder, output, "--steps", "1", "--resume") == 0
+    assert "rex: no tuning of it was stopped; it begins anew" in capsys.readouterr().out
+    before = output.read_bytes()
+    for words, told in (
+        (["--rate", "0.2"], "was made with another rate (0.1, now 0.2); give what it was made with, or remove rex."),
+        (["--size", "24"], "with another size (16, now 24)"),
+        (["--weight", "1.5"], "with another weight (1.0, now 1.5)"),
+        (["--noun", "dog"], "with another noun (none, now dog)"),
+        (["--weights", str(save_tiny_kosmos(tmp_path / "other.safetensors", 6))], "with another Kosmos-G file ("),
+    ):
+        assert run(folder, output, "--steps", "1", "--resume", *words) == 2
+        assert told in capsys.readouterr().err
+    for name, content, told in (
+        ("01.txt", b"<i> at sea", "another set of captions (it differs in 01.png)"),
+        ("00.mask.png", (folder / "00.png").read_bytes(), "another set of masks (it differs in 00.png)"),
+        ("02.png", (folder / "00.png").read_bytes() + b"x", None),  # a repetition, which is left out
+    ):
+        (folder / name).write_bytes(content)
+        assert run(folder, output, "--steps", "1", "--resume") == (2 if told else 0)
+        assert (told or "") in capsys.readouterr().err
+        (folder / name).unlink()
+    output.write_bytes(weights.read_bytes())
+    assert run(folder, output, "--resume") == 2
+    assert "is no finished tuning" in capsys.readouterr().err
+    output.write_bytes(before)
+    assert run(folder, output, "--steps", "1", "--resume") == 0
+    assert f"{output} is done already" in capsys.readouterr().out
+
+
 def test_an_output_is_tuned_by_one_command_at_a_time(run, tmp_path, capsys):
     folder, output = photographs(tmp_path / "rex", 2), tmp_path / "rex.safetensors"
     with owned(output):
@@ -201,6 +232,17 @@ def _turn_the_mask(folder: Path) -> None:
     Image.new("1", (10, 20), 1).save(folder / "01.mask.png")
 
 
+def _cut_out_the_mask(folder: Path) -> None:
+    cut = np.zeros((20, 20, 4), np.uint8)
+    cut[5:15, 5:15] = 30, 30, 30, 255  # laid on white, its mask would be what is around it
+    Image.fromarray(cut).save(folder / "01.mask.png")
+
+
+def _share_the_name(folder: Path) -> None:
+    (folder / "00.TXT").write_text("<i> at sea")
+    (folder / "01.png").rename(folder / "00.webp")
+
+
 def _repeat(folder: Path) -> None:
     picture(0).save(folder / "01.png")
 
@@ -216,6 +258,9 @@ def _repeat(folder: Path) -> None:
         (lambda folder: (folder / "01.txt").write_text("dog " * 9000), "01.txt cannot be read (36,000 bytes, expected"),
         (_turn_the_mask, "01.mask.png has 10 x 20 pixels, another shape than its 20 x 20"),
         (lambda folder: (folder / "01.png").rename(folder / "00.mask.jpg"), "save it as 00.mask.png"),
+        (lambda folder: (folder / "01.txt").write_text("<i2> at sea"), "01.txt has <i2>; the subject's mark"),
+        (_cut_out_the_mask, "01.mask.png is transparent in parts"),
+        (_share_the_name, "00.webp is left out: 00.png has the same name, so that 00.TXT would be of both"),
         (_repeat, "01.png is left out: it is the same picture as 00.png"),
     ],
 )
@@ -224,6 +269,22 @@ def test_a_photograph_that_cannot_be_used_is_named_and_the_rest_goes_on(tmp_path
     spoil(folder)
     assert [one.name for one in read_photographs(folder, SIZES, notes.append)] == ["00.png", "02.png"]
     assert [note for note in notes if told in note] == notes
+
+
+def test_masks_and_captions_are_found_whatever_the_case_of_their_names(tmp_path):
+    folder, notes = tmp_path / "Réx 犬", []
+    folder.mkdir()
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a phone held upright
+    picture(1, 20).resize((30, 20)).save(folder / "IMG_1.JPG", exif=turned)
+    mask = Image.new("1", (40, 60))  # of the upright photograph, at another size
+    mask.paste(1, (0, 0, 40, 30))
+    mask.save(folder / "img_1.Mask.PNG")
+    (folder / "IMG_1.Txt").write_text("<i> à la plage", encoding="utf-16")
+    (found,) = read_photographs(folder, SIZES, notes.append)
+    assert (found.name, found.caption, notes) == ("IMG_1.JPG", "<i> à la plage", [])
+    assert found.inside is not None
+    assert 0 < float(found.inside.mean()) < 1
 
 
 def test_a_folder_without_a_usable_photograph_is_refused_before_any_model_is_read(run, tmp_path, capsys):
@@ -239,8 +300,39 @@ def test_a_folder_without_a_usable_photograph_is_refused_before_any_model_is_rea
     assert "not read: IMG_1.HEIC" in printed.out
     assert run(tmp_path / "missing", output) == 2
     assert "is no folder that can be read" in capsys.readouterr().err
-    assert run(empty, tmp_path / "rex.png") == 2
-    assert "is no name of a .safetensors file" in capsys.readouterr().err
+    for name, told in (
+        ("rex.png", "is no name of a .safetensors file"),
+        (f"{'x' * 300}.safetensors", "has 312 bytes, expected at most 200"),
+    ):
+        assert run(empty, tmp_path / name) == 2
+        assert told in capsys.readouterr().err
+    for noun, told in (("<i2>", "holds the mark <i2>"), ("\ud83d", "--noun: Half of a surrogate pair")):
+        assert run(empty, output, "--noun", noun) == 2
+        assert told in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="needs a folder that nobody may write into")
+def test_a_folder_that_cannot_be_written_is_refused_before_any_model_is_read(run, tmp_path, capsys):
+    assert run(photographs(tmp_path / "rex", 1), Path("/proc/rex.safetensors")) == 2
+    assert "--output: /proc cannot be written" in capsys.readouterr().err
+
+
+def test_what_no_file_may_hold_no_model_reads_and_no_gpu_has_room_for_is_told(run, tmp_path, capsys, monkeypatch):
+    folder, output = photographs(tmp_path / "rex", 1), tmp_path / "rex.safetensors"
+    assert run(folder, output, "--rate", "1e30") == 2
+    assert "--rate: 1e+30 drove the numbers of rex by step 2 beyond what" in capsys.readouterr().err
+    (folder / "00.txt").write_text("dog " * 1900)
+    assert run(folder, output) == 2
+    assert "--images: the caption of 00.png of rex makes a prompt of 5707 tokens" in capsys.readouterr().err
+    (folder / "00.txt").unlink()
+
+    def too_much(_: Tuning) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(Tuning, "step", too_much)  # as no CPU has it
+    assert run(folder, output) == 2
+    assert "--batch-size: 2 draws of 16 x 16 pixels do not fit into the GPU's memory" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["rex"]
 
 
 def test_of_one_none_is_held_out_and_of_fifty_every_fifth(run, tmp_path, capsys):
@@ -288,12 +380,20 @@ def test_several_subjects_in_dreambenchs_layout_and_the_finished_ones_stay(run, 
     capsys.readouterr()
     assert run(data, output, "--subjects", str(listed), "--noun", "dog") == 2
     assert "--noun: 'dog', but the nouns are in --subjects" in capsys.readouterr().err
+    assert run(output, tmp_path / "other", "--subjects", str(listed)) == 2
+    assert f"has no folder {output}/mug or {output}/dataset/mug; give --images the folder" in capsys.readouterr().err
+    listed.write_text(listed.read_text().replace("noun: fox", f"noun: {'x' * 201}"))
+    assert run(data, tmp_path / "other", "--subjects", str(listed)) == 2
+    assert "--subjects: subject 'pets/fox': The noun of a reference has 201 characters" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_captions_say_where_the_subject_stands():
     assert prompts_of("", "") == ["<i>"]
     assert prompts_of("", "apple") == ["<i>", "an apple <i>"]
     assert prompts_of("my dog at the sea", "dog") == ["my dog <i> at the sea"]
+    assert prompts_of("A hotdog and My Dog", "dog") == ["A hotdog and My Dog <i>"]
+    assert prompts_of("a location", "cat") == ["<i> a location"]
     assert prompts_of("at the sea", "dog") == ["<i> at the sea"]
     assert prompts_of("<i> and a cat", "cat") == ["<i> and a cat"]
 

@@ -5,8 +5,9 @@ import time
 import pytest
 import torch
 
-from training.base import precision
-from training.base.precision import choose_precision, cpu_rate, faster_on_cpu, slow_format
+from kosmos_core import cpu_formats
+from kosmos_core.cpu_formats import cpu_rate
+from training.base.precision import choose_precision, faster_on_cpu, slow_format
 
 CPU = torch.device("cpu")
 
@@ -28,7 +29,7 @@ def test_the_format_chosen_is_the_faster_one_in_a_layer_too():
 
 def test_a_slower_format_is_told_of_and_what_to_do(monkeypatch):
     rates = {torch.bfloat16: 1.1e9, torch.float32: 8e10}
-    monkeypatch.setattr(precision, "cpu_rate", rates.get)
+    monkeypatch.setattr(cpu_formats, "cpu_rate", rates.get)
     assert choose_precision("auto", CPU) == faster_on_cpu() == "fp32"
     assert choose_precision("bf16", CPU) == "bf16"
     assert slow_format("bf16", CPU) == (

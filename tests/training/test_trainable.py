@@ -45,6 +45,9 @@ def test_low_rank_additions_are_exported_merged_or_alone_and_go_on_from_a_checkp
     whole, alone = tmp_path / "merged.safetensors", tmp_path / "lora.safetensors"
     assert export.main([str(folder), str(whole)]) == 0
     assert export.main([str(folder), str(alone), "--lora"]) == 0
+    narrow = [str(folder), str(tmp_path / "narrow.safetensors"), "--lora", "--dtype", "float8_e4m3fn"]
+    assert export.main(narrow) == 1
+    assert "--dtype: float8_e4m3fn is for whole weights" in capsys.readouterr().err
     moved, lora, base = changed(start, whole), load_file(alone), load_model(start).state_dict()
     layers = {name.removesuffix(".alpha").removeprefix(COMFYUI) for name in lora if name.endswith(".alpha")}
     assert moved == {f"{layer}.weight" for layer in layers}
@@ -76,3 +79,10 @@ def test_what_cannot_train_is_refused_by_its_key(smoke_stages, tmp_path):
     model.requires_grad_(True)
     with pytest.raises(ConfigError, match=r"trainable\.lora: 4, but parallel\.sharding fsdp2 does not know"):
         restrict(model, TrainableConfig(lora=4), "fsdp2", 0)
+    with pytest.raises(ConfigError, match=r"trainable\.lora: 4, but the largest layer to add to, decoder\.x, .* of 2,"):
+        restrict(
+            torch.nn.ModuleDict({"decoder": torch.nn.ModuleDict({"x": torch.nn.Linear(2, 8)})}),
+            TrainableConfig(lora=4),
+            "single",
+            0,
+        )

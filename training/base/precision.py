@@ -6,12 +6,12 @@ the float32 weights where they are used.
 
 from __future__ import annotations
 
-import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
 
 import torch
+
+from kosmos_core import cpu_formats
 
 from .number_formats import Choice, Precision
 
@@ -30,27 +30,9 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
-@cache
-def cpu_rate(dtype: torch.dtype) -> float:
-    """FLOP/s of this CPU at dense products in a format, measured by a few of them.
-
-    A core with AMX reached 1,400 GFLOP/s in bfloat16 and 180 in float32; one with AVX2 alone reached 1 and 80.
-    """
-    best = 0.0
-    for size, repeats in ((256, 2), (1024, 5)):
-        ones = torch.ones(size, size, dtype=dtype)  # no draws: measuring leaves random numbers as they were
-        for _ in range(repeats):
-            start = time.perf_counter()
-            ones @ ones
-            best = max(best, 2 * size**3 / (time.perf_counter() - start))
-        if best < 1e10:  # a larger product would take seconds and say the same
-            break
-    return best
-
-
 def faster_on_cpu() -> Precision:
     """bf16 where this CPU multiplies it faster than float32, else fp32."""
-    return "bf16" if cpu_rate(torch.bfloat16) > cpu_rate(torch.float32) else "fp32"
+    return "bf16" if cpu_formats.bfloat16_is_faster() else "fp32"
 
 
 def choose_precision(choice: Choice, device: torch.device) -> Precision:
@@ -66,7 +48,7 @@ def slow_format(precision: Precision, device: torch.device) -> str | None:
     """A sentence where the device is a CPU that multiplies float32 faster than the format that was chosen."""
     if device.type != "cpu" or precision == "fp32":
         return None
-    chosen, full = cpu_rate(DTYPES[precision]), cpu_rate(torch.float32)
+    chosen, full = cpu_formats.cpu_rate(DTYPES[precision]), cpu_formats.cpu_rate(torch.float32)
     if chosen > 0.9 * full:
         return None
     return (

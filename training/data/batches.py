@@ -100,7 +100,7 @@ def instruct_batch(rows: list[PromptRow], pad_to: int) -> Batch:
         "pixels": _images([row.pixels for row in rows]),
     }
     if targets := [row.target for row in rows if row.target is not None]:
-        batch["target"] = centred(torch.stack(targets))
+        batch["target"] = centred(targets)
     batch |= _known("moments", "cached", [row.moments for row in rows])
     captions = [row.clip_ids for row in rows if row.clip_ids]
     if captions:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 
+import torch
 from PIL import Image
 from torch import Tensor
 
-from kosmos_core.images import ImageError, open_image, open_undecoded, planes, resize_and_crop
+from kosmos_core.images import MAX_PIXELS, ImageError, open_image, open_undecoded, planes, resize_and_crop
 
 from .sample_types import BadSample
 
@@ -43,11 +44,26 @@ def image_size(content: bytes) -> tuple[int, int]:
 
 
 def decode_mask(content: bytes) -> Image.Image:
-    """An encoded 1-bit mask as a picture of mode L, 255 inside. Raises BadSample where it cannot be decoded."""
+    """An encoded mask as a picture of mode 1, set inside. Raises BadSample where it cannot be decoded."""
     try:
-        return open_image(content).convert("L").point(lambda level: 255 * (level > 127))
+        mask = _one_bit(content)
+        if mask is None:
+            mask = open_image(content).convert("L").point(lambda level: 255 * (level > 127), "1")
     except ImageError as error:
         raise BadSample("corrupt mask") from error
+    return mask
+
+
+def _one_bit(content: bytes) -> Image.Image | None:
+    """A mask stored with 1 bit per pixel, as `training.construct` does; None for any other, and for a damaged one."""
+    try:
+        with open_undecoded(content) as image:
+            if image.mode != "1" or image.format != "PNG" or image.width * image.height > MAX_PIXELS:
+                return None
+            image.load()
+            return None if image.info.keys() & {"transparency", "exif"} else image
+    except Exception:  # as in `check_size`; `open_image` then tells why
+        return None
 
 
 def target_pixels(image: Image.Image, resolution: int) -> Tensor:
@@ -55,9 +71,12 @@ def target_pixels(image: Image.Image, resolution: int) -> Tensor:
     return planes(resize_and_crop(image, resolution, "bilinear"))
 
 
-def centred(target: Tensor) -> Tensor:
-    """Bytes 0 ... 255 as float32 in -1 ... 1."""
-    return target.float().div_(127.5).sub_(1)
+def centred(targets: Tensor | list[Tensor]) -> Tensor:
+    """Bytes 0 ... 255, one or more tensors of one shape, as one float32 tensor in -1 ... 1."""
+    result = torch.empty(len(targets), *targets[0].shape)
+    for target, place in zip(targets, result, strict=True):  # one by one they stay in the processor's cache
+        place.copy_(target).div_(127.5).sub_(1)
+    return result
 
 
 def on_white(crop: Image.Image, mask: Image.Image) -> Image.Image:

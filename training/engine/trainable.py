@@ -82,6 +82,12 @@ def _add_low_rank(model: nn.Module, rank: int, seed: int) -> None:
         for name, module in model.named_modules()
         if type(module) is nn.Linear and name.startswith(within) and module.weight.requires_grad
     ]
+    most, name = max(((min(module.weight.shape), name) for name, module in targets), default=(rank, ""))
+    if rank > most:
+        raise ConfigError(
+            f"trainable.lora: {rank}, but the largest layer to add to, {name}, has a side of {most}, and no addition "
+            "has a higher rank; 4 to 64 are usual."
+        )
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "low-rank additions"))

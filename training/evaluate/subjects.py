@@ -22,6 +22,8 @@ from ..base.errors import ConfigError
 from ..base.text import decode_text
 from ..base.yaml_text import load_yaml
 
+MASK = ".mask.png"  # behind a photograph's name without its ending; `training.personalize` reads it
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -153,6 +155,8 @@ def read_subjects(path: str | Path) -> SubjectSet:
     for kind, entries in content["prompts"].items():
         if not isinstance(entries, list) or not entries or not all(isinstance(entry, str) for entry in entries):
             raise ConfigError(f"{path}: the prompts of '{kind}' are {entries!r:.100}; expected a list of sentences")
+    if unknown := [key for key in content if key not in ("name", "prompts", "subjects")]:
+        raise ConfigError(f"{path}: `{unknown[0]}` is no key of a subject list; expected name, prompts and subjects")
     if not isinstance(content["subjects"], list):
         raise ConfigError(f"{path}: `subjects` is {content['subjects']!r:.100}; expected a list")
     prompts = {str(kind): tuple(entries) for kind, entries in content["prompts"].items()}
@@ -162,11 +166,15 @@ def read_subjects(path: str | Path) -> SubjectSet:
     subjects = []
     for number, entry in enumerate(content["subjects"], 1):
         try:
-            subject = Subject(**{key: str(value) for key, value in entry.items()})
-        except (TypeError, AttributeError) as error:
+            subject = Subject(**entry)
+        except TypeError as error:
             raise ConfigError(
                 f"{path}: subject {number} is {entry!r}; it needs exactly name, noun, kind and picked"
             ) from error
+        if other := next((key for key, value in entry.items() if not isinstance(value, str)), None):
+            raise ConfigError(  # YAML reads 01 as 1, no as False and nothing as None
+                f"{path}: the {other} of subject {number} is {entry[other]!r}; expected a text: put it in quotes"
+            )
         try:
             file_name_parts(subject.name)
         except ValueError as error:
@@ -184,19 +192,19 @@ def read_subjects(path: str | Path) -> SubjectSet:
     return SubjectSet(str(content.get("name", Path(path).stem)), tuple(subjects), prompts)
 
 
-def subject_images(data: str | Path, subject: Subject) -> list[Path]:
-    """All pictures of a subject in `data` or `data/dataset`, in the order of their names.
+def subject_images(data: str | Path, subject: Subject, option: str = "--data") -> list[Path]:
+    """All pictures of a subject in `data` or `data/dataset`, in the order of their names, without their masks.
 
-    ConfigError where the folder or the picked picture is missing.
+    ConfigError where the folder or the picked picture is missing; it names the `option` that gave `data`.
     """
     folders = [Path(data, subject.name), Path(data, "dataset", subject.name)]
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is None:
         raise ConfigError(
-            f"the subject '{subject.name}' has no folder {folders[0]} or {folders[1]}; give --data the folder that "
+            f"the subject '{subject.name}' has no folder {folders[0]} or {folders[1]}; give {option} the folder that "
             "holds one folder per subject (a clone of google/dreambooth, or its dataset folder)"
         )
-    images = image_files(folder)
+    images = [path for path in image_files(folder) if not path.name.lower().endswith(MASK)]
     if folder / subject.picked not in images:
         raise ConfigError(
             f"{folder} has no {subject.picked}, which stands for '{subject.name}'; it holds "

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -69,6 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:  # a wrong option, file or folder; the message is the sentence to read
         print(printable(f"error: {error}"), file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for wrong options
+            raise
+        said = f"{options.batch_size} draws of {options.size} x {options.size} pixels do not fit into the GPU's memory"
+        print(f"error: --batch-size: {said}; give fewer, and more --steps for them.", file=sys.stderr)
+        return 2
     except OSError as error:
         print(printable(f"error: {error.strerror if error.filename is None else error}"), file=sys.stderr)
         return 1
@@ -98,25 +105,18 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError(f"--snr-bounds: {bounds[0]:g} {bounds[1]:g} must be two numbers above 0, the lower first.")
     if options.subjects and options.noun:
         raise ConfigError(f"--noun: '{options.noun}', but the nouns are in --subjects; leave out one of them.")
-    if "<i>" in options.noun:
-        raise ConfigError(f"--noun: '{options.noun}' holds the mark <i>; give the word alone, such as dog.")
+    if mark := re.search(r"<i\d*>", options.noun):
+        raise ConfigError(f"--noun: '{options.noun}' holds the mark {mark[0]}; give the word alone, such as dog.")
 
 
 def _run(options: argparse.Namespace, process_group, stop: StopSignal) -> bool:
     from .several import tasks_of  # torch's and diffusers' imports take seconds: only once the options are right
-    from .subject_run import Models, check_outputs, tune_all
+    from .subject_run import Models, check_finished, check_outputs, tune_all
     from .tuning import TuningConfig
 
     def say(sentence: str) -> None:
         print(printable(sentence), flush=True)
 
-    tasks = check_outputs(tasks_of(options, say), options.resume)
-    if not tasks:
-        say(f"{options.output} is done already.")
-        return True
-    if stop.received is not None:
-        return False
-    models = Models.load(options.weights, options.sd, options.precision, process_group)
     config = TuningConfig(
         options.steps,
         options.rate,
@@ -126,6 +126,15 @@ def _run(options: argparse.Namespace, process_group, stop: StopSignal) -> bool:
         None if options.snr_bounds is None else tuple(options.snr_bounds),
         options.seed,
     )
+    asked = tasks_of(options, say)
+    tasks = check_outputs(asked, options.resume)
+    finished = [task for task in asked if task.output.exists()]
+    check_finished(finished, config, options.precision, options.weights)
+    for task in finished:
+        say(f"{task.output} is done already.")
+    if not tasks or stop.received is not None:
+        return not tasks
+    models = Models.load(options.weights, options.sd, options.precision, process_group)
     return tune_all(tasks, models, config, stop, options.resume, say)
 
 

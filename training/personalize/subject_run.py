@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,8 @@ from torch import nn
 
 from kosmos_core import KosmosG, load_model
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
-from kosmos_core.reference import Encoded, Reference, model_fingerprint, save_reference
-from kosmos_core.safetensors_file import WeightsError
+from kosmos_core.reference import LARGEST_EMBEDDING, Encoded, Reference, model_fingerprint, save_reference
+from kosmos_core.safetensors_file import WeightsError, read_header
 
 from ..base.content_digest import content_digest, files_below
 from ..base.display import duration
@@ -24,7 +26,7 @@ from ..base.processes import ProcessGroup
 from ..base.signals import StopSignal
 from . import unfinished
 from .photographs import Photograph, held_out
-from .tuning import JUDGED, Tuning, TuningConfig
+from .tuning import JUDGED, Tuning, TuningConfig, laid_out
 
 Say = Callable[[str], None]
 
@@ -49,7 +51,7 @@ class Models:
     vae: nn.Module
     scheduler: Any
     precision: Precision
-    choice: Choice  # what was asked for: `auto` may measure otherwise when a stopped tuning goes on
+    choice: Choice  # what was asked for
     fingerprint: str
     diffusion: str
 
@@ -89,11 +91,19 @@ class Models:
 def check_outputs(tasks: list[SubjectTask], resume: bool) -> list[SubjectTask]:
     """The subjects that are left to do, before a model is read.
 
-    ConfigError where a file is there already, or a stopped tuning of it, and `resume` does not say to go on.
+    ConfigError where a file is there already, or a stopped tuning of it, and `resume` does not say to go on, and where
+    none can be written.
     """
     for task in tasks:
         if not task.output.parent.is_dir():
             raise ConfigError(f"--output: there is no folder {task.output.parent}; make it first.")
+        try:
+            with tempfile.TemporaryFile(dir=task.output.parent):
+                pass
+        except OSError as error:
+            raise ConfigError(
+                f"--output: {task.output.parent} cannot be written ({error.strerror}); choose another folder."
+            ) from error
         beside = unfinished.path_beside(task.output)
         if task.output.exists() and not resume:
             raise ConfigError(f"--output: {task.output} exists already; choose another name, or remove it.")
@@ -104,10 +114,66 @@ def check_outputs(tasks: list[SubjectTask], resume: bool) -> list[SubjectTask]:
     return [task for task in tasks if not task.output.exists()]
 
 
+def check_finished(tasks: Sequence[SubjectTask], config: TuningConfig, choice: Choice, weights: str) -> None:
+    """ConfigError where the file of a task, which `--resume` leaves as it is, was made otherwise than this command
+    would make it."""
+    for task in tasks:
+        try:
+            metadata = read_header(task.output).metadata
+            stored = dict(json.loads(metadata["tuned"])["settings"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ConfigError(
+                f"--resume: {task.output} is no finished tuning ({error}); choose another --output, or remove it."
+            ) from error
+        stored["Kosmos-G file"] = metadata["model"]
+        settings = {"Kosmos-G file": model_fingerprint(weights, whole=True), **_settings(task, config, choice)}
+        anew = f"give what it was made with, or remove {task.output.name} to make it anew"
+        unfinished.refuse_other(f"{task.output} was made", stored, settings, anew)
+
+
+def _settings(task: SubjectTask, config: TuningConfig, choice: Choice) -> dict[str, Any]:
+    """What a tuning depends on beside the models, as JSON gives it back."""
+
+    def digests(of: Callable[[Photograph], bytes]) -> dict[str, str]:
+        return {one.name: hashlib.blake2b(of(one), digest_size=16).hexdigest() for one in task.photographs}
+
+    def drawn(one: Photograph) -> bytes:  # the view as well: the crop follows the mask
+        return one.view.numpy().tobytes() + (b"" if one.inside is None else one.inside.numpy().tobytes())
+
+    settings = {
+        "size": task.photographs[0].target.shape[-1],
+        "set of photographs": {one.name: one.digest for one in task.photographs},
+        "set of masks": digests(drawn),
+        "set of captions": digests(lambda one: one.caption.encode()),
+        "noun": task.noun,
+        "weight": task.weight,
+        "precision": choice,  # `auto` may measure otherwise when a stopped tuning goes on
+        **asdict(config),
+    }
+    return json.loads(json.dumps(settings))
+
+
+def _check_captions(tasks: Sequence[SubjectTask], model: KosmosG) -> None:
+    """ConfigError where a caption makes a prompt that is longer than the model reads."""
+    longest = model.aligner.source_encoder.longest
+    for task in tasks:
+        for photograph in task.photographs:
+            length = max(len(ids) for ids, _ in laid_out(model, photograph.caption, task.noun))
+            if length > longest:
+                raise ConfigError(
+                    f"--images: the caption of {photograph.name} of {task.name} makes a prompt of {length} tokens, "
+                    f"expected at most {longest} with the subject's own; shorten it."
+                )
+
+
 def tune_all(
     tasks: list[SubjectTask], models: Models, config: TuningConfig, stop: StopSignal, resume: bool, say: Say
 ) -> bool:
-    """Tune one subject after the other; False where a signal asked to stop, with all that was done kept."""
+    """Tune one subject after the other; False where a signal asked to stop, with all that was done kept.
+
+    ConfigError where a caption is too long for the model, before the first step of any.
+    """
+    _check_captions(tasks, models.encoder)
     for number, task in enumerate(tasks, 1):
         say(f"{task.name} ({number} of {len(tasks)}): {_described(task)}")
         with unfinished.owned(task.output):
@@ -126,7 +192,7 @@ def _described(task: SubjectTask) -> str:
             "the file holds the last"
         )
     else:
-        told = f"{len(tuned_on)} photographs to tune on, held out: {names}"
+        told = f"{len(tuned_on)} photograph{'s' * (len(tuned_on) > 1)} to tune on, held out: {names}"
     noun = f"noun '{task.noun}'" if task.noun else "no noun"
     return f"{told}; {masks} of {len(task.photographs)} with a mask; {noun}."
 
@@ -140,16 +206,14 @@ def _tune(task: SubjectTask, models: Models, config: TuningConfig, stop: StopSig
     settings = {
         "Kosmos-G file": models.fingerprint,
         "Stable Diffusion": models.diffusion,
-        "set of photographs": {photograph.name: photograph.digest for photograph in task.photographs},
-        "noun": task.noun,
-        "precision": models.choice,
-        **asdict(config),
+        **_settings(task, config, models.choice),
     }
-    settings = json.loads(json.dumps(settings))
     if resume and beside.exists():
         tuning.progress = unfinished.load(task.output, settings, tuning.progress)
         say(f"{task.name}: going on after step {tuning.progress.step}.")
     else:
+        if resume:
+            say(f"{task.name}: no tuning of it was stopped; it begins anew.")
         tuning.judge()
     now = tuning.progress
     first = now.step
@@ -157,6 +221,12 @@ def _tune(task: SubjectTask, models: Models, config: TuningConfig, stop: StopSig
         loss = tuning.step()
         if now.step % config.judge_every == 0 or now.step == config.steps:
             judged = tuning.judge()
+            if not (now.best.abs() <= LARGEST_EMBEDDING).all():  # NaN compares as false
+                beside.unlink(missing_ok=True)
+                raise ConfigError(
+                    f"--rate: {config.rate:g} drove the numbers of {task.name} by step {now.step} beyond what a "
+                    f"reference holds; give a lower one, such as {TuningConfig.rate:g}."
+                )
             unfinished.save(task.output, now, settings)
             seconds = (time.monotonic() - began) / (now.step - first)
             say(
@@ -167,13 +237,13 @@ def _tune(task: SubjectTask, models: Models, config: TuningConfig, stop: StopSig
     if not tuning.finished():
         unfinished.save(task.output, now, settings)
         return False
-    _write(task, models, config, tuning)
+    _write(task, models, settings, tuning)
     beside.unlink(missing_ok=True)
     say(_outcome(task, tuning, time.monotonic() - began))
     return True
 
 
-def _write(task: SubjectTask, models: Models, config: TuningConfig, tuning: Tuning) -> None:
+def _write(task: SubjectTask, models: Models, settings: dict[str, Any], tuning: Tuning) -> None:
     now = tuning.progress
     tuned_on, kept = held_out(task.photographs)
     told = {
@@ -181,8 +251,7 @@ def _write(task: SubjectTask, models: Models, config: TuningConfig, tuning: Tuni
         "held out": [photograph.name for photograph in kept],
         "steps": now.best_step,
         "loss": {"zero-shot": now.start_loss, "tuned": now.best_loss, "draws": JUDGED},
-        "settings": asdict(config),
-        "stable diffusion": models.diffusion,
+        "settings": settings,
     }
     embeddings = now.best.cpu()
     source = Encoded(embeddings, models.fingerprint, task.output.name, tuned=True)

@@ -5,6 +5,7 @@ Everything drawn is a function of (seed, step, row), so that a tuning that was s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,16 +117,11 @@ class Tuning:
         stacked = torch.stack(latents)
         inside = [torch.ones(stacked.shape[2:]) if one.inside is None else one.inside for one in photographs]
         shares = [F.interpolate(share[None, None], stacked.shape[2:], mode="area")[0] for share in inside]
-        return Examples(stacked, torch.stack(shares).to(self.device), [self._prompts(one) for one in photographs])
-
-    def _prompts(self, photograph: Photograph) -> list[tuple[list[int], list[bool]]]:
-        subject = Reference(Encoded(torch.zeros(1, 1), "", ""), noun=self.noun)
-        found = []
-        for text in prompts_of(photograph.caption, self.noun):
-            prompt = with_references(Prompt.original(text), [subject] * text.count("<i>"))
-            layout = self.model.tokenizer.layout(prompt, self.model.config.resampler.latents)
-            found.append((layout.token_ids, layout.image_mask))
-        return found
+        return Examples(
+            stacked,
+            torch.stack(shares).to(self.device),
+            [laid_out(self.model, one.caption, self.noun) for one in photographs],
+        )
 
     def errors(self, embeddings: Tensor, examples: Examples, rng: RowRng, rows: int, spread: bool = False) -> Tensor:
         """The loss of `rows` draws, (rows,): mean squared error of the noise inside the masks.
@@ -199,14 +195,26 @@ class Tuning:
         return now.step >= config.steps or (self.held_out is not None and waited)
 
 
+def laid_out(model: KosmosG, caption: str, noun: str) -> list[tuple[list[int], list[bool]]]:
+    """Token ids and image mask of each of a photograph's prompts."""
+    subject = Reference(Encoded(torch.zeros(1, 1), "", ""), noun=noun)
+    found = []
+    for text in prompts_of(caption, noun):
+        prompt = with_references(Prompt.original(text), [subject] * text.count("<i>"))
+        layout = model.tokenizer.layout(prompt, model.config.resampler.latents)
+        found.append((layout.token_ids, layout.image_mask))
+    return found
+
+
 def prompts_of(caption: str, noun: str) -> list[str]:
     """The prompts that a photograph is painted from: its caption with a mark for the subject, or the mark alone.
 
-    A caption may have the mark `<i>` itself; else it stands behind the first `noun` in it, or before all of it.
+    A caption may have the mark `<i>` itself; else it stands behind the first `noun` in it, a word in any case, or
+    before all of it.
     """
     if not caption:
         return ["<i>", f"{'an' if noun[0] in 'aeiou' else 'a'} {noun} <i>"] if noun else ["<i>"]
     if "<i>" in caption:
         return [caption]
-    before, found, after = caption.partition(noun) if noun else ("", "", caption)
-    return [f"{before}{found} <i>{after}"] if found else [f"<i> {caption}"]
+    word = re.search(rf"(?<!\w){re.escape(noun)}(?!\w)", caption, re.IGNORECASE) if noun else None
+    return [f"{caption[: word.end()]} <i>{caption[word.end() :]}"] if word else [f"<i> {caption}"]

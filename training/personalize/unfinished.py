@@ -73,15 +73,25 @@ def load(output: Path, settings: dict[str, Any], like: Progress) -> Progress:
         progress = Progress(**tensors, **{**counts, "loss_scale": LossScale(**counts["loss_scale"])})
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"--resume: {path} cannot be read ({error}); remove it to begin anew.") from error
-    for name, value in settings.items():
-        if stored.get(name) != value:
-            raise ConfigError(
-                f"--resume: {path} was begun with another {name} ({_shown(stored.get(name))}, now {_shown(value)}); "
-                f"{anew}."
-            )
+    refuse_other(f"{path} was begun", stored, settings, anew)
     return progress
 
 
+def refuse_other(begun: str, stored: dict[str, Any], settings: dict[str, Any], way_out: str) -> None:
+    """ConfigError, which says which, where what is on the disk was `begun` with other settings than those of now."""
+    for name, value in settings.items():
+        before = stored.get(name)
+        if before == value:
+            continue
+        if isinstance(value, dict):  # by photograph
+            before = before if isinstance(before, dict) else {}
+            places = [place for place in {**before, **value} if before.get(place) != value.get(place)]
+            difference = f"it differs in {_shown(places)}"
+        else:
+            difference = f"{_shown(before)}, now {_shown(value)}"
+        raise ConfigError(f"--resume: {begun} with another {name} ({difference}); {way_out}.")
+
+
 def _shown(value: Any) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list | dict) else str(value)
-    return text if len(text) <= 60 else text[:60] + "…"
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return (text if len(text) <= 60 else text[:60] + "…") or "none"

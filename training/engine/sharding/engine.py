@@ -34,13 +34,23 @@ class StepModule(nn.Module):
         return getattr(self.stage, method)(self.model, *arguments)
 
 
-def total_norm(gradients: Iterable[Tensor]) -> Tensor:
-    """The 2-norm of all gradients together.
+def row_norms(gradient: Tensor) -> Tensor:
+    """The 2-norms of a gradient's rows, or a vector itself.
 
-    Row by row first: on CPUs torch adds up the squares of a whole tensor one after the other, and float32 loses 1e-5 of
-    a million of them, more of the whole tensor than of its shards.
+    On CPUs torch adds up the squares of a whole tensor one after the other, and float32 loses 1e-5 of a million of
+    them, more of the whole tensor than of its shards.
     """
-    return torch.nn.utils.get_total_norm([torch.linalg.vector_norm(g, dim=-1) if g.ndim > 1 else g for g in gradients])
+    return torch.linalg.vector_norm(gradient, dim=-1) if gradient.ndim > 1 else gradient
+
+
+def norm_of_rows(norms: Iterable[Tensor]) -> Tensor:
+    """The 2-norm of all gradients together from their `row_norms`."""
+    return torch.nn.utils.get_total_norm(list(norms))
+
+
+def total_norm(gradients: Iterable[Tensor]) -> Tensor:
+    """The 2-norm of all gradients together."""
+    return norm_of_rows(row_norms(g) for g in gradients)
 
 
 class Engine:

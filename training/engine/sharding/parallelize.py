@@ -19,6 +19,7 @@ from .engine import Engine, StepModule
 from .fairscale import Fairscale
 from .frozen_weights import lower_frozen, lower_unread
 from .fsdp2 import Fsdp2
+from .single import Single
 
 WHOLE_MODEL: dict[str, type[Engine]] = {"single": Engine, "ddp": Ddp, "fairscale": Fairscale}
 
@@ -86,6 +87,7 @@ def parallelize(
     root = StepModule(stage)
     if kind == "fsdp2":
         return Fsdp2(root, config, optim, precision, process_group, mesh, fill)
-    engine = WHOLE_MODEL[kind](root, optim, process_group)
+    tables = kind == "single" and fill and device.type == "cpu"  # a simulation stands for a GPU
+    engine = (Single if tables else WHOLE_MODEL[kind])(root, optim, process_group)
     engine.full_precision = full_precision
     return engine

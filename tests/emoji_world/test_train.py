@@ -1,0 +1,46 @@
+"""Steps of a world's training come in order, and none begins behind a gate that is shut."""
+
+import json
+
+import pytest
+
+from emoji_world import train
+
+
+@pytest.fixture
+def begun(monkeypatch) -> list[str]:
+    """The steps that were begun; each is done at once."""
+    names: list[str] = []
+    for name in train.STEPS:
+        monkeypatch.setitem(train.STEPS, name, lambda place, more, name=name: names.append(name) or "later" not in more)
+    monkeypatch.setattr(train.gates, "GATES", {"clip": lambda world, folder: (False, "too few: 0.10, at least 0.6")})
+    return names
+
+
+def test_next_goes_on_with_the_first_step_that_is_not_done(begun, tmp_path, capsys):
+    folder = ["--folder", str(tmp_path)]
+    train.main(["next", *folder, "--", "later"])
+    assert "the same command goes on" in capsys.readouterr().out
+    train.main(["next", *folder])
+    train.main(["next", *folder])
+    assert begun == ["autoencoder", "autoencoder", "clip"]
+    assert capsys.readouterr().out.splitlines()[-1] == "clip: done; gate shut: too few: 0.10, at least 0.6"
+    record = json.loads((tmp_path / "steps.json").read_text())
+    assert record["clip"] == {"passed": False, "told": "too few: 0.10, at least 0.6"}
+    train.main(["status", *folder])
+    assert capsys.readouterr().out.splitlines()[1:3] == ["clip: too few: 0.10, at least 0.6", "unet: not done"]
+
+
+def test_a_step_behind_a_shut_gate_or_out_of_turn_is_refused(begun, tmp_path):
+    folder = ["--folder", str(tmp_path)]
+    with pytest.raises(SystemExit, match="clip: autoencoder comes before it and is not done"):
+        train.main(["clip", *folder])
+    train.main(["next", *folder])
+    train.main(["next", *folder])
+    with pytest.raises(
+        SystemExit, match=r"unet: the gate of clip is shut \(too few: 0.10, at least 0.6\); train clip on"
+    ):
+        train.main(["next", *folder])
+    assert begun == ["autoencoder", "clip"]
+    train.main(["next", *folder, "--past-gates"])
+    assert begun[-1] == "unet"
