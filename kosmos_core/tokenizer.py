@@ -15,8 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import sentencepiece
+from typing import Any
 
 from .prompt import ImageMark, Prompt, Segment, Text, check_text
 from .special_tokens import CLOSING, OPENING, SpecialTokens
@@ -68,9 +67,8 @@ class Tokenizer:
 
     def __init__(self, spm: bytes, dictionary: bytes, latents: int = 64, name: str = "the dictionary") -> None:
         self._spm_bytes, self._dictionary_bytes, self.latents = spm, dictionary, latents
-        self._spm = sentencepiece.SentencePieceProcessor()
         try:
-            self._spm.LoadFromSerializedProto(spm)
+            self._spm = _processor(spm)
         except RuntimeError as error:
             raise ValueError(f"These {len(spm)} bytes are not a SentencePiece model: {error}") from None
         pieces = _read_dictionary(dictionary, name)
@@ -208,10 +206,18 @@ def _read(path: str | Path, expected: str) -> bytes:
         raise ValueError(f"{path} cannot be read ({error.strerror}); give {expected}.") from None
 
 
+def _processor(spm: bytes) -> Any:
+    """The SentencePiece processor of a model; its package is imported here, so that ComfyUI's start does not wait."""
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(spm)
+    return processor
+
+
 def dictionary_of(spm: bytes) -> bytes:
     """A dict.txt for a SentencePiece model: its ordinary pieces in their order, each with the count 1."""
-    model = sentencepiece.SentencePieceProcessor()
-    model.LoadFromSerializedProto(spm)
+    model = _processor(spm)
     ordinary = (number for number in range(len(model)) if not (model.is_control(number) or model.is_unknown(number)))
     return "".join(f"{model.id_to_piece(number)} 1\n" for number in ordinary).encode()
 

@@ -16,6 +16,7 @@ from typing import Any
 import safetensors
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .config import KosmosGConfig
 from .model import KosmosG
@@ -134,7 +135,7 @@ def load_model(
     _check_dtype(dtype)
     header, prefix = read_kosmos_header(path)
     config, _ = _describe(path, header)
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInitialisation():
         # Layers of `operations` may get their weights only when they are loaded; torch's have them from the beginning.
         expected = {name: tuple(tensor.shape) for name, tensor in KosmosG(config).state_dict().items()}
         model = KosmosG(config if training_half else _without_training_half(config), operations=operations)
@@ -154,6 +155,16 @@ def load_model(
         model.tokenizer = _tokenizer(path, files, config.resampler.latents)
     model.file = WeightFile(path)
     return model.train(False)  # not .eval(): security scanners take the word for Python's own
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Layers that are made inside draw no first weights: on the meta device torch imports its compiler for that, which
+    takes more than a second."""
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return (kwargs or {}).get("tensor", *args[:1])
+        return function(*args, **(kwargs or {}))
 
 
 def _read(

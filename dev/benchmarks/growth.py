@@ -2,11 +2,11 @@
 
     python -m dev.benchmarks.growth --config official --dtype bf16 --over images|tokens|prompts [--rounds 3] [--file F]
 
-Prints a table in Markdown. `counted` is the time that the counted operations take at
-the rate of torch.mm of 2048 x 2048, measured in every round between the points, so that a machine whose speed drifts
-slows both. Memory is what the process held at its peak above what it held before; `counted` there is what the widest
-moment of a block has to hold: the residual stream and its norm in float32, and in the weights' type the norm once
-more, the hidden layer and its activation. Linux only. Random weights, made anew unless `--file` names some.
+Prints a table in Markdown. Seconds are the processor's. `counted` is the time that the counted operations take at the
+rate of torch.mm of 2048 x 2048, measured in every round between the points, so that a machine whose speed drifts slows
+both. Memory is what the process held at its peak above what it held before; `counted` there is what the widest moment
+of a block has to hold: the residual stream and its norm in float32, and in the weights' type the norm once more, the
+hidden layer and its activation. Linux only. Random weights, made anew unless `--file` names some.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import ctypes
 import gc
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from kosmos_core import KosmosG, load_model
 from kosmos_core.tokenizer import Layout
 
-from .encode import CONFIGS, DTYPES, seconds
+from .encode import CONFIGS, DTYPES
+from .node import seconds
 
 POINTS = {"images": (0, 1, 2, 3, 4, 6, 8), "tokens": (8, 32, 128, 256, 512, 1000, 2000), "prompts": (1, 2, 4, 8, 16)}
 TEXT = 16  # tokens of each prompt, where it is not they that grow
@@ -98,9 +98,7 @@ def measure(model: KosmosG, over: str, rounds: int) -> list[dict[str, float]]:
     counted: list[list[float]] = [[] for _ in points]
     for _ in range(rounds):
         for point, spent, arithmetic in zip(points, times, counted, strict=True):
-            start = time.perf_counter()
-            square @ square
-            arithmetic.append(point["flop"] * (time.perf_counter() - start) / (2 * GEMM**3))
+            arithmetic.append(point["flop"] * seconds(lambda: square @ square) / (2 * GEMM**3))
             spent.append(seconds(point["run"]))
     for point, spent, arithmetic in zip(points, times, counted, strict=True):
         point["seconds"], point["counted"] = statistics.median(spent), statistics.median(arithmetic)

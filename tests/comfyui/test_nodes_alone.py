@@ -284,13 +284,16 @@ def test_low_rank_additions_of_a_training_are_applied_by_comfyuis_own_loader_by_
     for name, own in (("other", other), ("both", both), ("one", one)):
         assert torch.equal(seen(own), found[name])
     assert torch.equal(seen(clip), base)
-    # What was saved without a LoRA goes on being read under it: the image is encoded by what no addition changes.
-    files = pack("nodes.reference_files")
-    shown = pack("kosmos_core.reference").Reference(pack("kosmos_core.reference").View(picture[0]))
+    # What was saved or tuned without a LoRA is read under it: the image is encoded by what no addition changes.
+    files, reference = pack("nodes.reference_files"), pack("kosmos_core.reference")
+    shown = reference.Reference(reference.View(picture[0]))
     files.KosmosGSaveReference.execute(clip, shown, "under_a_lora")
     (saved,) = files.KosmosGLoadReference.execute("under_a_lora.safetensors").args
     with_saved = encoded(pack, both, "a dog <i>", image_1=saved)
     assert torch.allclose(with_saved, encoded(pack, both, "a dog <i>", image_1=picture), atol=1e-5)
+    whole = reference.model_fingerprint(path, whole=True)
+    tuned = reference.Reference(reference.Encoded(saved.source.image_embeddings, whole, "rex.safetensors", tuned=True))
+    assert torch.equal(with_saved, encoded(pack, both, "a dog <i>", image_1=tuned))
     for name, shares in {"one": (1.0, 0.0), "other": (0.0, 1.0), "both": (0.5, 1.0)}.items():
         merged = load_model(path)
         weights = merged.state_dict()
@@ -411,3 +414,9 @@ def test_auto_takes_bfloat16_for_a_large_encoder_on_a_cpu_that_multiplies_it_fas
     assert loaded(torch.float32) == ({torch.float32}, torch.float32)
     monkeypatch.setattr(comfy_args, "fp16_text_enc", True)
     assert loaded() == ({torch.float16}, torch.float32), "--fp16-text-enc is the user's choice"
+
+
+def test_the_packs_import_adds_no_package_to_comfyuis_start_and_next_to_no_time(pack):
+    loaded_by_comfyui = {"torch", "numpy", "PIL", "einops", "safetensors", "comfy", "comfy_api", "folder_paths"}
+    assert pack.imported - set(sys.stdlib_module_names) <= loaded_by_comfyui
+    assert pack.import_seconds < 0.5  # 0.1 on a busy core

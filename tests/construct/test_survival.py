@@ -97,20 +97,12 @@ def started(command: list[str], environment: dict[str, str], before: subprocess.
     )
 
 
-def test_command_that_is_killed_while_it_works_goes_on_with_every_sample_exactly_once(images, expected, tmp_path):
+def test_command_that_is_killed_while_it_works_goes_on_with_every_sample_exactly_once(images, expected, tmp_path, run):
     """Killed when shards are finished; Ray dies with the command. The next test kills at many other moments."""
     target, gates = tmp_path / "out", tmp_path / "gates"
     gates.mkdir()
-    command = [
-        sys.executable,
-        "-m",
-        "training.construct",
-        f"--input={images}",
-        f"--output={target}",
-        *SMALL,
-        f"--segment.kind={CRASHING}:Gate",
-        f"--segment.model={gates}",
-    ]
+    gated = f"--segment.kind={CRASHING}:Gate", f"--segment.model={gates}"
+    command = [sys.executable, "-m", "training.construct", f"--input={images}", f"--output={target}", *SMALL, *gated]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     # Of 18 chunks with entities in 6 shards, 15 cannot pass without finishing a shard.
     (gates / "gate").write_text("16")
@@ -126,9 +118,7 @@ def test_command_that_is_killed_while_it_works_goes_on_with_every_sample_exactly
     finished = {path.name: path.stat().st_mtime_ns for path in target.glob("*.stats.json")}
     assert 1 <= len(finished) < 7
     (gates / "gate").write_text("0")
-    last = started(command, environment)
-    while last.wait():
-        last = started(command, environment, last)
+    run(settings(images, target, *gated))
     assert shards_of(target) == shards_of(expected)
     again = {path.name: path.stat().st_mtime_ns for path in target.glob("*.stats.json")}
     assert finished.items() <= again.items(), "a finished shard was made again"

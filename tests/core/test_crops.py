@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kosmos_core.crops import CROP_RULES, EmptyMaskError, crop_subject
 from kosmos_core.mask_boxes import square_around
@@ -87,3 +89,18 @@ def test_a_mask_of_another_size_is_brought_to_the_pictures():
     mask = np.zeros((4, 4), bool)
     mask[1, 2] = True
     assert crop_subject(np.zeros((80, 80, 3), np.uint8), mask).box == (40, 20, 60, 40)
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.sampled_from(CROP_RULES), st.floats(0, 1), st.data())
+def test_any_crop_is_a_window_of_its_picture(height, width, rule, margin, data):
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1] = np.indices((height, width))
+    mask = np.zeros((height, width), bool)
+    mask[data.draw(st.integers(0, height - 1)) :, data.draw(st.integers(0, width - 1)) :] = True
+    crop = crop_subject(pixels, mask[:: data.draw(st.sampled_from([1, -1]))], rule, margin, "keep")
+    rows, columns = np.nonzero((crop.pixels != 255).all(-1) if rule == "pad" else np.ones(crop.pixels.shape[:2]))
+    seen = crop.pixels[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    top, left, _ = map(int, seen[0, 0])
+    assert np.array_equal(seen, pixels[top : top + seen.shape[0], left : left + seen.shape[1]])
+    assert crop.pixels.shape[:2] == crop.mask.shape
+    assert 0 <= crop.lost <= 1

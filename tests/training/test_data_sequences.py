@@ -287,6 +287,7 @@ def test_packing_loses_nothing_and_never_cuts_a_picture(tiny_tokenizer, document
         lane_again = Lane(lane.source, 0, 1)
         lane_again.restore(lane.state())
         rows.append(lane.pack(length, encode))
+        assert rows[-1].token_ids, "a unit that no row has room for would come again for ever"
         again = lane_again.pack(length, encode)
         assert (again.token_ids, lane_again.state()) == (rows[-1].token_ids, lane.state())  # a resume changes nothing
     for row in rows:
