@@ -245,7 +245,7 @@ def measure(options: argparse.Namespace, folder: Path, process_group: ProcessGro
         "gemm_2048_gflops": rate / 1e9,
         "gemm_2048_bf16_gflops": half_rate / 1e9,
         "flop": flop,
-        "seconds_of_flop": statistics.median(flop * p.clock / product for p in products),
+        "seconds_of_flop": statistics.median(flop * p.cpu / product for p in products),
         "mfu": flop / at_goal_rate("clock") / GOAL_RATE,
         "peak_rss_bytes": peak,
         "data_wait_share": sum(waits) / (sum(waits) + sum(s.clock for s in steps)),
