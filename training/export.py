@@ -33,8 +33,6 @@ from .base.display import printable
 from .base.errors import CheckpointError
 from .base.signals import stoppable
 from .base.yaml_text import load_yaml
-from .engine.checkpoint import latest_checkpoint
-from .engine.checkpoint_reader import load, read_progress, stored
 from .engine.trainable import comfyui_lora, empty_additions, low_rank_layers, merge, stored_names
 from .weights.model_card import model_card, refuse_other_file
 from .weights.provenance import TOKENIZER_FILES, TOKENIZER_FOLDER
@@ -76,6 +74,9 @@ def export(
     Raises:
         CheckpointError: there is no such run, checkpoint or moving average, or one of its files cannot be read.
     """
+    from .engine.checkpoint import latest_checkpoint  # late: torch's checkpoints take long to load
+    from .engine.checkpoint_reader import load, read_progress, stored
+
     run_folder, output = Path(run_folder), Path(output)
     try:
         config = load_yaml((run_folder / "config.yaml").read_text())

@@ -17,20 +17,13 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
-from tokenizers import ByteLevelBPETokenizer
-from transformers import CLIPTextConfig, CLIPTextModel
 
-from kosmos_core import Tokenizer, load_model
-from kosmos_core.diffusers.stable_diffusion import ddpm_scheduler
-
-from . import export, run
+from . import run
 from .base.signals import stoppable
-from .data.synthetic import COLOURS, SHAPES, write_all
-from .engine.checkpoint import latest_checkpoint, step_of
 from .engine.run_config import parse
+
+# What takes seconds to load is imported where it is used: a help and a refused folder need not wait for it.
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_FOLDER = Path("runs/smoke")
@@ -40,6 +33,12 @@ SD_END = "<|endoftext|>"
 
 def make_stable_diffusion(folder: Path, seed: int = 0) -> None:
     """Write a random model with Stable Diffusion 1.5's interfaces (4 latent channels, 77 x 768 conditions), 4 MB."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from kosmos_core.diffusers.stable_diffusion import ddpm_scheduler
+
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         sample_size=8,
@@ -76,6 +75,10 @@ def make_stable_diffusion(folder: Path, seed: int = 0) -> None:
 
 def make_clip_tokenizer(folder: Path) -> int:
     """Write a CLIP tokenizer that knows the words of the smoke data; returns the size of its vocabulary."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    from .data.synthetic import COLOURS, SHAPES
+
     captions = [
         f"a {colour} {shape} on a {place} background"
         for colour in COLOURS
@@ -113,6 +116,9 @@ def train_and_export(train: list[str], save: list[str]) -> None:
     Raises:
         RuntimeError: one of the two did not end well.
     """
+    from . import export
+    from .engine.checkpoint import latest_checkpoint, step_of
+
     print(f"\n$ python -m training.run {' '.join(train)}", flush=True)
     if run.main(train):
         raise RuntimeError("this training failed; see above")
@@ -143,6 +149,10 @@ def smoke(folder: Path) -> Path:
     Raises:
         RuntimeError: a stage did not end well.
     """
+    from kosmos_core import Tokenizer
+
+    from .data.synthetic import write_all
+
     folder.mkdir(parents=True, exist_ok=True)
     write_all(folder / "data", samples=100, size=64)
     make_stable_diffusion(folder / "stable-diffusion")
@@ -167,6 +177,8 @@ def main(arguments: list[str] | None = None) -> int:
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    from kosmos_core import load_model
+
     model = load_model(path)
     image = Image.new("RGB", (64, 64), "red")
     condition = model.encode("a red circle <i> on a white background", [image])

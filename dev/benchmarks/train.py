@@ -1,11 +1,12 @@
 """Speed and memory of a training step of each stage, beside the machine's own speed in the same run.
 
     python -m dev.benchmarks.train --config tiny|medium --stage 1|2|3 --threads 1 [--precision fp32|bf16]
+    torchrun --nproc-per-node 2 -m dev.benchmarks.train --rows 2
 
-Batch 4, 40 text tokens a row, in stages 1 and 3 one picture a row, in stage 3 a U-Net of channels 32 and 64 on 8 x 8
-latents; dropout on, no activation checkpointing. A step is forward, backward, clipping and AdamW through the engine;
-target latents and CLIP's states are given. Batches come from tars on disk through the real data pipeline with one
-reading process. Prints one JSON object.
+Batch 4, or `--rows` in each process, 40 text tokens a row, in stages 1 and 3 one picture a row, in stage 3 a U-Net of
+channels 32 and 64 on 8 x 8 latents; dropout on, no activation checkpointing. A step is forward, backward, clipping and
+AdamW through the engine; target latents and CLIP's states are given. Batches come from tars on disk through the real
+data pipeline with one reading process. Prints one JSON object.
 
 Steps and products of 2048 x 2048 matrices take turns, so that whatever slows the machine slows both. `seconds` is the
 median step by the clock, `cpu_seconds` by processor time, which other processes disturb less. `seconds_at_185` and
@@ -42,7 +43,7 @@ from kosmos_core.diffusers.stable_diffusion import ddpm_scheduler
 from tests.tiny.stable_diffusion import tiny_unet
 from training.base.allocator import keep_memory
 from training.base.precision import autocast
-from training.base.processes import ProcessGroup
+from training.base.processes import ProcessGroup, join_process_group
 from training.base.rng import RowRng
 from training.data.batch_stream import BatchStream, Stream
 from training.data.data_config import AlignData, InstructData, LmData, SourceConfig
@@ -52,12 +53,12 @@ from training.engine.operations import OperationCounter
 from training.engine.optim_config import OptimConfig
 from training.engine.sharding.config import ParallelConfig
 from training.engine.sharding.engine import Engine
-from training.engine.sharding.parallelize import parallelize
+from training.engine.sharding.parallelize import choose_sharding, parallelize
 from training.smoke import make_clip_tokenizer
 from training.stages import align, instruct, lm
 from training.stages.losses import Losses
 
-ROWS, TEXT_TOKENS, LATENT_SIDE = 4, 40, 8
+TEXT_TOKENS, LATENT_SIDE = 40, 8
 GOALS = {"align": 0.72, "instruct": 1.30}  # seconds, medium, one thread, fp32
 GOAL_SHARE = 0.85  # of a step, for its products
 GOAL_RATE = 185e9  # FLOP/s of the machine that they are stated for
@@ -82,9 +83,9 @@ def write_samples(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def open_stream(stage: str, folder: Path, tokenizer: Tokenizer) -> BatchStream:
+def open_stream(stage: str, folder: Path, tokenizer: Tokenizer, rows: int, group: ProcessGroup) -> BatchStream:
     """The stage's data, one reading process."""
-    stream = Stream(seed=0, index=0, streams=1, micro_batch=ROWS, micro_batches=1)
+    stream = Stream(0, group.rank, group.world_size, micro_batch=rows, micro_batches=group.world_size)
 
     def sources(name: str) -> dict[str, Any]:
         return {"sources": {name: SourceConfig(str(folder / name))}, "workers": 1}
@@ -105,14 +106,14 @@ def open_stream(stage: str, folder: Path, tokenizer: Tokenizer) -> BatchStream:
 class Measured:
     """A stage whose targets are given: CLIP's states in stage 2, latents in stage 3."""
 
-    def __init__(self, stage: str, model: KosmosG) -> None:
-        self.name, self.model, self.frozen = stage, model, {}
+    def __init__(self, stage: str, model: KosmosG, rows: int) -> None:
+        self.name, self.model, self.frozen, self.rows = stage, model, {}, rows
         width = model.config.aligner.width if model.config.aligner else 0
         if stage == "instruct":
             torch.manual_seed(0)
             self.frozen["unet"] = tiny_unet(width).requires_grad_(False).eval()
         self.scheduler = ddpm_scheduler()
-        self.target = torch.randn(ROWS, 77, width) if stage == "align" else None
+        self.target = torch.randn(rows, 77, width) if stage == "align" else None
 
     def set_trainable(self) -> None:
         if self.name == "lm":
@@ -128,9 +129,9 @@ class Measured:
         if self.name == "align":
             mse, rec = align.sample_losses(model, batch["token_ids"], self.target)
             return Losses.of_rows(mse + rec, batch["sources"], mse=mse, rec=rec)
-        shape = (ROWS, 4, LATENT_SIDE, LATENT_SIDE)
+        shape = (self.rows, 4, LATENT_SIDE, LATENT_SIDE)
         batch = batch | {"latents": rng.normal("latents", shape)}
-        timesteps, drop = rng.integers("timestep", 1000, ROWS), rng.uniform("null", ROWS) < 0.1
+        timesteps, drop = rng.integers("timestep", 1000, self.rows), rng.uniform("null", self.rows) < 0.1
         noise = rng.normal("noise", shape)
         losses, _ = instruct.sample_losses(model, self.frozen["unet"], self.scheduler, batch, noise, timesteps, drop)
         return Losses.of_rows(losses, batch["sources"])
@@ -180,7 +181,7 @@ def turn(run: Callable[[], object]) -> Turn:
     return Turn(time.perf_counter() - clock, time.process_time() - cpu)
 
 
-def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure(options: argparse.Namespace, folder: Path, process_group: ProcessGroup) -> dict[str, Any]:
     """Everything that the JSON object reports."""
     stage = STAGES[options.stage]
     sizes = getattr(KosmosGConfig, options.config)(reconstruction=stage == "align")
@@ -188,19 +189,22 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     tokenizer.latents = sizes.resampler.latents
     vocabulary = max(sizes.decoder.vocabulary, tokenizer.vocabulary)
     sizes = replace(sizes, decoder=replace(sizes.decoder, vocabulary=vocabulary))
-    measured = Measured(stage, KosmosG(sizes).initialize(0))
+    measured = Measured(stage, KosmosG(sizes).initialize(0), options.rows)
     if options.precision == "bf16":
         for module in measured.frozen.values():
             module.to(torch.bfloat16)
     measured.set_trainable()
-    process_group = ProcessGroup(rank=0, world_size=1, device=torch.device("cpu"))
-    engine = parallelize(measured, "single", ParallelConfig(), OptimConfig(), "fp32", process_group)
-    stream = open_stream(stage, folder, tokenizer)
+    kind = choose_sharding(ParallelConfig(), process_group)
+    engine = parallelize(measured, kind, ParallelConfig(), OptimConfig(), "fp32", process_group)
+    stream = open_stream(stage, folder, tokenizer, options.rows, process_group)
     square, product = torch.randn(2048, 2048), 2 * 2048**3
     steps, products, waits, bare = [], [], [], []
+    for number in range(2):  # which warm up
+        train_step(engine, next(stream), number, options.precision)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # before operands are kept
     with ProductRecorder() as recorder:
-        train_step(engine, next(stream), 0, options.precision)
-    for number in range(1, options.steps + 3):
+        train_step(engine, next(stream), 2, options.precision)
+    for number in range(3, options.steps + 4):
         before = turn(lambda: torch.mm(square, square))
         start = time.perf_counter()
         batch = next(stream)
@@ -208,7 +212,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         step = turn(lambda batch=batch, number=number: train_step(engine, batch, number, options.precision))
         own = turn(recorder.replay)
         after = turn(lambda: torch.mm(square, square))
-        if number >= 3:  # the first two warm up
+        if number > 3:  # the first one warms up
             bare.append(own)
             steps.append(step)
             products.append(Turn((before.clock + after.clock) / 2, (before.cpu + after.cpu) / 2))
@@ -223,7 +227,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         return statistics.median(getattr(s, kind) * product / getattr(p, kind) / GOAL_RATE for s, p in pairs)
 
     clock, rate = statistics.median(s.clock for s in steps), product / statistics.median(p.clock for p in products)
-    goal = GOALS.get(stage) if (options.config, options.threads, options.precision) == ("medium", 1, "fp32") else None
+    stated = (options.config, options.threads, options.precision, options.rows, process_group.world_size)
+    goal = GOALS.get(stage) if stated == ("medium", 1, "fp32", 4, 1) else None
     return {
         "stage": stage,
         "tokens_per_row": batch["token_ids"].shape[1],
@@ -240,8 +245,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "gemm_2048_gflops": rate / 1e9,
         "gemm_2048_bf16_gflops": half_rate / 1e9,
         "flop": flop,
+        "seconds_of_flop": statistics.median(flop * p.cpu / product for p in products),
         "mfu": flop / at_goal_rate("clock") / GOAL_RATE,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": peak,
         "data_wait_share": sum(waits) / (sum(waits) + sum(s.clock for s in steps)),
         "steps": options.steps,
     }
@@ -252,6 +258,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m dev.benchmarks.train", description=__doc__.split("\n")[0])
     parser.add_argument("--config", choices=("tiny", "medium"), default="medium")
     parser.add_argument("--stage", type=int, choices=STAGES, default=3)
+    parser.add_argument("--rows", type=int, default=4, help="of the batch, in each process")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--steps", type=int, default=9)
@@ -262,10 +269,12 @@ def main() -> None:
         sys.exit(subprocess.run(command, env=environment).returncode)
     keep_memory()  # as the launcher does
     torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        result = measure(options, Path(folder))
-    described = {key: getattr(options, key) for key in ("config", "precision", "threads")}
-    print(json.dumps(described | {"torch": torch.__version__} | result, indent=1))
+    with tempfile.TemporaryDirectory() as folder, join_process_group("cpu") as process_group:
+        result = measure(options, Path(folder), process_group)
+    described = {key: getattr(options, key) for key in ("config", "precision", "threads", "rows")}
+    described |= {"processes": process_group.world_size, "torch": torch.__version__}
+    if process_group.rank == 0:
+        print(json.dumps(described | result, indent=1))
 
 
 if __name__ == "__main__":

@@ -194,6 +194,19 @@ def test_an_entity_stands_on_white_exactly_outside_its_mask():
     assert (shown[mask] == crop[mask]).all()
 
 
+def test_masks_of_one_bit_and_of_eight_are_cut_alike():
+    from training.data.decoding import decode_mask
+
+    levels = np.random.default_rng(0).integers(0, 256, (9, 13)).astype(np.uint8)
+    found = []
+    for stored in (Image.fromarray(levels), Image.fromarray(levels > 127)):
+        stored.save(file := io.BytesIO(), "PNG")
+        found.append(np.asarray(decode_mask(file.getvalue())))
+    assert found[0].dtype == bool
+    assert np.array_equal(found[0], levels > 127)
+    assert np.array_equal(found[0], found[1])
+
+
 def test_an_edit_is_caption_picture_instruction_with_one_of_its_pairs(tiny_tokenizer):
     parts = next(parts for parts in edit_samples(random.Random(0), 20, 48) if "1_0.jpg" in parts)
     sample = cook_edit(KEYS | parts)

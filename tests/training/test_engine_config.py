@@ -171,7 +171,7 @@ def test_the_model_fits_the_stage(arguments):
     assert not parse(arguments("instruct")).model.aligner.reconstruction
 
 
-def test_a_help_and_a_refused_key_do_without_torch(pytestconfig):
+def test_a_help_and_a_refused_key_do_without_torch_and_stage_1_without_diffusers(pytestconfig):
     script = """
 import sys
 from training.run import main
@@ -181,6 +181,15 @@ for words in (["--help"], [*official, "--help"], [*official, "--stpes", "3"], [*
         assert main(words) == 2
     except SystemExit as left:
         assert not left.code
+from training import smoke
+try:
+    smoke.main(["--help"])
+except SystemExit as left:
+    assert not left.code
 assert not {"torch", "numpy", "megatron"} & set(sys.modules)
+import training.plan.command
+assert "torch" in sys.modules and "torch.distributed.fsdp" not in sys.modules
+import training.engine.start, training.stages.lm, training.data.streams
+assert not {"diffusers", "transformers", "peft", "scipy.stats", "ray"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=pytestconfig.rootpath, stdout=subprocess.DEVNULL)

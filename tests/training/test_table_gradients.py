@@ -67,6 +67,10 @@ def test_updates_of_the_rows_in_use_are_those_of_the_whole_table_bit_for_bit_ove
     norms = trained(parts, range(6)), trained(whole, range(6))
     table = parts.tables[parts.stage.model.positions.weight]
     assert 0 < table.used < 100  # and the rest was neither written nor read
+    other = copy.deepcopy(parts.stage.model)
+    other(2, 3, torch.ones(80, width)).backward()
+    assert other.positions.weight.grad[2:5].all()
+    assert parts.stage.model.positions.weight.grad is None
     resumed = in_parts()
     trained(resumed, [100])  # of few rows
     state = copy.deepcopy((parts.model_state(), parts.optimizer_state()))

@@ -12,7 +12,6 @@ takes microseconds, and learning which rows were used would wait for the step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -79,22 +78,25 @@ class _Lookup(torch.autograd.Function):
         return None, None, None
 
 
+class KeptTable(nn.Embedding):
+    """A table whose gradient is kept as above."""
+
+    gradient: TableGradient
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids (n,) -> (n, width)."""
+        return _Lookup.apply(self.weight, ids, self.gradient)
+
+
 def keep_table_gradients(model: nn.Module) -> dict[nn.Parameter, TableGradient]:
     """Let a model's tables that train keep their gradients as above, in place; the gradients by their weights."""
     gradients = {}
     for name, table in model.named_modules():
         long = type(table) is nn.Embedding and table.num_embeddings >= LEAST_ROWS
         if long and table.weight.requires_grad and name.rpartition(".")[2] in TABLES:
-            gradients[table.weight] = TableGradient(table.weight)
-            table.forward = _looked_up(table, gradients[table.weight])
+            table.__class__ = KeptTable
+            gradients[table.weight] = table.gradient = TableGradient(table.weight)
     return gradients
-
-
-def _looked_up(table: nn.Embedding, gradient: TableGradient) -> Callable[[Tensor], Tensor]:
-    def forward(ids: Tensor) -> Tensor:
-        return _Lookup.apply(table.weight, ids, gradient)
-
-    return forward
 
 
 class TableAdamW(torch.optim.AdamW):

@@ -18,6 +18,7 @@ import json
 import math
 import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -29,11 +30,12 @@ from ..stages import STAGES
 from .estimate import Rates
 from .gpus import GPUS, Gpu, gpu_named
 from .measured import measured_rates
-from .memory import Plan, plan
 from .recipe import read_recipe
-from .recipe_report import as_json, disk_lines, table
-from .recipe_report import report as recipe_report
 
+if TYPE_CHECKING:
+    from .memory import Plan
+
+# What simulates a step loads torch's sharding, which takes a second, and is imported where it is used.
 EFFICIENCY, MARGIN, CORES = 0.4, 2.0, 8.0
 MACHINE_GPUS = 8  # of one machine, which NVLink joins; beyond them goes the network
 NETWORK = 25.0  # GB/s for each GPU between machines
@@ -127,6 +129,9 @@ def _plan_recipe(options: argparse.Namespace, rest: list[str]) -> int:
     """Print the plan of a whole recipe; 1 where a step needs more memory than a GPU has."""
     if rest:
         raise ConfigError(f"{rest[0]}: a recipe's values stand in its files; leave it out, or plan one with --config.")
+    from .recipe_report import as_json, disk_lines, table
+    from .recipe_report import report as recipe_report
+
     gpu = gpu_named(options.gpu or "h100")
     rates, said = _rates(options, gpu)
     found = recipe_report(read_recipe(options.recipe), gpu, options.gpus, rates)
@@ -180,6 +185,8 @@ def main(arguments: list[str] | None = None) -> int:
             rest += ["--run_folder", "unused"]
         config = parse(rest)
         config.precision = "bf16" if config.precision == "auto" else config.precision  # what GPUs of today have
+        from .memory import plan
+
         found = plan(config, options.gpus, length=options.length, images=options.images)
     except ConfigError as error:
         print(printable(f"error: {error}"), file=sys.stderr)

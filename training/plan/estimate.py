@@ -7,8 +7,10 @@ Whatever takes longest bounds a step, if the three overlap.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from .memory import Plan
+if TYPE_CHECKING:
+    from .memory import Plan
 
 
 @dataclass(frozen=True)
