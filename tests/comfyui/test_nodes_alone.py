@@ -419,4 +419,4 @@ def test_auto_takes_bfloat16_for_a_large_encoder_on_a_cpu_that_multiplies_it_fas
 def test_the_packs_import_adds_no_package_to_comfyuis_start_and_next_to_no_time(pack):
     loaded_by_comfyui = {"torch", "numpy", "PIL", "einops", "safetensors", "comfy", "comfy_api", "folder_paths"}
     assert pack.imported - set(sys.stdlib_module_names) <= loaded_by_comfyui
-    assert pack.import_seconds < 0.5  # 0.1 on a busy core
+    assert pack.import_seconds < 1.5  # 0.1 on an idle core, 0.5 where three runs of tests shared two

@@ -76,12 +76,11 @@ def test_every_page_can_be_reached_from_readme() -> None:
 
 def test_the_tests_that_ci_runs_beside_the_others_exist() -> None:
     script = (ROOT / ".ci/run").read_text(encoding="utf-8")
-    parts = re.findall(r"^(?:servers|whole_runs)=\((.*?)\)$", script, re.MULTILINE | re.DOTALL)
-    assert len(parts) == 2
+    (listed,) = re.findall(r"^whole_runs=\((.*?)\)$", script, re.MULTILINE | re.DOTALL)
     named = subprocess.run(
-        ["bash", "-c", f"echo {' '.join(' '.join(parts).split())}"], capture_output=True, text=True, check=True
+        ["bash", "-c", f"echo {' '.join(listed.split())}"], capture_output=True, text=True, check=True
     ).stdout.split()
-    assert len(named) > 4
+    assert len(named) > 1
     assert all((ROOT / name).exists() for name in named)
 
 
