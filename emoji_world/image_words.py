@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from kosmos_core import KosmosG, load_model
@@ -25,7 +24,7 @@ from training.base.processes import choose_device
 
 from .pieces import PieceTraining, Schedule, add_options
 from .scenes import WORLD_NAMES, Background, EmojiWorld, Identity
-from .text_encoder import normalise
+from .text_encoder import normalise, resized
 from .training_data import SampleMaker
 
 Pixels = np.ndarray
@@ -67,8 +66,7 @@ def batch(world: EmojiWorld, phrases: PhraseTokens, count: int, seed: list[int])
     """Normalised pixels (count, 3, s, s) and the tokens to learn (count, latents, width)."""
     make = SampleMaker(world, seed)
     drawn = [draw(make) for _ in range(count)]
-    size = (world.size, world.size)
-    pixels = np.stack([np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BICUBIC)) for x, _ in drawn])
+    pixels = np.stack([resized(image, world.size) for image, _ in drawn])
     return normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2)), torch.stack([phrases(x) for _, x in drawn])
 
 

@@ -116,11 +116,11 @@ def drawn(scratch: Path) -> Iterator[tuple[Image.Image, dict]]:
         found = {look: look_of(root, look, entry) for look, root in roots.items()}
         if any(found[look] is None for look in LOOKS):
             continue
-        for look, image in found.items():
-            if image is not None:
-                yield sprite(image), entry_of(noun, look, entry)
+        stills = {look: sprite(image) for look, image in found.items() if image is not None}
+        for look, still in stills.items():
+            yield still, entry_of(noun, look, entry)
         path = animated.get(entry["hexcode"].lower())
-        pose = other_pose(path, sprite(found[ANIMATED_LOOK])) if path else None
+        pose = other_pose(path, stills[ANIMATED_LOOK]) if path else None
         if pose:
             yield pose, entry_of(noun, ANIMATED_LOOK, entry) | {"pose": 1}
 

@@ -22,6 +22,7 @@ from kosmos_core.images import preprocess_image
 from training.stages.alignment_loss import token_weights
 
 from .diffusion import text_states
+from .image_words import PhraseTokens
 from .scenes import ALL_HUES, HUES, WORLD_NAMES, Background, EmojiWorld, Identity
 
 PADDING = 0.1  # weight of CLIP's states behind a caption's end, as in the world's configurations
@@ -125,8 +126,6 @@ class ReferenceProbe:
     def aligned_exactly(self, model: KosmosG) -> tuple[list[IdentityWords], Tensor]:
         """As `aligned`, with the word embeddings of each phrase in the place of its picture's: what AlignerNet could
         read if the vision tower told it every word."""
-        from .image_words import PhraseTokens  # which trains on what this module probes
-
         layout = model.required_tokenizer().layout(f"<i> {WHERE.phrase}", model.config.resampler.latents)
         phrases, parts = PhraseTokens(self.world, model), []
         ids, mask = torch.tensor([layout.token_ids]), torch.tensor([layout.image_mask])

@@ -34,9 +34,9 @@ def world_words(world: EmojiWorld) -> list[str]:
     return captions + ["a picture of it in grey, turned on a plain background, with and without an object"] * 20
 
 
-def vocabulary_size(world: EmojiWorld) -> int:
-    """1,024 for some dozens of nouns, and three more pieces for each noun beyond."""
-    return 1024 + 3 * max(0, len(world.nouns) - 50)
+def vocabulary_size(world: EmojiWorld, least: int = 1024) -> int:
+    """`least` for some dozens of nouns, and three more pieces for each noun beyond."""
+    return least + 3 * max(0, len(world.nouns) - 50)
 
 
 def save_tokenizer(world: EmojiWorld, folder: Path) -> CLIPTokenizer:

@@ -41,6 +41,14 @@ class Place:
     minutes: float | None
     device: str
 
+    @property
+    def record(self) -> Path:
+        return self.folder / "steps.json"
+
+    def finished(self) -> dict[str, dict]:
+        """The steps that are done, each with what its gate said."""
+        return json.loads(self.record.read_text()) if self.record.exists() else {}
+
     def network(self, module: Callable[[list[str]], bool], output: str, *words: str | Path, more: list[str]) -> bool:
         """A piece of a network's training; True when it is done."""
         arguments = ["--world", self.world, "--output", self.folder / output, "--device", self.device, *words, *more]
@@ -86,7 +94,7 @@ class Place:
 
 def data(place: Place, more: list[str]) -> bool:
     """All data sets at once: there are no pieces of it."""
-    pieces = 1000 + 3 * max(0, len(EmojiWorld.named(place.world).nouns) - 50)
+    pieces = text_encoder.vocabulary_size(EmojiWorld.named(place.world), least=1000)
     words = [
         "--world",
         place.world,
@@ -127,8 +135,7 @@ STEPS: dict[str, Callable[[Place, list[str]], bool]] = {
 
 def piece(place: Place, step: str, more: list[str], past_gates: bool) -> None:
     """One piece of a step, and its gate behind the last one."""
-    record = place.folder / "steps.json"
-    found = json.loads(record.read_text()) if record.exists() else {}
+    found = place.finished()
     before = list(STEPS)[: list(STEPS).index(step)]
     for name in before:
         if name not in found:
@@ -145,7 +152,7 @@ def piece(place: Place, step: str, more: list[str], past_gates: bool) -> None:
         return
     gate = gates.GATES.get(step)
     passed, told = (True, "no gate") if gate is None else gate(place.world, place.folder)
-    write_file(record, json.dumps(found | {step: {"passed": passed, "told": told}}, indent=1) + "\n")
+    write_file(place.record, json.dumps(found | {step: {"passed": passed, "told": told}}, indent=1) + "\n")
     print(f"{step}: done; gate {'open' if passed else 'shut'}: {told}")
 
 
@@ -161,8 +168,7 @@ def main(words: list[str] | None = None) -> str | None:
     arguments, more = parser.parse_known_args(words)
     place = Place(arguments.world, arguments.folder, arguments.minutes, arguments.device)
     place.folder.mkdir(parents=True, exist_ok=True)
-    record = place.folder / "steps.json"
-    found = json.loads(record.read_text()) if record.exists() else {}
+    found = place.finished()
     if arguments.step == "status":
         for step in STEPS:
             print(f"{step}: {found[step]['told'] if step in found else 'not done'}")
