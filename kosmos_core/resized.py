@@ -2,7 +2,7 @@
 
 What is remembered is told by a SHA-256 of all its bytes, never by identity: arrays share memory with others that change
 it, and tensors made in inference mode count no changes. A picture of 4096 x 4096 takes 28 ms of a core that has
-instructions for SHA, divided by torch's threads, and 137 ms to be prepared; in floats 112 and 344. PIL images give their
+instructions for SHA, shared by torch's threads, and 137 ms to be prepared; in floats 112 and 344. PIL images give their
 bytes as slowly as they are resized, so nothing is remembered of them.
 """
 
