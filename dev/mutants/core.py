@@ -81,7 +81,7 @@ OWN: tuple[tuple[str, ...], ...] = (
         "kosmos_core/remembered.py",
         "torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)",
         "False",
-        "tests/core/test_model.py::test_pictures_are_remembered_apart_for_autocast_and_kept_where_nothing_changes",
+        "tests/core/test_model.py::test_pictures_are_remembered_apart_for_each_precision_and_kept_where_nothing_changes",
     ),
     (
         "changes in place do not count for the memory",

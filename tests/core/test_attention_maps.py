@@ -80,7 +80,7 @@ def test_a_trace_takes_the_same_memory_however_many_steps_and_however_large_the_
     small = recorded_trace(64).bytes_recorded
     assert recorded_trace(64, calls=4).bytes_recorded == small
     assert recorded_trace(96).bytes_recorded == small
-    assert small < 1.7e6
+    assert small == 4 * 77 * (64 * 64 + 16) < 1.7e6  # maps and the condition
 
 
 def test_a_full_trace_says_so_and_keeps_what_it_has(monkeypatch):
@@ -98,7 +98,8 @@ def test_maps_add_up_over_the_slots_and_the_nearest_condition_is_found():
     assert torch.allclose(trace.map(0, 0, (20, 20)).sum(0), torch.ones(20, 20), atol=1e-5)
     trace.add(torch.randn(1, 64, 8), torch.randn(1, 77, 8), 2, torch.zeros(1, 77, 16), (8, 8), 0)
     assert trace.nearest(torch.full((77, 16), 0.1))[0] == 1
-    assert trace.nearest(torch.full((77, 16), 0.9))[0] == 0
+    index, distance = trace.nearest(torch.full((77, 16), 0.8))
+    assert (index, distance) == (0, pytest.approx(0.25))  # per unit of norm
 
 
 def two_sizes(blocks: int) -> Trace:
@@ -151,6 +152,24 @@ def test_where_only_one_of_two_map_sizes_has_a_place_the_map_still_sums_to_one()
 
 def test_a_map_that_is_shrunk_still_sums_to_one():
     torch.testing.assert_close(recorded_trace(80).map(0, 0, (64, 64)).sum(0), torch.ones(64, 64))
+
+
+def test_a_condition_acts_wherever_one_of_its_calls_did_however_thin_its_mask():
+    trace = Trace()
+    for column in (0, 100):
+        opacity = torch.zeros(128, 128)
+        opacity[:, column] = 1
+        place = Place(opacity, (0, 0, 128, 128))
+        trace.add(torch.randn(1, 256, 8), torch.randn(1, 77, 8), 2, torch.ones(1, 77, 16), (16, 16), 0, place)
+        assert place.pasted(torch.rand(77, 16, 16))[1][:, column // 8].eq(1).all()  # an eighth of each place
+    assert trace.opacity(0, 0, (128, 128)).sum(0).nonzero().flatten().tolist() == [0, 100]
+
+
+def test_a_recorded_condition_stays_when_the_sampler_writes_into_its_own():
+    trace, context = Trace(), torch.ones(1, 77, 16)
+    trace.add(torch.randn(1, 64, 8), torch.randn(1, 77, 8), 2, context, (8, 8), 0)
+    context.zero_()
+    assert trace.nearest(torch.ones(77, 16)) == (0, 0)
 
 
 def test_an_empty_trace_says_what_to_connect():

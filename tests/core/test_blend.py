@@ -30,6 +30,14 @@ def test_inputs_are_left_as_they_were(mode):
     assert torch.equal(second, before[1])
 
 
+@pytest.mark.parametrize("mode", MIXING)
+def test_conditions_in_half_precision_are_mixed_as_what_they_are_in_float32(mode):
+    first, second = condition(1).half(), condition(2).half()
+    mixed = blend(first, second, 0.4, mode)
+    assert mixed.dtype == torch.float32
+    assert torch.equal(mixed, blend(first.float(), second.float(), 0.4, mode))
+
+
 @pytest.mark.parametrize("amount", [float("nan"), float("inf")])
 def test_a_likeness_that_is_no_number_is_refused(amount):
     with pytest.raises(ValueError, match=r"likeness is (nan|inf); expected a number"):
@@ -73,6 +81,7 @@ def test_concat_holds_all_of_both_in_the_middle_and_dwindles_to_either_side():
 def test_different_lengths_are_repeated_which_changes_nothing_for_attention():
     first, second = condition(1), condition(2, 154)
     assert torch.allclose(blend(first, second, 0.5, "lerp"), (first.repeat(1, 2, 1) + second) / 2, atol=1e-6)
+    assert blend(condition(1, 4 * 77), condition(2, 5 * 77), 0.5, "lerp").shape[1] == 4 * 5 * 77  # four times, no more
 
 
 def test_what_does_not_fit_is_refused():

@@ -2,13 +2,23 @@
 
 import copy
 import dataclasses
+import os
 import struct
 from pathlib import Path
 
 import pytest
 import torch
 
-from kosmos_core import KosmosG, KosmosGConfig, Prompt, WeightsError, preprocess_image, safetensors_file, save_model
+from kosmos_core import (
+    KosmosG,
+    KosmosGConfig,
+    Prompt,
+    WeightsError,
+    load_model,
+    preprocess_image,
+    safetensors_file,
+    save_model,
+)
 from kosmos_core.prompt import ImageMark, PromptError, Text
 from kosmos_core.reference import (
     Encoded,
@@ -193,6 +203,18 @@ def test_the_fingerprint_changes_with_the_vision_tower_or_the_resampler_alone(mo
     other.get_parameter(part)[..., 0] += 1
     save_model(other, path)  # under the same name: a file that has changed is read again
     assert (model_fingerprint(path) != before) == counts
+
+
+def test_a_model_has_no_fingerprint_once_its_file_is_another_of_the_same_size(model, tmp_path: Path):
+    path = tmp_path / "a.safetensors"
+    save_model(model, path)
+    size, loaded = path.stat().st_size, load_model(path)
+    assert loaded.file.fingerprint(loaded) == model_fingerprint(path)
+    save_model(KosmosG(model.config).initialize(4), path)
+    os.utime(path, ns=(0, 0))
+    assert path.stat().st_size == size
+    with pytest.raises(ValueError, match=r"a\.safetensors was replaced or removed after it was loaded"):
+        loaded.file.fingerprint(loaded)
 
 
 @pytest.mark.parametrize(
