@@ -48,6 +48,12 @@ def pack(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Pack:
 
 
 @pytest.fixture(scope="session")
+def clip(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tiny Kosmos-G as the pack loads it."""
+    return pack("nodes.adapter").load_clip(save_tiny_kosmos(tmp_path_factory.mktemp("file") / "kosmos.safetensors"))
+
+
+@pytest.fixture(scope="session")
 def comfyui_folder(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ComfyUI's base directory with the tiny models in it."""
     folder = prepare_folder(tmp_path_factory.mktemp("comfyui"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +22,6 @@ from training.engine import trainable
 
 CUT = ("entity square", 0.0)
 RED, GREEN = torch.tensor([0.8, 0.0, 0.0]), torch.tensor([0.0, 0.6, 0.0])
-
-
-@pytest.fixture(scope="module")
-def clip(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return pack("nodes.adapter").load_clip(save_tiny_kosmos(tmp_path_factory.mktemp("file") / "kosmos.safetensors"))
 
 
 def filled(colour: torch.Tensor, side: int = 40) -> torch.Tensor:

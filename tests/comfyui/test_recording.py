@@ -94,3 +94,24 @@ def test_a_sampling_is_known_by_what_its_inputs_are_and_not_by_their_order(runni
     assert len(held.samplings) == 1
     assert begin(2).passes == 1
     assert len(held.samplings) == 2
+
+
+@pytest.mark.parametrize("far", [0, 1])
+def test_a_map_says_how_far_the_farthest_condition_of_a_batch_is_from_the_prompt(pack: Pack, clip: Any, far: int):
+    attention, recording = pack("nodes.attention"), pack("nodes.recording").Recording()
+    written = pack("nodes.image_inputs").WrittenPrompt("a boat at night")
+    _, _, condition, _ = pack("nodes.analysis").prompt_attention(clip, written, written.gather())
+    trace = recording.begin()
+    for image in range(2):
+        own = 1.5 * condition if image == far else condition
+        trace.add(torch.randn(1, 4, 8), torch.randn(1, len(own), 8), 2, own[None], (2, 2), image)
+    *_, report = attention.KosmosGAttentionMap.execute(recording, torch.zeros(2, 16, 16, 3), clip, written.text).args
+    assert "nearest conditioning differs from this prompt by 50%" in report
+
+
+def test_the_heat_of_a_map_has_its_range_from_where_the_prompt_acts(pack: Pack):
+    overlay, image, amounts = pack("nodes.charts").overlay, torch.zeros(16, 256, 3).byte(), torch.rand(16, 256)
+    opacity, outside = torch.zeros(16, 256), amounts.clone()
+    opacity[:, :128], outside[:, 128:] = 1, 50
+    assert torch.equal(overlay(image, outside, "a 1%", opacity), overlay(image, amounts, "a 1%", opacity))
+    assert not torch.equal(overlay(image, outside, "a 1%"), overlay(image, amounts, "a 1%"))
