@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kosmos_core import load_model
+from kosmos_core.safetensors_file import read_header
 from kosmos_core.weights import read_config
-from training.average import main
+from training.average import average, main
 
 
 def weights(**changes):
@@ -43,6 +44,19 @@ def test_the_mean_is_that_of_each_tensor_in_the_first_file_s_formats(files, tmp_
     assert main([*paths[:2], "--output", output, "--dtype", "bfloat16"]) == 0
     assert load_file(output)["a.weight"].tolist() == [[3.0, 0.0]]
     assert load_file(output)["b"].dtype == torch.bfloat16
+
+
+def test_a_mean_far_beyond_its_files_is_exact_to_the_last_bit(files, tmp_path):
+    step = torch.finfo(torch.float32).eps
+    paths = files(weights(b=torch.tensor([1 + step])), weights(b=torch.tensor([1.0])))
+    average(paths, tmp_path / "mean.safetensors", [1001, -1000])
+    assert load_file(tmp_path / "mean.safetensors")["b"].item() == 1 + 1001 * step
+
+
+@pytest.mark.parametrize(("asked", "told"), [(None, "float32"), ("bfloat16", "bfloat16")])
+def test_the_metadata_tells_the_number_format_of_the_mean(files, tmp_path, asked, told):
+    average(files(weights(), weights(), metadata={"dtype": "float32"}), tmp_path / "mean.safetensors", dtype=asked)
+    assert read_header(tmp_path / "mean.safetensors").metadata["dtype"] == told
 
 
 def test_a_file_of_the_encoder_stays_one_and_tells_what_it_is_the_mean_of(smoke_stages, tmp_path):

@@ -17,7 +17,7 @@ from training.data.synthetic import write_all
 from training.engine.figures import Figure, figures
 from training.engine.run_config import parse
 from training.engine.sharding.parallelize import parallelize
-from training.engine.validation import Validation
+from training.engine.validation import HeldOutRows, Validation, in_evaluation
 from training.stages import stage_module
 from training.stages.align_validation import caption_values
 from training.stages.diffusion_loss import loss as diffusion_loss
@@ -150,6 +150,26 @@ def test_the_figures_are_those_of_the_stages_own_losses(validated, stage):
         assert found[label].value == pytest.approx(total / count, rel=1e-5)
 
 
+def test_what_was_at_rest_stays_so_when_a_validation_ends():
+    model = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Dropout()), torch.nn.Dropout()).train()
+    model[0].training = model[0][0].training = False
+    before = [module.training for module in model.modules()]
+    with pytest.raises(RuntimeError), in_evaluation(model):
+        assert not any(module.training for module in model.modules())
+        raise RuntimeError
+    assert [module.training for module in model.modules()] == before == [True, False, False, True]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_two_processes_take_as_many_turns_each_and_every_micro_batch_counts_once(count):
+    turns = []
+    for rank in range(2):
+        own = {number: {} for number in range(rank, count, 2)} or {0: {}}  # one that has none repeats another's
+        turns.append([number for number, _ in HeldOutRows(own, count, count, False).turns(rank, 2)])
+    assert len(turns[0]) == len(turns[1])
+    assert sorted(number for each in turns for number in each if number is not None) == list(range(count))
+
+
 def test_a_figure_is_the_ratio_of_sums_with_its_interval():
     rows = [(3.0, 1.0), (5.0, 1.0), (0.0, 0.0), (10.0, 2.0)]
     figure = Figure.of(rows)
@@ -209,7 +229,7 @@ def test_a_missed_expectation_warns_or_saves_and_stops_and_says_what_usually_cau
     assert told.count("Usual causes:") == 2  # steps 2 and 3
     assert [*figures_of(tmp_path / "run")] == [1, 2, 3]
     assert "% of the time):" in told
-    assert "--validate.every" in told  # a run of seconds spends more than 2 % of them
+    assert told.count("--validate.every") == 1  # a run of seconds spends more than 2 % of them, which is told once
 
 
 @pytest.mark.parametrize(
