@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def test_a_prompt_has_as_many_tokens_as_the_aligner_has_positions(pack: Pack, cl
 
 def test_the_progress_of_a_node_ends_with_it(pack: Pack, clip: Any):
     adapter, encoder = pack("nodes.adapter"), clip.cond_stage_model
-    with pytest.raises(RuntimeError), adapter.progress(encoder, 1, 0):
+    with contextlib.suppress(RuntimeError), adapter.progress(encoder, 1, 0):
         assert encoder.on_block is not None
         raise RuntimeError
     assert encoder.on_block is None
