@@ -24,7 +24,7 @@ from training.base.rng import RowRng
 from training.personalize.__main__ import main
 from training.personalize.photographs import Sizes, held_out, read_photographs
 from training.personalize.subject_run import Models
-from training.personalize.tuning import Tuning, TuningConfig, prompts_of
+from training.personalize.tuning import Progress, Tuning, TuningConfig, prompts_of
 from training.personalize.unfinished import owned
 
 SIDE = 16
@@ -119,6 +119,9 @@ def test_tuning_starts_at_zero_shot_lowers_its_loss_and_counts_inside_the_masks_
         tuning.step()
     assert tuning.judge() < first
     assert tuning.progress.best_step == 12
+    best = tuning.progress.best.clone()
+    tuning.step()
+    assert torch.equal(tuning.progress.best, best)
 
 
 def test_a_stopped_tuning_goes_on_to_the_same_file(run, tmp_path, capsys, monkeypatch):
@@ -271,6 +274,11 @@ def test_a_photograph_that_cannot_be_used_is_named_and_the_rest_goes_on(tmp_path
     assert [note for note in notes if told in note] == notes
 
 
+def test_a_photograph_of_just_half_of_the_size_is_used(tmp_path):
+    Image.new("RGB", (SIZES.painted // 2, SIZES.painted)).save(tmp_path / "rex.png")
+    assert [one.name for one in read_photographs(tmp_path, SIZES, pytest.fail)] == ["rex.png"]
+
+
 def test_masks_and_captions_are_found_whatever_the_case_of_their_names(tmp_path):
     folder, notes = tmp_path / "Réx 犬", []
     folder.mkdir()
@@ -416,6 +424,16 @@ def test_a_gradient_that_overflows_changes_nothing_but_the_scale(weights, tmp_pa
     tuning.step()
     assert torch.equal(tuning.progress.embeddings, tuning.start)
     assert tuning.progress.loss_scale.value == 2.0**139
+    moments = []
+    for scale in (1.0, 8.0):
+        tuning.progress = Progress.at(tuning.start)
+        tuning.progress.loss_scale = LossScale(scale, dynamic=True)
+        tuning.step()
+        moments.append(tuning.progress.first_moment)
+    assert moments[0].any()
+    assert torch.equal(*moments)
+    tuning.held_out = tuning.tuned_on  # whose loss was lowest at the start
+    assert [step for step in range(20) if setattr(tuning.progress, "step", step) or tuning.finished()] == [*range(10, 20)]
 
 
 def test_weights_that_give_no_condition_are_refused(run, tmp_path, capsys, weights, sd):

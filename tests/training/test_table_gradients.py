@@ -12,6 +12,7 @@ from training.engine.optimizer import set_learning_rate
 from training.engine.sharding.config import ParallelConfig
 from training.engine.sharding.engine import Engine, StepModule
 from training.engine.sharding.parallelize import parallelize
+from training.engine.table_gradients import TableAdamW, keep_table_gradients
 
 ONE_PROCESS = ProcessGroup(0, 1, torch.device("cpu"))
 ROWS = 400
@@ -87,3 +88,19 @@ def test_updates_of_the_rows_in_use_are_those_of_the_whole_table_bit_for_bit_ove
     for parameter, moments in expected.items():
         assert found[parameter].keys() == moments.keys()
         assert all(torch.equal(found[parameter][key], moment) for key, moment in moments.items()), parameter
+
+
+def test_after_an_update_of_the_whole_table_all_of_its_rows_move():
+    parts, whole = Positioned(8), Positioned(8)
+    options = {"lr": 1e-2, "weight_decay": 0.013}
+    tables = keep_table_gradients(parts)
+    optimizers = TableAdamW(parts.parameters(), tables, **options), torch.optim.AdamW(whole.parameters(), **options)
+    for step in range(4):
+        for model, optimizer in zip((parts, whole), optimizers, strict=True):
+            if step == 1:  # a gradient that somebody else has made
+                model.positions.weight.grad = torch.ones(ROWS, 8)
+            else:
+                model(2, 3, torch.ones(80, 8)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(parts.positions.weight, whole.positions.weight)
