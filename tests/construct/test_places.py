@@ -5,6 +5,7 @@ import signal
 import socket
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -14,6 +15,7 @@ from tests.construct.scenes import write_folder
 from training.base.errors import ConfigError
 from training.construct.construct_config import CaptionConfig, EntityConfig, SegmentConfig
 from training.construct.places import Room, place
+from training.construct.ray_cluster import placed_pools
 
 
 def nodes(*cpus, gpus=()):
@@ -47,6 +49,10 @@ def test_tasks_keep_away_from_the_node_whose_gpus_are_waited_for():
     assert placed["caption"] == ["n1"], "the small node is kept for the tasks"
 
 
+def test_tasks_have_the_node_with_the_most_cores_where_models_have_room_on_another():
+    assert set(map(tuple, place(pools(1.0, 0.5, 0.5), nodes(2.0, 4.0)).values())) == {("n0",)}
+
+
 @pytest.mark.parametrize(
     ("wanted", "has"),
     [
@@ -60,6 +66,32 @@ def test_tasks_keep_away_from_the_node_whose_gpus_are_waited_for():
 def test_pools_that_fit_the_cluster_but_no_node_are_refused_with_what_each_node_has(wanted, has):
     with pytest.raises(ConfigError, match=r"every process has to fit on one node.*10\.0\.0\.0 .* cpus.* add a node"):
         place(wanted, has)
+
+
+def test_parts_of_a_core_fill_a_node_to_the_last():
+    assert set(map(tuple, place(pools(0.1, 0.1, 0.1), nodes(1.25, 0.3)).values())) == {("n1",)}  # 0.3 - 0.1 - 0.1 < 0.1
+
+
+@pytest.mark.parametrize(
+    ("has", "workers", "asked", "share"),
+    [(2, 2, None, 0.66), (4, 2, None, 1.0), (2, 2, 1.0, 0.5), (1, 7, None, 0.12), (0, 2, None, 0.0)],
+)
+def test_processes_that_say_nothing_of_gpus_share_what_the_others_leave(monkeypatch, has, workers, asked, share):
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": float(has), "CPU": 20.0})
+    wanted = pools(caption={"workers": workers}, entities={"kind": "spacy"}, segment={"gpus": asked})
+    found = placed_pools(SimpleNamespace(**wanted))
+    given = [found[name].gpus for name in ("caption", "entities", "segment")]
+    assert given == [share, 0.0, share if asked is None else asked]
+    assert workers * share + given[2] <= has
+
+
+def test_a_cluster_keeps_a_core_for_the_run_itself(monkeypatch):
+    wanted = SimpleNamespace(**pools(1.0, 1.0, 1.0))
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
+    assert [pool.cpus for pool in placed_pools(wanted).values()] == [1.0, 1.0, 1.0]
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 3.9})
+    with pytest.raises(ConfigError, match=r"they need 3 cpus .*, the cluster has 2\.9; lower workers or cpus"):
+        placed_pools(wanted)
 
 
 def test_a_run_that_nothing_moves_in_says_what_is_missing_and_goes_on_when_it_is_there(

@@ -115,6 +115,7 @@ from training.construct.listed_nouns import parse_list
         ("“狗”“帽子”", ["狗", "帽子"]),
         ("《狗》 《帽子》", ["狗", "帽子"]),
         ("① 狗 ② 帽子", ["狗", "帽子"]),
+        ('["dog", "big man in a hat", "a big man in a hat"]', ["dog", "big man in a hat"]),  # six words are a clause
     ],
 )
 def test_lists_are_read_in_every_common_way_of_writing_them(answer, items):

@@ -15,7 +15,7 @@ from training.construct.chunks import UnusableImage
 from training.construct.construct_config import FilterConfig
 from training.construct.input_shards import clean_key, find_shards, read_shard
 from training.construct.square_images import decode_square
-from training.construct.tar_members import DamagedShard
+from training.construct.tar_members import DamagedShard, in_tar
 
 from .conftest import settings
 from .scenes import encoded, scene
@@ -170,6 +170,13 @@ def test_no_key_is_one_that_readers_take_for_their_own_or_that_leads_anywhere(na
     key = clean_key(name)
     assert key[0].isalnum()
     assert all(letter.isascii() and (letter.isalnum() or letter in "_-") for letter in key)
+
+
+@pytest.mark.parametrize(("more", "problem"), [(0, ""), (-1, "picture: file too large")])
+def test_a_picture_of_just_the_largest_size_is_read(tmp_path, more, problem):
+    (tmp_path / "x.tar").write_bytes(tar_of([("a.jpg", JPEG)]))
+    [(name, content, _, said)] = in_tar(str(tmp_path / "x.tar"), len(JPEG) + more)
+    assert (name, content, said) == ("a.jpg", b"" if problem else JPEG, problem)
 
 
 def test_captions_in_the_encodings_of_other_systems_are_read_or_counted(tmp_path):

@@ -136,3 +136,10 @@ def test_another_pose_is_a_frame_that_differs_and_shows_as_much(tmp_path, turned
     assert (pose is not None) == found
     if pose:
         assert np.asarray(pose)[..., 3].mean() == pytest.approx(np.asarray(still)[..., 3].mean(), rel=0.35)
+
+
+def test_a_frame_of_the_same_shape_in_another_light_is_no_pose(tmp_path):
+    still = Image.new("RGBA", (64, 64), "red")
+    flashes = [Image.new("RGBA", (64, 64), (level, 255, 255)) for level in range(200, 206)]
+    still.save(tmp_path / "a.webp", save_all=True, append_images=flashes, lossless=True, duration=40)
+    assert other_pose(tmp_path / "a.webp", still) is None

@@ -42,6 +42,14 @@ def test_a_stopped_training_goes_on_with_the_same_numbers(tmp_path, renamed):
         assert all(torch.equal(*pair) for pair in zip(own.parameters(), other.parameters(), strict=True))
 
 
+def test_each_step_has_draws_of_its_own(tmp_path):
+    training, drawn = started(tmp_path), []
+    for _ in range(3):
+        drawn += torch.randint(2**31, (1,), generator=training.generator()).tolist()
+        steps(training, 1)
+    assert len({*drawn}) == 3
+
+
 def test_a_piece_ends_by_its_minutes_and_the_last_one_by_its_schedule(tmp_path, monkeypatch):
     training = started(tmp_path)
     clock = itertools.count(step=40)

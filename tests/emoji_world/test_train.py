@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from emoji_world import train
 
@@ -44,3 +45,12 @@ def test_a_step_behind_a_shut_gate_or_out_of_turn_is_refused(begun, tmp_path):
     assert begun == ["autoencoder", "clip"]
     train.main(["next", *folder, "--past-gates"])
     assert begun[-1] == "unet"
+
+
+def test_a_linear_probe_is_judged_by_rows_that_it_is_not_fitted_to():
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.arange(60) % 6
+    noise = torch.randn(60, 100, generator=generator)  # enough of it to learn any rows by heart
+    assert train.gates.linear_probe(noise, classes, held=30) < 0.5
+    told = torch.nn.functional.one_hot(classes).float() + 0.1 * noise[:, :6]
+    assert train.gates.linear_probe(told, classes, held=30) > 0.9

@@ -15,8 +15,11 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from tests.tiny import drawings as tiny
 from training.base.errors import ConfigError
 from training.evaluate.__main__ import main
+from training.evaluate.coco import _report as coco_report
 from training.evaluate.coco import caption_jobs, sample_captions
-from training.evaluate.fid import ImageFiles, frechet_distance, name_of_reals, treatments
+from training.evaluate.fid import PROTOCOLS, ImageFiles, frechet_distance, name_of_reals, treatments
+from training.evaluate.image_generator import Sampling
+from training.evaluate.output_folder import OutputFolder
 
 CPU = torch.device("cpu")
 
@@ -214,6 +217,14 @@ def test_captions_are_sampled_as_the_original_does(coco):
     assert [job.seed for job in caption_jobs(expected, "kosmosg")] == list(range(7))
     with pytest.raises(ConfigError, match=r"--captions: 11 are asked for, .* holds 10"):
         sample_captions(coco[0], 11)
+
+
+@pytest.mark.parametrize(("captions", "rows"), [(29_999, 0), (30_000, 2)])
+def test_published_distances_stand_beside_those_of_as_many_captions_alone(tmp_path, capsys, captions, rows):
+    found = {"kosmosg": dict.fromkeys(PROTOCOLS, 12.0)}
+    coco_report(OutputFolder(tmp_path), found, Sampling("ddim", 250, 3.0), captions, 40_504)
+    assert (tmp_path / "table.md").read_text().count("published: ") == rows
+    assert capsys.readouterr().out.count("published: ") == rows
 
 
 def test_the_coco_command_prints_both_rows_under_both_protocols(coco, weights, sd, tmp_path, capsys):

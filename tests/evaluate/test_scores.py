@@ -7,11 +7,14 @@ from typing import ClassVar
 import numpy
 import pytest
 import torch
+from PIL import Image
 from torchvision import transforms
 
+from kosmos_core.reference import Encoded, Reference, load_reference, save_reference
 from tests.tiny import drawings as tiny
 from training.base.errors import ConfigError
 from training.base.processes import ProcessGroup
+from training.evaluate import dreambench
 from training.evaluate.compare import _scores
 from training.evaluate.feature_networks import (
     IMAGENET_MEAN,
@@ -23,13 +26,15 @@ from training.evaluate.feature_networks import (
     prefetched,
     prepare,
 )
+from training.evaluate.image_generator import Sampling
 from training.evaluate.jobs import Job, dreambench_jobs
 from training.evaluate.output_folder import OutputFolder
 from training.evaluate.protocols import PROTOCOLS
 from training.evaluate.score import References, copy_threshold, echo, fidelity, oracle, score
 from training.evaluate.statistics import bootstrap_interval, subject_means, summarise
-from training.evaluate.subjects import Subject, SubjectSet
+from training.evaluate.subjects import DREAMBENCH, Subject, SubjectSet
 from training.evaluate.table import markdown
+from training.evaluate.tuned import opened
 
 ALONE = ProcessGroup(rank=0, world_size=1, device=torch.device("cpu"))
 SUBJECTS = SubjectSet(
@@ -271,3 +276,35 @@ def test_records_survive_a_line_cut_short(tmp_path):
     assert list(folder.records("scores")) == ["a.png"]
     OutputFolder(tmp_path).append("scores", [{"path": "c.png"}])
     assert [json.loads(line)["path"] for line in (tmp_path / "scores-0.jsonl").open()] == ["a.png", "c.png"]
+
+
+@pytest.mark.parametrize("left_out", [0, 1])
+def test_published_figures_stand_beside_all_subjects_alone_and_a_copy_is_above_the_threshold(
+    tmp_path, monkeypatch, left_out
+):
+    names = [subject.name for subject in DREAMBENCH.subjects][left_out:]
+    jobs = [Job(f"pictures/{name}/00_0.png", "<i>", "dog", subjects=(name,)) for name in names]
+    figures = {"dino": 0.5, "clip_i": 0.6, "clip_t": 0.7}
+    records = {job.path: {**job.record(), **figures, "copy": 0.8} for job in jobs}
+    records[jobs[0].path]["copy"] = 0.8 + 1e-6
+    folder = OutputFolder(tmp_path)
+    monkeypatch.setattr(folder, "records", {"scores": records}.get)
+    for name in ("oracle", "echo"):  # rows that need real pictures
+        monkeypatch.setattr(dreambench, name, lambda *_: [dict(figures, subject=names[0], copied=0.0)])
+    monkeypatch.setattr(dreambench, "subject_sheet", lambda *_: Image.new("RGB", (1, 1)))
+    sampling = Sampling("dpmsolver++", 100, 7.5)
+    dreambench._report(jobs, None, None, folder, DREAMBENCH, PROTOCOLS["kosmosg"], sampling, 0.8)
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert rows["this model"]["copied"]["mean"] == pytest.approx(1 / len(jobs))
+    assert ("published: Kosmos-G (its paper)" in rows) == (not left_out)
+
+
+def test_a_tuned_reference_has_the_protocols_words_and_not_its_own(tmp_path):
+    numbers = torch.rand(4, 8)
+    reference = Reference(Encoded(numbers, "", ""), weight=1.4, noun="mug")
+    save_reference(tmp_path / "mug.safetensors", numbers, reference, "made by", tuned="{}")
+    assert (load_reference(tmp_path / "mug.safetensors").weight, opened(tmp_path / "mug.safetensors").weight) == (
+        1.4,
+        1,
+    )
+    assert not opened(tmp_path / "mug.safetensors").noun
