@@ -12,13 +12,21 @@ from .caption_spans import CaptionSpan
 from .masks import Region
 
 
+@dataclass(frozen=True)
+class ImageHeader:
+    """What a picture's header says: `side` of its centre square in pixels; plain: it is an upright RGB JPEG."""
+
+    side: int
+    plain: bool
+
+
 @dataclass
 class SourceImage:
     """One picture on its way through the stages.
 
     content: encoded, as read. rotation: degrees counter-clockwise that the source prescribes, None for "as its EXIF
-    tag says". problem: why it is left out already. view: (s, s, 3) uint8, the small centre square that models see.
-    regions[i]: where spans[i] was found, None for "nowhere".
+    tag says". problem: why it is left out already. header: once it is judged. view: (s, s, 3) uint8, the small centre
+    square that models see. regions[i]: where spans[i] was found, None for "nowhere".
     """
 
     key: str
@@ -28,6 +36,7 @@ class SourceImage:
     given_caption: str = ""
     rotation: int | None = None
     problem: str = ""
+    header: ImageHeader | None = None
     view: np.ndarray | None = None
     caption: str = ""
     spans: list[CaptionSpan] = field(default_factory=list)
