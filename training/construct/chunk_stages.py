@@ -85,7 +85,7 @@ def prepare(chunk: Chunk, config: ConstructConfig) -> None:
         except UnusableImage as reason:
             chunk.skip(image.key, str(reason))
             continue
-        image.view = resize(pixels, config.model_side)
+        image.view = np.ascontiguousarray(resize(pixels, config.model_side))
         kept.append(image)
     chunk.images = kept
 
@@ -171,6 +171,7 @@ def _sample(image: SourceImage, found: list[FoundEntity], config: ConstructConfi
 
 def _found_entities(chunk: Chunk, image: SourceImage, config: ConstructConfig) -> list[FoundEntity]:
     """Raises UnusableImage where there are too few."""
+    image.header = image.header or read_header(image.content, config.filters, image.rotation)
     size = (image.header.side,) * 2
     crops = []
     for span, region in zip(image.spans, image.regions, strict=True):

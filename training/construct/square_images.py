@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import warnings
 from collections.abc import Iterator
 
@@ -21,16 +22,16 @@ ORIENTATION = 0x0112  # the EXIF tag
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
-def read_header(content: bytes, filters: FilterConfig, rotation: int | None = None) -> ImageHeader:
+def read_header(content: bytes | memoryview, filters: FilterConfig, rotation: int | None = None) -> ImageHeader:
     """What an encoded picture's header says; raises UnusableImage as `decode_square` does, without decoding."""
-    with _reasons(), open_undecoded(content) as image:
+    with _reasons(), open_undecoded(io.BytesIO(content)) as image:
         _check(image, filters)
         upright = rotation == 0 or (rotation is None and image.getexif().get(ORIENTATION, 1) == 1)
         return ImageHeader(min(image.size), upright and image.format == "JPEG" and image.mode == "RGB")
 
 
 def decode_square(
-    content: bytes,
+    content: bytes | memoryview,
     filters: FilterConfig,
     rotation: int | None = None,
     at_least: int | None = None,
@@ -52,7 +53,7 @@ def decode_square(
     if pixels is not None:
         return _centre_square(pixels)
     with _reasons():
-        image = open_undecoded(content)
+        image = open_undecoded(io.BytesIO(content))
         if at_least and image.format == "JPEG":
             image.draft("RGB", (at_least, at_least))
         if rotation is not None:
@@ -79,7 +80,7 @@ def _reasons() -> Iterator[None]:
         raise UnusableImage("picture: truncated" if truncated else "picture: corrupt") from error
 
 
-def _plain_jpeg(content: bytes, side: int, at_least: int) -> np.ndarray | None:
+def _plain_jpeg(content: bytes | memoryview, side: int, at_least: int) -> np.ndarray | None:
     """The pixels of an RGB JPEG of this shorter side as stored; None for a damaged one, which Pillow then judges.
 
     They are the same as Pillow's, which takes half as long again because it copies them several times.
