@@ -477,6 +477,20 @@ def test_a_remembered_picture_is_not_resized_again_unless_one_byte_of_it_has_cha
     )
 
 
+def test_a_large_picture_is_told_by_all_its_parts_and_their_order_in_any_number_of_threads(monkeypatch):
+    made = []
+    monkeypatch.setattr(resized, "_resized", type(resized._resized)())
+    monkeypatch.setattr(resized, "_resize", lambda *given: made.append(given) or len(made))
+    monkeypatch.setattr(resized, "_ROWS_AT_ONCE", 8)
+    picture = torch.from_numpy(np.random.default_rng(6).integers(0, 256, (45, 5, 3), np.uint8))
+    others = [picture.roll(8, 0), *(picture.clone() for _ in range(6))]
+    for part, other in enumerate(others[1:]):
+        other[min(8 * part + 3, 44), 2, 1] ^= 1
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert [resized.resized(each, 4) for each in (picture, *others)] == list(range(1, 9))
+
+
 def test_the_oldest_of_the_remembered_pictures_goes_first_and_pictures_that_cannot_be_used_are_not_kept(monkeypatch):
     monkeypatch.setattr(resized, "_resized", type(resized._resized)())
     monkeypatch.setattr(resized, "REMEMBERED", 2)

@@ -36,7 +36,7 @@ def names(checkpoints):
     return sorted(path.name for path in checkpoints.iterdir())
 
 
-@pytest.mark.parametrize(("stage", "steps"), [("lm", 40), ("align", 8), ("instruct", 8)])
+@pytest.mark.parametrize(("stage", "steps"), [("lm", 40), ("align", 4), ("instruct", 4)])
 def test_a_run_killed_half_way_equals_one_in_one_go_bit_for_bit(smoke_stages, whole, tmp_path, stage, steps):
     half = steps // 2
     options = "--steps", str(steps), "--checkpoint.every", str(half), "--optim.ema", "0.9", "--batch.size", "2"
@@ -107,16 +107,16 @@ def test_killed_at_random_moments_until_it_ends(smoke_stages, whole, tmp_path):
 def test_saved_by_one_engine_and_resumed_by_another(
     smoke_stages, whole, tmp_path, stage, saved_on, first, resumed_on, second
 ):
-    options = "--steps", "8", "--checkpoint.every", "4", "--optim.ema", "0.9", "--batch.size", "2", "--resume", "auto"
+    options = "--steps", "4", "--checkpoint.every", "2", "--optim.ema", "0.9", "--batch.size", "2", "--resume", "auto"
     arguments = smoke_stages.arguments(stage, tmp_path / "run", *options, *smoke_stages.replay(stage))
     checkpoints = tmp_path / "run" / "checkpoints"
     killed = [*arguments, "--parallel.sharding", first, "--checkpoint.asynchronous", "false"]
-    result = train(killed, tmp_path / "log", saved_on, faults={0: KillAtStep(5)})
+    result = train(killed, tmp_path / "log", saved_on, faults={0: KillAtStep(3)})
     assert -signal.SIGKILL in result.codes
-    assert names(checkpoints) == ["latest", "step-00000004"]
+    assert names(checkpoints) == ["latest", "step-00000002"]
     result = train([*arguments, "--parallel.sharding", second], tmp_path / "log", resumed_on)
     assert result.ok, result.output
-    found, expected = tensors(checkpoints / "step-00000008"), tensors(whole(stage, 8, 4) / "step-00000008")
+    found, expected = tensors(checkpoints / "step-00000004"), tensors(whole(stage, 4, 2) / "step-00000004")
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         # A bias of all keys moves no softmax: its gradient is rounding alone, which Adam enlarges.
@@ -126,17 +126,17 @@ def test_saved_by_one_engine_and_resumed_by_another(
 
 
 def test_two_ranks_resumed_on_two_are_bit_equal(smoke_stages, tmp_path):
-    options = "--steps", "8", "--checkpoint.every", "4", "--parallel.sharding", "fsdp2"
+    options = "--steps", "4", "--checkpoint.every", "2", "--parallel.sharding", "fsdp2"
     arguments = smoke_stages.arguments("lm", tmp_path / "whole", *options)
     assert train(arguments, tmp_path / "log", 2).ok
     arguments = smoke_stages.arguments("lm", tmp_path / "run", *options)
     # the other rank dies in the middle of its second save
     result = train(arguments, tmp_path / "log", 2, faults={1: KillAtSync(2)})
     assert -signal.SIGKILL in result.codes
-    assert names(tmp_path / "run" / "checkpoints")[:2] == ["latest", "step-00000004"]
+    assert names(tmp_path / "run" / "checkpoints")[:2] == ["latest", "step-00000002"]
     result = train([*arguments, "--resume", "auto"], tmp_path / "log", 2)
     assert result.ok, result.output
-    last = "checkpoints/step-00000008"
+    last = "checkpoints/step-00000004"
     assert not differences(tmp_path / "run" / last, tmp_path / "whole" / last)
 
 
