@@ -1,6 +1,7 @@
 # Two commands do everything: `make demo` and `make test`. Both set up .venv and .comfyui first and reuse them afterwards.
 # KOSMOS_G_VENV=/some/venv uses another virtual environment; PYTEST="-k encoder -x" passes options on to pytest.
 # `make demo PORT=8500` leaves ComfyUI running there; SERVE=1 without a port takes the usual one.
+# `make test` shares the tests between two processes, JOBS=4 between four; PYTEST="-n0 --pdb" keeps them in one.
 # `make test COMFYUI=/some/ComfyUI` runs the nodes' tests on that ComfyUI instead, FRONTEND=1.49.6 with that front end.
 
 PYTHON ?= python3
@@ -8,6 +9,7 @@ PORT ?=
 # Who names a port wants to look at what is there.
 SERVE ?= $(if $(PORT),1,0)
 PYTEST ?=
+JOBS ?= 2
 MUTANTS ?=
 COMFYUI ?=
 FRONTEND ?=
@@ -28,7 +30,8 @@ demo:
 test: install
 	@folders="$$($(RUN) -m dev.overlay '$(abspath $(COMFYUI))' '$(FRONTEND)')" && \
 	KOSMOS_G_COMFYUI='$(abspath $(COMFYUI))' PYTHONPATH="$$folders$${PYTHONPATH:+:$$PYTHONPATH}" \
-	$(RUN) -m pytest $(if $(COMFYUI)$(FRONTEND),tests/comfyui) $(PYTEST)
+	$(RUN) -m pytest --numprocesses logical --maxprocesses $(JOBS) --dist loadscope \
+	$(if $(COMFYUI)$(FRONTEND),tests/comfyui) $(PYTEST)
 
 # The encoder's tests on the oldest releases that pyproject.toml allows.
 test-floors:

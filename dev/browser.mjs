@@ -16,7 +16,7 @@ await page.addStyleTag({ content: `body * { visibility: hidden !important }
 async function open(workflow) {
   return page.evaluate(async (workflow) => {
     await app.loadGraphData(workflow);
-    await new Promise((resolve) => setTimeout(resolve, 300));
+    await new Promise((resolve) => setTimeout(resolve, 100)); // the pack has looked at the graph, as `hurry` has it
     const { output } = await app.graphToPrompt();
     return {
       saved: app.graph.serialize(),

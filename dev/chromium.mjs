@@ -26,6 +26,15 @@ export function ready(page) {
     && window.app.extensionManager);
 }
 
+/** Let the pack's own clocks run faster in a page: they look at the graph every 250 ms and ask 200 ms after a change. */
+export function hurry(page) {
+  return page.addInitScript(() => {
+    const [every, after] = [window.setInterval, window.setTimeout];
+    window.setInterval = (act, time, ...rest) => every(act, time === 250 ? 50 : time, ...rest);
+    window.setTimeout = (act, time, ...rest) => after(act, time === 200 ? 40 : time, ...rest);
+  });
+}
+
 /** Answer what a page asks: nothing comes from outside this machine, and the front end from the job's folder. */
 export function answer(route) {
   const url = new URL(route.request().url());
@@ -40,6 +49,7 @@ export function answer(route) {
 export async function openComfyUI(width, height, timeout) {
   const opened = await openPage(width, height, timeout);
   await opened.page.route("**/*", answer);
+  await hurry(opened.page);
   await opened.page.goto(`http://${job.address}/`);
   await ready(opened.page);
   return opened;

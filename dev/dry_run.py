@@ -49,7 +49,7 @@ PHOTOGRAPHS = {
 }
 SUBJECT = "chelsea.png"
 VIEWS = 6  # crops of each photograph
-STEPS = {"lm": 60, "align": 24, "picture-text": 6, "single": 6, "several": 8}
+STEPS = {"lm": 60, "align": 16, "picture-text": 4, "single": 4, "several": 4}
 SIDE = 64
 
 

@@ -43,6 +43,25 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
     draw_alike(pyfuncitem.nodeid)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Tests that several processes share with --dist loadscope: see `shared_out`."""
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from tests.shared_out import Sharing
+
+    return Sharing(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, the longest come first."""
+    if hasattr(config, "workerinput"):
+        from tests.shared_out import longest_first
+
+        longest_first(items)
+
+
 HANDLERS = {
     getattr(signal, name): signal.getsignal(getattr(signal, name))
     for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")

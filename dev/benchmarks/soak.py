@@ -67,12 +67,10 @@ def soak(prompts: int, folder: Path) -> tuple[list[float], list[int]]:
         client = Client(server.address)
         for number in range(1, prompts + 1):
             client.run(make_graph(number).nodes)
-            if number % max(1, prompts // 10) == 0:
-                megabytes, opened = process.memory_info().rss / 2**20, open_files(process)
-                print(f"prompt {number}: {megabytes:.0f} MB, {opened} open files", flush=True)
-                if number >= min(WARM, prompts // 2):
-                    memory.append(megabytes)
-                    files.append(opened)
+            if number % max(1, prompts // 10) == 0 and number >= min(WARM, prompts // 2):
+                memory.append(process.memory_info().rss / 2**20)
+                files.append(open_files(process))
+                print(f"prompt {number}: {memory[-1]:.0f} MB, {files[-1]} open files", flush=True)
         client.close()
     return memory, files
 

@@ -4,7 +4,9 @@ python -m dev.mutants                   # all: hours
 python -m dev.mutants core              # one area
 python -m dev.mutants --list            # one a line
 python -m dev.mutants core-1a2b3c       # one, by its name
-python -m dev.mutants --sample 20 --minutes 3     # another choice for each commit, as continuous integration does
+python -m dev.mutants --sample 20 --minutes 2     # another choice for each commit, as continuous integration does
+
+Which test noticed which is kept in noticed.json and asked first the next time; --record brings that file up to date.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from contextlib import ExitStack
 from queue import SimpleQueue
 
 from ..install import ROOT
-from . import construct, core, evaluate, nodes, outside, training
+from . import construct, core, evaluate, nodes, noticed, outside, training
 from .mutant import Mutant, MutantError
 from .workplace import Workplace
 
@@ -51,12 +53,16 @@ def sample(mutants: list[Mutant], count: int) -> list[Mutant]:
     return random.Random(commit).sample(able, min(count, len(able)))
 
 
-def run(mutants: list[Mutant], *, jobs: int, minutes: float | None) -> int:
-    """Plant them, print a line for each and a table of the areas; the exit status is 1 where one survived."""
+def run(mutants: list[Mutant], *, jobs: int, minutes: float | None, record: bool) -> int:
+    """Plant them, print a line for each and a table of the areas; the exit status is 1 where one survived.
+
+    record: keep which test noticed which. Raises MutantError where a test fails without any mutant.
+    """
     able = [mutant for mutant in mutants if not mutant.equivalent]
     outcome: Counter[tuple[str, str]] = Counter((m.area, "equivalent") for m in mutants if m.equivalent)
     deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
     places: SimpleQueue[Workplace] = SimpleQueue()
+    before, found = noticed.tests(), {}
 
     def plant(mutant: Mutant) -> tuple[Mutant, str, str, float]:
         started = time.monotonic()
@@ -64,25 +70,32 @@ def run(mutants: list[Mutant], *, jobs: int, minutes: float | None) -> int:
             return mutant, "not run", "", 0.0
         place = places.get()
         try:
-            noticed, line = place.plant(mutant)
+            seen, line = place.plant(mutant, before.get(mutant.name, ""))
         finally:
             places.put(place)
-        return mutant, "noticed" if noticed else "SURVIVED", line, time.monotonic() - started
+        return mutant, "noticed" if seen else "SURVIVED", line, time.monotonic() - started
 
     with ExitStack() as opened, ThreadPoolExecutor(jobs) as pool:
         for _ in range(jobs):
-            places.put(opened.enter_context(Workplace()))
+            places.put(place := opened.enter_context(Workplace()))
+        if asked := sorted({before[mutant.name] for mutant in able if mutant.name in before}):
+            passed, line = place.test(asked)
+            if not passed:
+                raise MutantError(f"a test fails without any mutant: {line}")
         for mutant, result, line, seconds in pool.map(plant, able):
             outcome[mutant.area, result] += 1
+            found[mutant.name] = line
             print(f"{result:<9} {mutant.name:<18} {seconds:>5.0f} s  {mutant.promise}  {line}".rstrip(), flush=True)
     print(f"\n{'area':<12} {'noticed':>8} {'survived':>9} {'share':>6} {'equivalent':>11} {'not run':>8}")
     for area in (*sorted({area for area, _ in outcome}), "all"):
-        noticed, survived, equivalent, left = (
+        seen, survived, equivalent, left = (
             sum(count for (where, what), count in outcome.items() if what == kind and area in (where, "all"))
             for kind in ("noticed", "SURVIVED", "equivalent", "not run")
         )
-        share = f"{noticed / (noticed + survived):.0%}" if noticed + survived else "-"
-        print(f"{area:<12} {noticed:>8} {survived:>9} {share:>6} {equivalent:>11} {left:>8}")
+        share = f"{seen / (seen + survived):.0%}" if seen + survived else "-"
+        print(f"{area:<12} {seen:>8} {survived:>9} {share:>6} {equivalent:>11} {left:>8}")
+    if record:
+        noticed.record(found, {mutant.name for mutant in ALL})
     return int(any(what == "SURVIVED" for _, what in outcome))
 
 
@@ -95,6 +108,7 @@ def main() -> int:
     parser.add_argument("--sample", type=int, metavar="N", help="N of them, chosen by the commit")
     parser.add_argument("--minutes", type=float, help="start none after this time")
     parser.add_argument("--jobs", type=int, default=1, help="how many at a time (default 1)")
+    parser.add_argument("--record", action="store_true", help="keep which test noticed which")
     options = parser.parse_args()
     try:
         mutants = [m for m in chosen(options.what) if m.author == "outside" or not options.outside]
@@ -107,7 +121,7 @@ def main() -> int:
                 note = f"  (equivalent: {mutant.equivalent})" if mutant.equivalent else ""
                 print(f"{mutant.name:<18} {mutant.file}: {mutant.promise}{note}")
             return 0
-        return run(mutants, jobs=options.jobs, minutes=options.minutes)
+        return run(mutants, jobs=options.jobs, minutes=options.minutes, record=options.record)
     except MutantError as error:
         print(error, file=sys.stderr)
         return 2

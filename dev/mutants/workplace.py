@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..install import ROOT
 from .mutant import Mutant, MutantError
 
 LONGEST = 600  # seconds for the tests of one mutant; one that hangs is noticed
+ONE_TEST = 60  # seconds for the one that noticed it before
 
 
 class Workplace:
@@ -45,33 +47,45 @@ class Workplace:
         self.clock += 2
         os.utime(path, (self.clock, self.clock))
 
-    def test(self, tests: Sequence[str]) -> tuple[bool, str]:
-        """Whether the tests pass, and the first line that says why not."""
+    def test(self, tests: Sequence[str], seconds: float = LONGEST) -> tuple[bool, str]:
+        """Whether the tests pass within so many seconds, and the first line that says why not."""
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests]
         try:
-            ran = subprocess.run(command, cwd=self.root, capture_output=True, text=True, timeout=LONGEST)
+            ran = subprocess.run(command, cwd=self.root, capture_output=True, text=True, timeout=seconds)
         except subprocess.TimeoutExpired:
-            return False, f"hangs for {LONGEST} s"
+            return False, f"hangs for {seconds:g} s"
         summary = [line for line in ran.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
         if ran.returncode not in (0, 1, 2):  # 2: a test file cannot even be imported
             return False, f"pytest ended with {ran.returncode}: {(ran.stdout + ran.stderr).strip()[-300:]}"
         return ran.returncode == 0, summary[0] if summary else ""
 
-    def plant(self, mutant: Mutant) -> tuple[bool, str]:
-        """Whether the tests notice a mutant, and which did; MutantError where they fail without it, too."""
+    def plant(self, mutant: Mutant, before: str = "") -> tuple[bool, str]:
+        """Whether the tests notice a mutant, and which did: first the one that did `before`, which passes without it.
+
+        MutantError where they fail without it, too.
+        """
+        text = (ROOT / mutant.file).read_text(encoding="utf-8")
+        with self._planted(mutant, text):
+            passed, line = self.test([before], ONE_TEST) if before else (True, "")
+        if not passed:
+            return True, line or f"FAILED {before}"
         tests = mutant.tests or importing(mutant.file)
         if tests not in self.sound:
             passed, line = self.test(tests)
             if not passed:
                 raise MutantError(f"{mutant.name}: its tests fail without it, too: {line}")
             self.sound.add(tests)
-        before = (ROOT / mutant.file).read_text(encoding="utf-8")
+        with self._planted(mutant, text):
+            passed, line = self.test(tests)
+        return not passed, line
+
+    @contextlib.contextmanager
+    def _planted(self, mutant: Mutant, text: str) -> Iterator[None]:
         self.write(mutant.file, mutant.source())
         try:
-            passed, line = self.test(tests)
+            yield
         finally:
-            self.write(mutant.file, before)
-        return not passed, line
+            self.write(mutant.file, text)
 
 
 def _git(*arguments: str) -> list[str]:

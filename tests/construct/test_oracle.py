@@ -1,4 +1,7 @@
-"""The whole pipeline on pictures whose masks are known: boxes to the pixel, spans exactly."""
+"""All stages on pictures whose masks are known: boxes to the pixel, spans exactly.
+
+In one process: that the pipeline of many writes the same bytes is a test of its own (test_survival.py).
+"""
 
 import numpy as np
 import pytest
@@ -6,6 +9,7 @@ import pytest
 from kosmos_core.mask_boxes import square_around
 from training.construct.masks import dilate
 
+from . import in_process
 from .conftest import settings
 from .scenes import SIDE, scene, write_folder
 from .shard_reading import described, pixels, samples
@@ -22,15 +26,11 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def exact(images, tmp_path_factory, ray_instance):
+def exact(images, tmp_path_factory):
     """The output without dilation and without compression that matters."""
-    from rich.console import Console
-
-    from training.construct.driver import construct
-
     target = tmp_path_factory.mktemp("exact")
     options = ("--crops.dilation=0", "--filters.duplicates=off", "--filters.min_share=0", "--crops.jpeg_quality=98")
-    construct(settings(images, target, *options), Console(quiet=True))
+    in_process.construct(settings(images, target, *options))
     return samples(target)
 
 
@@ -69,8 +69,9 @@ def test_crops_and_masks_are_the_pictures_and_the_sprites_pixels(exact):
             assert np.abs(crop @ BRIGHTNESS - known.pixels[window] @ BRIGHTNESS).mean() < 1.2
 
 
-def test_boxes_grow_by_the_dilation_rule_and_by_nothing_else(images, tmp_path, run):
-    run(settings(images, tmp_path, "--crops.dilation=50", "--filters.duplicates=off", "--filters.min_share=0"))
+def test_boxes_grow_by_the_dilation_rule_and_by_nothing_else(images, tmp_path):
+    options = ("--crops.dilation=50", "--filters.duplicates=off", "--filters.min_share=0")
+    in_process.construct(settings(images, tmp_path, *options))
     assert len(samples(tmp_path)) == COUNT
     for key, sample in samples(tmp_path).items():
         known = scene(int(key))

@@ -20,7 +20,7 @@ def test_box_square_and_dilated_mask_of_a_picture_are_the_training_datas(size):
         crop = crop_subject(np.zeros((*size, 3), np.uint8), mask)
         assert crop.box == expected.box
         assert square_around(crop.box, size) == expected.square
-        assert np.array_equal(crop.mask, expected.mask[expected.window])
+        assert np.array_equal(crop.mask, expected.mask[training_crops.window_of(expected.square)])
 
 
 def test_outside_the_mask_is_white_or_kept():

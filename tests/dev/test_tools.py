@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from dev.install import LOCK, ROOT, InstallError, requirements_for
+from dev.mutants import noticed
 from dev.mutants.__main__ import ALL
 from dev.overlay import requirements_of
+from tests import shared_out
 
 IMPORT_ALL = """
 import importlib, pkgutil, dev
@@ -62,3 +65,41 @@ def test_every_mutant_still_fits_the_code() -> None:
         mutant.source()
         assert all((ROOT / test.partition("::")[0]).exists() for test in mutant.tests), mutant
     assert len({mutant.name for mutant in ALL}) == len(ALL)
+
+
+def test_every_test_that_noticed_a_mutant_is_still_there() -> None:
+    """One that is not would be left out, and a sample take minutes; `--record` writes the file again."""
+    kept = json.loads(noticed.FILE.read_text(encoding="utf-8"))
+    assert noticed.tests().keys() == {name for names in kept.values() for name in names}
+    assert noticed.tests().keys() <= {mutant.name for mutant in ALL}
+
+
+def test_what_noticed_a_mutant_is_kept_beside_what_was_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = "tests/dev/test_tools.py::test_every_mutant_still_fits_the_code"
+    (tmp_path / "noticed.json").write_text(
+        json.dumps({here: ["core-1", "gone-2"], "tests/core/gone.py::test_x": ["a"]})
+    )
+    monkeypatch.setattr(noticed, "FILE", tmp_path / "noticed.json")
+    assert noticed.tests() == {"core-1": here, "gone-2": here}
+    lines = {"core-3": f"FAILED {here}[a-1] - assert 0", "core-4": "hangs for 600 s", "core-1": ""}
+    noticed.record(lines, {"core-1", "core-3", "core-4"})
+    assert json.loads((tmp_path / "noticed.json").read_text()) == {here: ["core-1", "core-3"]}
+
+
+@pytest.mark.parametrize(
+    ("fixture", "together"),
+    [("comfyui_folder", "comfyui"), ("dry_run", "comfyui"), ("ray_instance", "construct"), ("chain", "emoji_world")],
+)
+def test_what_the_whole_session_wants_once_is_made_by_one_process(fixture: str, together: str) -> None:
+    wanting = re.compile(rf"^ *(async )?def \w+\([^)]*\b{fixture}\b|usefixtures\([^)]*\b{fixture}\b", re.MULTILINE)
+    files = [path for path in (ROOT / "tests").rglob("test_*.py") if wanting.search(path.read_text(encoding="utf-8"))]
+    assert files
+    assert {shared_out.group(f"{path.relative_to(ROOT).as_posix()}::test_x") for path in files} == {together}
+
+
+def test_what_comes_first_is_there() -> None:
+    for path in shared_out.TOGETHER:
+        assert (ROOT / path).exists(), path
+    assert set(shared_out.FIRST) >= set(shared_out.TOGETHER.values())
+    for name in set(shared_out.FIRST) - set(shared_out.TOGETHER.values()):
+        assert (ROOT / name).is_file(), name

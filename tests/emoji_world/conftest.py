@@ -17,7 +17,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "emoji_world" / "configs"
 
 @dataclass
 class Chain:
-    """The folder of a world that was trained from nothing, its three stages for 20 steps each."""
+    """The folder of a world that was trained from nothing, its first two stages for 20 steps each, the third for 8."""
 
     folder: Path
     world: EmojiWorld
@@ -72,7 +72,7 @@ STEPS = {
     "words": tiny(2, 2, "--data.sequence_length", "48"),
     "image-words": ["--samples", "16", "--batch", "8"],
     "align": tiny(3, 20),
-    "instruct": tiny(5, 20, "--data.resolution", "32", "--log.sample_every", "0", "--task.preview.size", "32"),
+    "instruct": tiny(5, 8, "--data.resolution", "32", "--log.sample_every", "0", "--task.preview.size", "32"),
     "repair": tiny(3, 2),
 }
 

@@ -1,4 +1,4 @@
-"""Twenty steps of each stage in a world of five nouns, by the configurations that the project ships."""
+"""A few steps of each stage in a world of five nouns, by the configurations that the project ships."""
 
 import json
 
@@ -27,7 +27,7 @@ def test_stage_three_changes_every_part_that_it_trains_and_no_other(chain):
     assert {name.split(".")[0] for name in changed} == {"vision", "resampler", "decoder", "aligner"}
     assert not any(name.startswith(("vision.blocks.0.", "vision.patch_embedding")) for name in changed)
     assert all(torch.isfinite(tensor).all() for tensor in after.values())
-    assert len(losses(chain, "zero-shot")) == 20  # whose options it takes
+    assert len(losses(chain, "zero-shot")) == 8  # whose options it takes
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def test_the_exported_model_reads_words_and_pictures(chain):
     prompt = "<i> on a blue background"
     assert model.encode(prompt, [apple]).shape == (1, 77, 768)
     assert torch.equal(model.encode(prompt, [apple]), model.encode(prompt, [apple]))
-    assert (model.encode(prompt, [apple]) - model.encode(prompt, [car])).abs().max() > 1e-5  # 20 steps: not more
+    assert (model.encode(prompt, [apple]) - model.encode(prompt, [car])).abs().max() > 1e-5  # 8 steps: not more
     assert 3 not in model.tokenizer.layout("a glossy green apple on an orange background").token_ids  # nothing unknown
 
 
@@ -58,10 +58,10 @@ def test_a_stopped_run_that_goes_on_ends_with_the_same_weights(chain):
     from training.engine.checkpoint import latest_checkpoint
     from training.export import export
 
-    assert chain.train("align", "again", "--steps", "6", "--checkpoint.every", "3") == 0
+    assert chain.train("align", "again", "--steps", "4", "--checkpoint.every", "2") == 0
     latest = latest_checkpoint(chain.folder / "again" / "checkpoints")
-    middle = latest.parent / "step-00000003"
-    assert chain.train("align", "resumed", "--steps", "6", "--resume", str(middle)) == 0
+    middle = latest.parent / "step-00000002"
+    assert chain.train("align", "resumed", "--steps", "4", "--resume", str(middle)) == 0
     for run in ("again", "resumed"):
         export(chain.folder / run, chain.folder / f"{run}.safetensors")
     one, other = chain.model("again").state_dict(), chain.model("resumed").state_dict()

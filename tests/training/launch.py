@@ -4,6 +4,7 @@ A forkserver that has imported everything once starts each process in a fraction
 process itself, at a chosen system call, so that a kill falls exactly where a test wants it.
 """
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -134,14 +135,25 @@ class KillAtSync:
 
 
 @dataclass
+class Impatient:
+    """The process waits half a second where `module` gives the machines or the run before this one more."""
+
+    module: str
+
+    def __call__(self) -> None:
+        importlib.import_module(self.module).PATIENCE = 0.5
+
+
+@dataclass
 class OnAnotherDisk:
-    """The process finds another folder under the same relative name."""
+    """The process finds another folder under the same relative name, and does not wait for what it will never see."""
 
     folder: Path
 
     def __call__(self) -> None:
         self.folder.mkdir()
         os.chdir(self.folder)
+        Impatient("training.base.shared_folder")()
 
 
 @dataclass

@@ -114,8 +114,8 @@ def test_the_card_tells_data_steps_and_held_out_figures(dry_run: Path):
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "other"
     assert "# kosmos-g\n" in card
     assert f"| step | {STEPS['several']} of {STEPS['several']}, last weights |" in card
-    assert "- before that instruct, 6 steps, on captions, constructed, subjects\n" in card
-    assert "- before that align, 24 steps, on captions\n" in card
+    assert f"- before that instruct, {STEPS['single']} steps, on captions, constructed, subjects\n" in card
+    assert f"- before that align, {STEPS['align']} steps, on captions\n" in card
     assert re.search(r"\| edits \| `edits` \| auto \| 2 \| \d+ \|", card)
     last = _records(dry_run, "several")[-1]
     assert f"| validate/diffusion | {last['validate/diffusion']:.4g} |" in card

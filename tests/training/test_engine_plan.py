@@ -1,5 +1,6 @@
 """The plan of memory and traffic, against a measured run and against arithmetic that can be done by hand."""
 
+import functools
 import json
 import os
 import subprocess
@@ -148,10 +149,22 @@ OPTIONS = [  # stage, options of the one and of the other plan, of which the oth
 ]
 
 
+@pytest.fixture(scope="module")
+def plan_of(smoke_stages, tmp_path_factory):
+    """The plan of a stage with some options, made once."""
+    folder = tmp_path_factory.mktemp("plans")
+
+    @functools.cache
+    def made(stage, *options):
+        words = "--batch.size", "16", "--batch.micro", "16", *options
+        return plan(parse(smoke_stages.arguments(stage, folder / "run", *words)), 1)
+
+    return made
+
+
 @pytest.mark.parametrize(("stage", "less", "more"), OPTIONS)
-def test_options_change_memory_and_operations(smoke_stages, tmp_path, stage, less, more):
-    arguments = smoke_stages.arguments(stage, tmp_path / "run", "--batch.size", "16", "--batch.micro", "16")
-    small, large = (plan(parse([*arguments, *options]), 1) for options in (less, more))
+def test_options_change_memory_and_operations(plan_of, stage, less, more):
+    small, large = (plan_of(stage, *options) for options in (less, more))
     assert small.operations < large.operations
     assert small.peak < large.peak
 

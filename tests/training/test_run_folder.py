@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from tests.training.launch import Training, differences, train
+from tests.training.launch import Impatient, Training, differences, train
 from tests.training.test_engine_launch import TORCHRUN, environment
 from training.base.errors import CheckpointError
 from training.base.processes import ProcessGroup
@@ -51,7 +51,8 @@ def test_of_two_runs_in_one_folder_the_second_gets_a_sentence_and_changes_nothin
     first.wait_for("step 2/")
     leftover = tmp_path / "run/checkpoints/step-00000009.tmp"
     leftover.mkdir()
-    second = train(smoke_stages.arguments("lm", tmp_path / "run", *options), tmp_path / "log2")
+    impatient = {0: Impatient("training.engine.run_folder")}
+    second = train(smoke_stages.arguments("lm", tmp_path / "run", *options), tmp_path / "log2", faults=impatient)
     assert second.codes == [2], second.output
     assert f"{tmp_path / 'run'} is in use by the training of process " in second.output
     assert leftover.exists()

@@ -155,7 +155,7 @@ class _ModelStage:
         self.model = build(getattr(config, stage))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        chunk = Chunk.from_row(row)
+        chunk = Chunk.from_row(row, own=self.stage != "entities")
         if self.stage == "caption":
             chunk_stages.caption(chunk, self.model, self.config.filters)
         elif self.stage == "entities":
@@ -192,7 +192,7 @@ def _pipeline(
         known, repeated = ray.get(shared)
         for number in batch["shard"].tolist():
             for chunk in chunk_stages.read_chunks(known[number], number, config, repeated.get(number, frozenset())):
-                yield {name: [value] for name, value in _counted(chunk, "read", tally).items()}
+                yield {name: np.asarray(value)[None] for name, value in _counted(chunk, "read", tally).items()}
 
     def prepare(row: dict[str, Any]) -> dict[str, Any]:
         chunk = Chunk.from_row(row)

@@ -52,11 +52,11 @@ class EntityCrop:
     square: tuple[int, int, int]
     share: float
 
-    @property
-    def window(self) -> Window:
-        """The crop as an index into an (h, w, ...) array."""
-        left, top, side = self.square
-        return slice(top, top + side), slice(left, left + side)
+
+def window_of(square: tuple[int, int, int]) -> Window:
+    """A square (left, top, side) as an index into an (h, w, ...) array."""
+    left, top, side = square
+    return slice(top, top + side), slice(left, left + side)
 
 
 def binary_mask(region: Region, size: tuple[int, int], threshold: float) -> np.ndarray:

@@ -23,19 +23,23 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 
+from kosmos_core.mask_boxes import Box
+
 from .caption_spans import CaptionSpan
 from .chunks import SourceImage
 from .construct_config import CropConfig
-from .masks import EntityCrop
+from .masks import EntityCrop, window_of
 from .square_images import resize
 
 
 @dataclass(frozen=True)
 class FoundEntity:
-    """An entity that was found: its words, its place, and how sure the segmenter is."""
+    """An entity that was found: its words, its place as in `EntityCrop`, its mask's file, how sure the segmenter is."""
 
     span: CaptionSpan
-    crop: EntityCrop
+    box: Box
+    square: tuple[int, int, int]
+    mask: bytes
     score: float
 
 
@@ -52,15 +56,14 @@ def encode(image: SourceImage, pixels: np.ndarray, found: list[FoundEntity], cro
     members = {"jpg": _jpeg(_sized(pixels, crops), crops)}
     entities = []
     for number, entity in enumerate(found):
-        crop = _sized(pixels[entity.crop.window], crops)
-        members[f"{number}.jpg"] = _jpeg(crop, crops)
-        members[f"{number}.mask.png"] = _mask(entity.crop.mask[entity.crop.window], len(crop))
+        members[f"{number}.jpg"] = _jpeg(_sized(pixels[window_of(entity.square)], crops), crops)
+        members[f"{number}.mask.png"] = entity.mask
         entities.append(
             {
                 "text": entity.span.of(image.caption),
                 "span": [entity.span.start, entity.span.end],
-                "box": list(entity.crop.box),
-                "crop": list(entity.crop.square),
+                "box": list(entity.box),
+                "crop": list(entity.square),
                 "score": entity.score,
             }
         )
@@ -75,19 +78,26 @@ def encode(image: SourceImage, pixels: np.ndarray, found: list[FoundEntity], cro
     return EncodedSample(image.key, members)
 
 
+def _side(side: int, crops: CropConfig) -> int:
+    """The side at which a square of this side is written."""
+    return crops.side if crops.enlarge or side > crops.side else side
+
+
 def _sized(pixels: np.ndarray, crops: CropConfig) -> np.ndarray:
-    return resize(pixels, crops.side) if crops.enlarge or len(pixels) > crops.side else pixels
+    return resize(pixels, _side(len(pixels), crops))
 
 
 def _jpeg(pixels: np.ndarray, crops: CropConfig) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), crops.jpeg_quality, colorsubsampling="420")
 
 
-def _mask(mask: np.ndarray, side: int) -> bytes:
-    """A PNG of 1 bit per pixel at another side, by nearest neighbours.
+def encode_mask(crop: EntityCrop, crops: CropConfig) -> bytes:
+    """The crop's mask as a PNG of 1 bit per pixel at the side at which the crop is written, by nearest neighbours.
 
     The format is simple for such a picture, and writing it here takes a tenth of a general encoder's time.
     """
+    mask = crop.mask[window_of(crop.square)]
+    side = _side(len(mask), crops)
     if len(mask) != side:
         nearest = ((np.arange(side) + 0.5) * len(mask) / side).astype(int)
         mask = mask[nearest][:, nearest]
@@ -109,10 +119,25 @@ def tar_members(samples: Iterable[EncodedSample]) -> tuple[bytes, list[int]]:
     for sample in samples:
         offsets.append(position)
         for ending, content in sample.members.items():
-            # A TarInfo knows no clock and no user by itself: time 0, owner 0, mode 0644.
-            member = tarfile.TarInfo(f"{sample.key}.{ending}")
-            member.size = len(content)
-            added = member.tobuf(tarfile.GNU_FORMAT), content, b"\0" * (-len(content) % tarfile.BLOCKSIZE)
+            added = tar_header(f"{sample.key}.{ending}", len(content)), content, _ZEROS[: -len(content) % len(_ZEROS)]
             pieces += added
             position += sum(map(len, added))
     return b"".join(pieces), offsets
+
+
+# A TarInfo knows no clock and no user by itself: time 0, owner 0, mode 0644.
+_BLANK = tarfile.TarInfo().tobuf(tarfile.GNU_FORMAT)
+_ZEROS = bytes(tarfile.BLOCKSIZE)
+
+
+def tar_header(name: str, size: int) -> bytes:
+    """A member's header as tarfile writes it, in a tenth of its time: all but name, size and checksum is the same."""
+    encoded, digits = name.encode(), b"%011o" % size
+    if len(encoded) > tarfile.LENGTH_NAME or len(digits) > 11:
+        member = tarfile.TarInfo(name)
+        member.size = size
+        return member.tobuf(tarfile.GNU_FORMAT)
+    # The blank one's checksum counts a size of eleven zeros.
+    checksum = int(_BLANK[148:154], 8) + sum(encoded) + sum(digits) - sum(b"0" * 11)
+    name_field = encoded.ljust(tarfile.LENGTH_NAME, b"\0")
+    return b"".join((name_field, _BLANK[100:124], digits, _BLANK[135:148], b"%06o\0" % checksum, _BLANK[155:]))

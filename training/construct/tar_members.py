@@ -152,7 +152,9 @@ def _problem(member: tarfile.TarInfo, most: int, what: str) -> str:
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    content = tar.extractfile(member).read()
+    # Not by tarfile's reader of a member, which copies its content once more; files with holes were left out before.
+    tar.fileobj.seek(member.offset_data)
+    content = tar.fileobj.read(member.size)
     if len(content) < member.size:
         raise DamagedShard(f"{member.name} ends early")
     return content

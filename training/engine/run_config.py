@@ -10,6 +10,7 @@ help or a refusal of a key is there in a fraction of a second.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,6 +160,7 @@ class RunConfig:
         return yaml.safe_dump(plain(self), sort_keys=False)
 
 
+@functools.cache
 def schema(stage: str) -> type:
     """`RunConfig` with the stage's own types for `task` and `data`."""
     module = stage_config(stage)
