@@ -392,6 +392,8 @@ def test_auto_takes_bfloat16_for_a_large_encoder_on_a_cpu_that_multiplies_it_fas
         return encoder.dtypes, encoder.compute_dtype
 
     assert formats.faster_dtype(1_900_000_000, cpu) == (torch.bfloat16 if faster else None)
+    assert formats.faster_dtype(formats.SMALL + 1, cpu) == (torch.bfloat16 if faster else None)
+    assert formats.faster_dtype(formats.SMALL, cpu) is None
     assert formats.faster_dtype(1_900_000_000, torch.device("cuda")) is None
     assert loaded() == left_to_comfyui, "a small encoder gains nothing"
     monkeypatch.setattr(formats, "SMALL", 0)

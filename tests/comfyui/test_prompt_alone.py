@@ -1,9 +1,10 @@
-"""The loader, Kosmos-G Prompt and its encoder called with values: what they take, say and reckon at their limits."""
+"""The loader, sample files, Kosmos-G Prompt and its encoder called with values: what they say at their limits."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,12 @@ def test_of_two_files_of_one_name_that_of_the_packs_own_folder_is_taken(pack: Pa
         monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(tmp_path / kind)], {".safetensors"}))
     found = pack("nodes.loader").candidates()
     assert found == {"same.safetensors": str(tmp_path / "kosmos_g/same.safetensors")}
+
+
+def test_another_file_of_a_samples_name_size_and_date_is_taken_for_no_sample(pack: Pack, tmp_path: Path):
+    paths = [tmp_path / name for name in ("sample.png", "own.png")]
+    for path, content in zip(paths, (b"one", b"two"), strict=True):
+        path.write_bytes(content)
+        os.utime(path, ns=(10**18, 10**18))
+    sample = pack("nodes.sample_files").Sample
+    assert [sample(paths[0], path).state() for path in (*paths, tmp_path / "none.png")] == ["there", "taken", "missing"]
