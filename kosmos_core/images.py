@@ -197,7 +197,7 @@ def normalise(image: Image.Image) -> Tensor:
 
 def planes(image: Image.Image) -> Tensor:
     """The channels of an 8-bit RGB picture, (3, h, w) uint8."""
-    content = bytearray().join(band.tobytes() for band in image.split())
+    content = bytearray().join(image.tobytes("raw", band) for band in "RGB")
     return torch.frombuffer(content, dtype=torch.uint8).view(3, image.height, image.width)
 
 

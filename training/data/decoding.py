@@ -12,9 +12,16 @@ from kosmos_core.images import MAX_PIXELS, ImageError, open_image, open_undecode
 
 from .sample_types import BadSample
 
+_PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # kinds of a JPEG's segments: SOF0 ... SOF15
+_OTHERS = frozenset((0xC4, 0xC8, 0xCC, *range(0xDB, 0xFF)))  # with a length as well: tables, comments, EXIF
+_SCAN = 0xDA
+
 
 def check_size(content: bytes, max_pixels: int) -> None:
     """Raise BadSample where a picture's header says that it has more pixels; a broken one fails in `decode`."""
+    if (stated := _stated_pixels(content)) is not None and stated <= max_pixels:
+        return
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large sizes, which are judged here
@@ -24,6 +31,31 @@ def check_size(content: bytes, max_pixels: int) -> None:
         return
     if pixels > max_pixels:
         raise BadSample("picture too large")
+
+
+def _stated_pixels(content: bytes) -> int | None:
+    """The pixels that a JPEG or PNG states, in a tenth of the time of opening it; None where Pillow has to look.
+
+    Segments of a JPEG as in ITU-T T.81, B.1.1.4: FF, the kind, two bytes of length with themselves, content.
+    """
+    if content.startswith(_PNG):
+        return int.from_bytes(content[16:20], "big") * int.from_bytes(content[20:24], "big")
+    if not content.startswith(b"\xff\xd8\xff"):
+        return None
+    place, pixels = 2, None
+    while place + 9 <= len(content) and content[place] == 0xFF:
+        kind, length = content[place + 1], int.from_bytes(content[place + 2 : place + 4], "big")
+        if kind == _SCAN:
+            return pixels
+        if kind in _FRAMES:
+            if pixels is not None:
+                return None
+            height, width = (int.from_bytes(content[place + n : place + n + 2], "big") for n in (5, 7))
+            pixels = height * width
+        elif kind not in _OTHERS or length < 2:
+            return None
+        place += 2 + length
+    return None
 
 
 def decode(content: bytes) -> Image.Image:
