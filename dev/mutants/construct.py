@@ -78,15 +78,15 @@ OWN: tuple[tuple[str, ...], ...] = (
     (
         "a prescribed rotation comes on top of the tag",
         "training/construct/square_images.py",
-        "            if rotation is not None:\n                image.getexif().clear()\n",
+        "        if rotation is not None:\n            image.getexif().clear()\n",
         "",
         "tests/construct/test_bad_input.py::test_centre_square_is_upright_by_its_exif_tag_or_by_the_given_rotation",
     ),
     (
         "a JPEG is decoded smaller than is enough",
         "training/construct/square_images.py",
-        "if min(image.size) >= n * at_least > 0), default=1)",
-        "if 2 * min(image.size) >= n * at_least > 0), default=1)",
+        "if side >= n * at_least > 0), default=1)",
+        "if 2 * side >= n * at_least > 0), default=1)",
         "tests/construct/test_bad_input.py::test_jpegs_give_the_same_pixels_as_pillow_whole_halved_and_turned",
     ),
     (
