@@ -75,17 +75,24 @@ def run(mutants: list[Mutant], *, jobs: int, minutes: float | None, record: bool
             places.put(place)
         return mutant, "noticed" if seen else "SURVIVED", line, time.monotonic() - started
 
+    def check() -> tuple[bool, str]:
+        asked, place = sorted({before[mutant.name] for mutant in able if mutant.name in before}), places.get()
+        try:
+            return place.test(asked) if asked else (True, "")
+        finally:
+            places.put(place)
+
     with ExitStack() as opened, ThreadPoolExecutor(jobs) as pool:
         for _ in range(jobs):
-            places.put(place := opened.enter_context(Workplace()))
-        if asked := sorted({before[mutant.name] for mutant in able if mutant.name in before}):
-            passed, line = place.test(asked)
-            if not passed:
-                raise MutantError(f"a test fails without any mutant: {line}")
+            places.put(opened.enter_context(Workplace()))
+        checked = pool.submit(check)  # while the first mutants are planted
         for mutant, result, line, seconds in pool.map(plant, able):
             outcome[mutant.area, result] += 1
             found[mutant.name] = line
             print(f"{result:<9} {mutant.name:<18} {seconds:>5.0f} s  {mutant.promise}  {line}".rstrip(), flush=True)
+        sound, line = checked.result()
+        if not sound:
+            raise MutantError(f"a test fails without any mutant: {line}")
     print(f"\n{'area':<12} {'noticed':>8} {'survived':>9} {'share':>6} {'equivalent':>11} {'not run':>8}")
     for area in (*sorted({area for area, _ in outcome}), "all"):
         seen, survived, equivalent, left = (

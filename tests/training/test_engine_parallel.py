@@ -16,7 +16,7 @@ from training.engine.sharding.parallelize import choose_sharding
 pytestmark = pytest.mark.timeout(1800)
 
 # As many as the measuring of differences needs; a step of stages 2 and 3 takes many times as long.
-STEPS = {"lm": 20, "align": 5, "instruct": 4}
+STEPS = {"lm": 10, "align": 3, "instruct": 3}
 
 
 def curve(run_folder):
