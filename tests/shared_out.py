@@ -12,7 +12,6 @@ from xdist.scheduler import LoadScopeScheduling
 TOGETHER = {
     "tests/comfyui": "comfyui",
     "tests/training/test_dry_run.py": "comfyui",  # the road's last file is loaded by ComfyUI, too
-    "tests/core/test_convert.py": "comfyui",
     "tests/construct": "construct",
     "tests/emoji_world": "emoji_world",
 }
