@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -72,16 +71,6 @@ def test_every_page_can_be_reached_from_readme() -> None:
         links = [(page.parent / link.partition("#")[0]).resolve() for link in LINK.findall(page.read_text("utf-8"))]
         todo += [link for link in links if link.suffix == ".md" and link not in reached]
     assert set(PAGES) <= reached
-
-
-def test_the_tests_that_ci_runs_beside_the_others_exist() -> None:
-    script = (ROOT / ".ci/run").read_text(encoding="utf-8")
-    (listed,) = re.findall(r"^whole_runs=\((.*?)\)$", script, re.MULTILINE | re.DOTALL)
-    named = subprocess.run(
-        ["bash", "-c", f"echo {' '.join(listed.split())}"], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert len(named) > 1
-    assert all((ROOT / name).exists() for name in named)
 
 
 def test_the_files_named_in_the_drawing_exist() -> None:
