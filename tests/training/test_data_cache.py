@@ -142,6 +142,9 @@ def test_what_was_made_otherwise_is_refused_in_one_sentence(copied, smoke_stages
     with shard.open("ab") as file:
         file.write(bytes(512))
     assert "from another file than lies beside it now" in refusal()
+    assert made_by(path)["shard_size"] < shard.stat().st_size
+    assert command("latents", "pairs") == 0
+    assert made_by(path)["shard_size"] == shard.stat().st_size
     write_shard(shard.with_name("other.tar"), [("0", {"jpg": b"no image", "txt": b"a red circle"})])
     assert "1 of 2 shards have latents beside them, and other.tar has none" in refusal()
     assert not list((tmp_path / "run").glob("log.jsonl"))

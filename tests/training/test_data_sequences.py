@@ -318,6 +318,31 @@ def test_packing_loses_nothing_and_never_cuts_a_picture(tiny_tokenizer, document
     assert flat == list(itertools.islice(endless, len(flat)))
 
 
+def test_a_lane_goes_back_to_another_document_and_begins_the_next_one_where_its_own_has_gone_bad(tiny_tokenizer):
+    samples = [TextSample(**KEYS, text=f"a {colour} dog. a {colour} cat. a hat.") for colour in ("red", "blue")]
+    lane = Lane(_Documents(samples), 0, 1)
+    lane.source.key = str
+    length = 2 + max(len(unit.token_ids) for sample in samples for unit in document_units(sample, tiny_tokenizer, 64))
+
+    def encode(sample, rng):
+        return document_units(sample, tiny_tokenizer, 64)
+
+    def spoilt(sample, rng):
+        if sample.text == samples[0].text:
+            raise BadSample("gone")
+        return encode(sample, rng)
+
+    first = lane.pack(length, encode).token_ids
+    while not (lane.position == 1 and lane.unit):
+        lane.pack(length, encode)
+    lane.restore((0, 0))
+    assert lane.pack(length, encode).token_ids == first
+    lane.restore((1, 0))
+    second = lane.pack(length, encode).token_ids
+    lane.restore((0, 2))
+    assert lane.pack(length, spoilt).token_ids == second
+
+
 def test_a_caption_stays_with_its_picture(tiny_tokenizer):
     sample = CaptionSample(**KEYS, caption="a red dog. a blue cat.", image=IMAGE.getvalue())
     assert len(document_units(sample, tiny_tokenizer, 100)) == 1

@@ -242,5 +242,23 @@ OUTSIDE: tuple[tuple[str, str, str, str], ...] = (
         "hours * plan.processes * rates.price",
         "hours * rates.price",
     ),
+    (
+        "after a bad document the next begins in its middle",
+        "training/data/lanes.py",
+        "                self.unit = 0\n                self._stop",
+        "                self._stop",
+    ),
+    (
+        "a lane that goes back keeps its document",
+        "training/data/lanes.py",
+        "        self.position, self.unit = state\n        self._document = None\n",
+        "        self.position, self.unit = state\n",
+    ),
+    (
+        "a shard that was replaced keeps its rows",
+        "training/data/cache.py",
+        ' and made.get("shard_size") == shard.size:',
+        ":",
+    ),
 )
 MUTANTS = tuple(Mutant(*fields, tests=TESTS.get(fields[1], ()), author="outside") for fields in OUTSIDE)
