@@ -1,5 +1,5 @@
 """Mistakes thought of by people who had not read the tests, reported apart."""
 
-from . import core, nodes, programs, training
+from . import core, data, nodes, programs, training
 
-MUTANTS = (*core.MUTANTS, *nodes.MUTANTS, *training.MUTANTS, *programs.MUTANTS)
+MUTANTS = (*core.MUTANTS, *nodes.MUTANTS, *training.MUTANTS, *data.MUTANTS, *programs.MUTANTS)
