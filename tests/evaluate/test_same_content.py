@@ -15,6 +15,7 @@ from PIL import Image
 from tests.tiny import drawings as tiny
 from tests.tiny.clip import save_dino
 from tests.tiny.kosmos_file import save_tiny_kosmos
+from training.base.content_digest import content_digest
 from training.base.errors import ConfigError
 from training.base.processes import ProcessGroup
 from training.evaluate import statistics
@@ -304,6 +305,19 @@ def test_scores_alone_take_from_the_record_whatever_made_the_pictures(tmp_path):
     assert found == sampling == Sampling("ddim", 9, 3.0, 64)
     with pytest.raises(ConfigError, match="made with seeds = "):
         open_output(scored, found, alone, dict, weights="x", seeds=[2])
+
+
+def test_a_file_of_the_hubs_cache_is_known_by_its_name_and_any_other_by_its_content(tmp_path):
+    for folder, trusted in (("blobs", True), ("mine", False)):
+        found = set()
+        for content in ("one", "two"):
+            path = tmp_path / folder / ("0a" * 20)
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(content)
+            (tmp_path / "model.bin").unlink(missing_ok=True)
+            (tmp_path / "model.bin").symlink_to(path)
+            found.add(content_digest([tmp_path / "model.bin"], [""]))
+        assert (len(found) == 1) == trusted
 
 
 def test_statistics_of_real_pictures_follow_their_content(tmp_path):
