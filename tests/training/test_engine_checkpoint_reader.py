@@ -287,6 +287,20 @@ def test_a_checkpoint_of_something_else_is_a_sentence(tmp_path):
         read_progress(tmp_path / "step-2")
 
 
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "..\\secret", "C:\\secret", "folder/part", "part/"])
+def test_a_table_of_contents_names_files_of_its_own_folder_on_every_system(tmp_path, name):
+    dcp.save({"weight": torch.zeros(2)}, checkpoint_id=tmp_path, no_dist=True)
+    assert stored(tmp_path) == {"weight": (2,)}
+
+    def change(metadata):
+        for part in metadata.storage_data.values():
+            part.relative_path = name
+
+    repack(tmp_path, change)
+    with pytest.raises(CheckpointError, match="it asks for the file .* which is none of its own"):
+        stored(tmp_path)
+
+
 def test_a_random_state_draws_the_same_numbers_again():
     random.gauss(0, 1), numpy.random.normal()  # both keep a second number for the next call
     state = random_state()

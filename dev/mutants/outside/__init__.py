@@ -1,5 +1,13 @@
 """Mistakes thought of by people who had not read the tests, reported apart."""
 
-from . import core, data, nodes, programs, training
+from . import commands, core, data, nodes, programs, runs, training
 
-MUTANTS = (*core.MUTANTS, *nodes.MUTANTS, *training.MUTANTS, *data.MUTANTS, *programs.MUTANTS)
+MUTANTS = (
+    *core.MUTANTS,
+    *nodes.MUTANTS,
+    *training.MUTANTS,
+    *data.MUTANTS,
+    *runs.MUTANTS,
+    *programs.MUTANTS,
+    *commands.MUTANTS,
+)
