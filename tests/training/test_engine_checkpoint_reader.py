@@ -297,7 +297,7 @@ def test_a_table_of_contents_names_files_of_its_own_folder_on_every_system(tmp_p
             part.relative_path = name
 
     repack(tmp_path, change)
-    with pytest.raises(CheckpointError, match="it asks for the file .* which is none of its own"):
+    with pytest.raises(CheckpointError, match=r"it asks for the file .* which is none of its own"):
         stored(tmp_path)
 
 
