@@ -13,9 +13,14 @@ from kosmos_core.atomic import atomic_write, write_file
 @pytest.mark.parametrize("stopped_by", [ValueError, KeyboardInterrupt, SystemExit])
 def test_whatever_ends_the_writing_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, stopped_by):
     write_file(tmp_path / "kept", "as it was")
-    with pytest.raises(stopped_by), atomic_write(tmp_path / "kept") as file:
-        file.write(b"half")
-        raise stopped_by
+
+    def write() -> None:
+        with atomic_write(tmp_path / "kept") as file:
+            file.write(b"half")
+            raise stopped_by
+
+    with pytest.raises(stopped_by):
+        write()
     assert os.listdir(tmp_path) == ["kept"]
     assert (tmp_path / "kept").read_text() == "as it was"
 

@@ -15,7 +15,8 @@ def test_a_name_of_just_the_most_characters_or_bytes_is_one(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["d" * (LONGEST + 1), FITTING + "d", f"{FITTING}d/dog", "dog.", "pets./dog", "dog...", "..", "a/../b", "con.x"]
+    "name",
+    ["d" * (LONGEST + 1), FITTING + "d", f"{FITTING}d/dog", "dog.", "pets./dog", "dog...", "..", "a/../b", "con.x"],
 )
 def test_a_name_that_some_system_cannot_write_is_refused(name):
     with pytest.raises(ValueError, match=f"expected a file name of up to {LONGEST} characters"):

@@ -456,9 +456,12 @@ def test_a_wrong_size_is_named(values, sentence):
 def test_the_resamplers_heads_divide_the_width_of_the_language_model_and_no_other():
     config = KosmosGConfig.tiny()
     wide = dataclasses.replace(config.vision, width=34)
-    assert dataclasses.replace(
-        config, vision=wide, resampler=dataclasses.replace(config.resampler, heads=8)
-    ).resampler.heads == 8
+    assert (
+        dataclasses.replace(
+            config, vision=wide, resampler=dataclasses.replace(config.resampler, heads=8)
+        ).resampler.heads
+        == 8
+    )
 
 
 def test_many_prompts_go_in_passes_of_bounded_size_and_each_equals_itself_alone(model, monkeypatch):

@@ -63,12 +63,7 @@ OUTSIDE: tuple[tuple[str, str, str, str], ...] = (
         "(-entry[2].itemsize, entry[0])",
         "(entry[2].itemsize, entry[0])",
     ),
-    (
-        "a loaded model's weights want gradients",
-        "kosmos_core/weights.py",
-        "    model.requires_grad_(False)\n",
-        "",
-    ),
+    ("a loaded model's weights want gradients", "kosmos_core/weights.py", "    model.requires_grad_(False)\n", ""),
     (
         "the tokenizer's bytes are a number format",
         "kosmos_core/weights.py",
@@ -81,24 +76,14 @@ OUTSIDE: tuple[tuple[str, str, str, str], ...] = (
         "if version != FORMAT_VERSION:",
         "if version is None:",
     ),
-    (
-        "a dropout of 1 passes",
-        "kosmos_core/config.py",
-        "not 0 <= value < 1",
-        "not 0 <= value <= 1",
-    ),
+    ("a dropout of 1 passes", "kosmos_core/config.py", "not 0 <= value < 1", "not 0 <= value <= 1"),
     (
         "the resampler's heads divide the width of the vision tower",
         "kosmos_core/config.py",
         '("resampler", self.decoder.width, self.resampler.heads)',
         '("resampler", self.vision.width, self.resampler.heads)',
     ),
-    (
-        "a description of any size is read",
-        "kosmos_core/saved_clip.py",
-        " or shape[0] > LARGEST_DESCRIPTION",
-        "",
-    ),
+    ("a description of any size is read", "kosmos_core/saved_clip.py", " or shape[0] > LARGEST_DESCRIPTION", ""),
     (
         "the first numbers of a tensor stand for all",
         "kosmos_core/weight_file.py",
@@ -159,24 +144,14 @@ OUTSIDE: tuple[tuple[str, str, str, str], ...] = (
         "int(digits) or None if digits else None",
         "int(digits) if digits else None",
     ),
-    (
-        "an escaped mark is never told of",
-        "kosmos_core/near_marks.py",
-        'kind != "escaped" and text',
-        "text",
-    ),
+    ("a mark behind two backslashes is not told of", "kosmos_core/near_marks.py", 'kind != "escaped" and text', "text"),
     (
         "a capital that looks alike is not seen",
         "kosmos_core/near_marks.py",
         "add(part.translate(_ALIKE), position)",
         "add(part, position)",
     ),
-    (
-        "the dilation follows the width",
-        "kosmos_core/crops.py",
-        "size[0] // DILATION",
-        "size[1] // DILATION",
-    ),
+    ("the dilation follows the width", "kosmos_core/crops.py", "size[0] // DILATION", "size[1] // DILATION"),
     (
         "an infinite weight is read",
         "kosmos_core/emphasis.py",
@@ -263,12 +238,7 @@ OUTSIDE: tuple[tuple[str, str, str, str], ...] = (
         "guidance_scale > 1,",
         "guidance_scale >= 1,",
     ),
-    (
-        "a new encoder stays in training",
-        "kosmos_core/diffusers/pipeline.py",
-        "            value = value.eval()\n",
-        "",
-    ),
+    ("a new encoder stays in training", "kosmos_core/diffusers/pipeline.py", "            value = value.eval()\n", ""),
     (
         "one negative condition does not do for all",
         "kosmos_core/diffusers/pipeline.py",
@@ -296,8 +266,10 @@ OUTSIDE: tuple[tuple[str, str, str, str], ...] = (
     (
         "half precision comes before plain weights",
         "kosmos_core/diffusers/stable_diffusion.py",
-        '    if (None, "safetensors") in found:\n        return None\n    if "fp16" in variants:\n        return "fp16"\n',
-        '    if "fp16" in variants:\n        return "fp16"\n    if (None, "safetensors") in found:\n        return None\n',
+        '    if (None, "safetensors") in found:\n        return None\n'
+        '    if "fp16" in variants:\n        return "fp16"\n',
+        '    if "fp16" in variants:\n        return "fp16"\n'
+        '    if (None, "safetensors") in found:\n        return None\n',
     ),
     (
         "an inpainting U-Net is taken",

@@ -85,12 +85,7 @@ OUTSIDE: tuple[tuple[str, str, str, str], ...] = (
         'record.get("step", step + 1) <= step',
         'record.get("step", step + 1) < step',
     ),
-    (
-        "a card knows the last record alone",
-        "training/weights/model_card.py",
-        "found |= record",
-        "found = record",
-    ),
+    ("a card knows the last record alone", "training/weights/model_card.py", "found |= record", "found = record"),
     (
         "an export names the code of the first start",
         "training/export.py",
@@ -109,12 +104,7 @@ OUTSIDE: tuple[tuple[str, str, str, str], ...] = (
         "path.exists() and path.samefile(output)",
         "path == output",
     ),
-    (
-        "shares may be a per cent off 1",
-        "training/average.py",
-        "abs_tol=1e-6",
-        "abs_tol=1e-2",
-    ),
+    ("shares may be a per cent off 1", "training/average.py", "abs_tol=1e-6", "abs_tol=1e-2"),
     (
         "a size need not fit the autoencoder",
         "training/personalize/__main__.py",
@@ -229,12 +219,7 @@ OUTSIDE: tuple[tuple[str, str, str, str], ...] = (
         '            self.mean.load_state_dict(found["mean"])\n',
         "            pass\n",
     ),
-    (
-        "a gate's goal itself is too little",
-        "emoji_world/gates.py",
-        "bool(value >= goal)",
-        "bool(value > goal)",
-    ),
+    ("a gate's goal itself is too little", "emoji_world/gates.py", "bool(value >= goal)", "bool(value > goal)"),
     (
         "held-out identities count for a gate",
         "emoji_world/gates.py",
@@ -271,12 +256,7 @@ OUTSIDE: tuple[tuple[str, str, str, str], ...] = (
         "key=lambda noun: hashlib.sha256(noun.encode()).digest())",
         "key=lambda noun: noun)",
     ),
-    (
-        "sky is below the horizon",
-        "emoji_world/open_scenes.py",
-        "< HORIZON * self.size",
-        ">= HORIZON * self.size",
-    ),
+    ("sky is below the horizon", "emoji_world/open_scenes.py", "< HORIZON * self.size", ">= HORIZON * self.size"),
     (
         "what lies on top is drawn beside the edge",
         "emoji_world/open_scenes.py",
