@@ -6,8 +6,8 @@ from ..mutant import Mutant
 
 # The tests that are about a module, where more import it than are about it.
 TESTS: dict[str, tuple[str, ...]] = {
-    "kosmos_core/atomic.py": ("tests/core/test_weights.py",),
-    "kosmos_core/file_names.py": ("tests/comfyui/test_nodes_alone.py",),
+    "kosmos_core/atomic.py": ("tests/core/test_atomic.py",),
+    "kosmos_core/file_names.py": ("tests/core/test_file_names.py",),
     "kosmos_core/safetensors_file.py": ("tests/core/test_weights.py",),
     "kosmos_core/weights.py": ("tests/core/test_weights.py", "tests/core/test_saved_clip.py"),
     "kosmos_core/config.py": ("tests/core/test_model.py",),
@@ -23,7 +23,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "kosmos_core/original/pickle_reader.py": ("tests/core/test_hostile_checkpoints.py", "tests/core/test_convert.py"),
     "kosmos_core/original/strict_pickle.py": ("tests/core/test_hostile_checkpoints.py",),
     "kosmos_core/original/tensor_names.py": ("tests/core/test_convert.py",),
-    "kosmos_core/diffusers/checkpoint_file.py": ("tests/core/test_hostile_checkpoints.py",),
+    "kosmos_core/diffusers/checkpoint_file.py": ("tests/training/test_stable_diffusion.py",),
     "kosmos_core/diffusers/no_text_encoder.py": ("tests/evaluate/test_pipeline_habits.py",),
     "kosmos_core/diffusers/pipeline.py": ("tests/evaluate/test_pipeline.py", "tests/evaluate/test_pipeline_habits.py"),
     "kosmos_core/diffusers/sampler.py": ("tests/evaluate/test_pipeline.py",),
