@@ -178,7 +178,7 @@ class Benchmark:
                     for weight in RISING
                 ]
             )
-            rises += (np.diff(chances, axis=0) > -ENOUGH).all(0).astype(float).tolist()
+            rises += monotone(chances).tolist()
             gains += (chances[-1] - chances[0]).tolist()
         self.add(BenchmarkRow("prompt weights 0.5, 1, 2", {"monotone": np.array(rises), "gain": np.array(gains)}))
 
@@ -196,6 +196,11 @@ class Benchmark:
         )
         for part in (*parts, self.weights):
             part()
+
+
+def monotone(chances: Pixels) -> np.ndarray:
+    """1 where a prompt's chance falls from no weight to the next, else 0: chances (weights, n) -> (n,)."""
+    return (np.diff(chances, axis=0) > -ENOUGH).all(0).astype(float)
 
 
 def background_followed(image: Pixels, case: Edit) -> bool:

