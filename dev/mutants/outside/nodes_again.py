@@ -7,14 +7,14 @@ from ..mutant import Mutant
 # The tests that are about a module, which the nodes' tests do not import.
 TESTS: dict[str, tuple[str, ...]] = {
     "nodes/adapter.py": ("tests/comfyui/test_prompt_alone.py", "tests/comfyui/test_nodes_alone.py"),
-    "nodes/attention.py": ("tests/comfyui/test_recording.py", "tests/comfyui/test_nodes_alone.py"),
-    "nodes/connections.py": ("tests/comfyui/test_prompt_alone.py", "tests/comfyui/test_nodes_alone.py"),
-    "nodes/file_lists.py": ("tests/comfyui/test_nodes_alone.py", "tests/comfyui/test_listing.py"),
-    "nodes/loader.py": ("tests/comfyui/test_prompt_alone.py", "tests/comfyui/test_nodes_alone.py"),
-    "nodes/operations.py": ("tests/comfyui/test_prompt_alone.py", "tests/comfyui/test_nodes_alone.py"),
-    "nodes/prompt_box.py": ("tests/comfyui/test_nodes_alone.py",),
-    "nodes/reference_files.py": ("tests/comfyui/test_nodes_alone.py",),
-    "nodes/sample_files.py": ("tests/comfyui/test_prompt_alone.py",),
+    "nodes/attention.py": ("tests/comfyui/test_recording.py",),
+    "nodes/connections.py": ("tests/comfyui/test_files_alone.py",),
+    "nodes/file_lists.py": ("tests/comfyui/test_files_alone.py",),
+    "nodes/loader.py": ("tests/comfyui/test_files_alone.py",),
+    "nodes/operations.py": ("tests/comfyui/test_prompt_alone.py",),
+    "nodes/prompt_box.py": ("tests/comfyui/test_files_alone.py", "tests/comfyui/test_prompt_box.py"),
+    "nodes/reference_files.py": ("tests/comfyui/test_files_alone.py", "tests/comfyui/test_nodes_alone.py"),
+    "nodes/sample_files.py": ("tests/comfyui/test_files_alone.py",),
 }
 
 OUTSIDE: tuple[tuple[str, str, str, str], ...] = (
@@ -48,7 +48,6 @@ OUTSIDE: tuple[tuple[str, str, str, str], ...] = (
         'name.startswith("model.") and name.endswith',
         "name.endswith",
     ),
-    ("a noun's spaces count as tokens", "nodes/prompt_box.py", "noun=noun.strip()", "noun=noun"),
     ("a link to any output of a node counts", "nodes/connections.py", "value[:2] == wanted", "value[:1] == wanted[:1]"),
     (
         "for another pack's call nothing is read",
