@@ -105,6 +105,17 @@ def test_eight_samplings_are_held_the_latest_of_each_and_the_oldest_goes(running
     assert begin(1).passes == 1, "the oldest"
 
 
+def test_all_samplings_together_hold_at_most_512_mb_when_one_begins(running: Any):
+    held, begin = running
+    for seed in range(4):
+        begin(seed).trace.bytes_recorded = 170 * 2**20
+    assert (len(held.samplings), held.forgotten) == (4, False)  # three held 510 MB when the fourth began
+    begin(4).trace.bytes_recorded = 600 * 2**20
+    assert (len(held.samplings), held.forgotten) == (4, True)
+    begin(5)
+    assert [sampling.trace.bytes_recorded for sampling in held.samplings.values()] == [0]
+
+
 def test_a_sampling_is_known_by_what_its_inputs_are_and_not_by_their_order(running: Any):
     held, begin = running
     begin(1)

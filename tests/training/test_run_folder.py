@@ -14,13 +14,13 @@ import torch
 
 from tests.training.launch import Impatient, Training, differences, train
 from tests.training.test_engine_launch import TORCHRUN, environment
-from training.base.errors import CheckpointError
+from training.base.errors import CheckpointError, ConfigError
 from training.base.processes import ProcessGroup
 from training.engine import run_folder, start
 from training.engine.log_config import LogConfig
 from training.engine.loop import STOPPED_EARLY
 from training.engine.progress import Progress
-from training.engine.resumed_settings import changes, sentence
+from training.engine.resumed_settings import changes, refuse, sentence, stored_settings
 from training.engine.run_config import parse
 from training.weights.provenance import record_start
 
@@ -164,6 +164,20 @@ def test_changes_are_told_by_key():
     assert found == {"a.b": [1, 2], "gone": [[1], None], "new": [None, {}]}
     assert sentence({"a.b": [1, None]}) == "a.b 1 -> (none)"
     assert changes({}, {}) == {}
+
+
+def test_settings_before_a_resume_are_the_checkpoints_own_or_else_the_last_starts(tmp_path):
+    checkpoint = tmp_path / "checkpoints" / "step-3"
+    checkpoint.mkdir(parents=True)
+    assert stored_settings(checkpoint) == {}
+    (tmp_path / "config.yaml").write_text("stage: lm\nseed: 1\n")
+    assert stored_settings(checkpoint) == {"stage": "lm", "seed": 1}
+    (checkpoint / "config.yaml").write_text("stage: lm\nseed: 2\n")
+    assert stored_settings(checkpoint) == {"stage": "lm", "seed": 2}
+    for steps in (3, 4):  # as many as are done is no mistake
+        refuse(checkpoint, 3, {"stage": "lm", "steps": steps}, None)
+    with pytest.raises(ConfigError, match=r"^steps: 2, but .*step-3 has done 3; give at least that many\.$"):
+        refuse(checkpoint, 3, {"stage": "lm", "steps": 2}, None)
 
 
 def test_a_finished_run_that_is_resumed_says_so_and_does_nothing(finished, tmp_path):
