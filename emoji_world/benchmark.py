@@ -184,7 +184,7 @@ class Benchmark:
                     for weight in RISING
                 ]
             )
-            rises += (np.diff(chances, axis=0) > -ENOUGH).all(0).astype(float).tolist()
+            rises += monotone(chances).tolist()
             gains += (chances[-1] - chances[0]).tolist()
         self.add(BenchmarkRow("prompt weights 0.5, 1, 2", {"monotone": np.array(rises), "gain": np.array(gains)}))
 
@@ -233,6 +233,11 @@ def spread(subjects: Sequence[Identity], count: int) -> list[Identity]:
     """So many of the subjects, at equal distances; all where there are fewer."""
     count = min(count, len(subjects))
     return [subjects[number * len(subjects) // count] for number in range(count)]
+
+
+def monotone(chances: Pixels) -> np.ndarray:
+    """1 where a prompt's chance falls from no weight to the next, else 0: chances (weights, n) -> (n,)."""
+    return (np.diff(chances, axis=0) > -ENOUGH).all(0).astype(float)
 
 
 def background_followed(image: Pixels, case: Edit) -> bool:

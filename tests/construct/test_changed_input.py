@@ -10,8 +10,12 @@ import pytest
 
 from training.base.errors import ConfigError
 from training.construct.__main__ import main
+from training.construct.chunks import Chunk
 from training.construct.construct_config import SegmentConfig
+from training.construct.input_shards import InputShard
 from training.construct.masks import Region
+from training.construct.output_shards import ConstructionOutput, PendingShard
+from training.construct.sample_encoding import EncodedSample
 
 from .conftest import SMALL, settings
 from .in_process import construct
@@ -120,9 +124,12 @@ def test_lost_output_is_made_again(tmp_path):
     write_folder(tmp_path / "in", range(2))
     config = settings(tmp_path / "in", tmp_path / "out", ANY_MASK)
     construct(config)
-    next((tmp_path / "out").glob("*.tar")).unlink()
-    construct(config)
-    assert len(samples(tmp_path / "out")) == 2
+    for ending in ("*.tar", "*.tar.idx"):
+        lost = next((tmp_path / "out").glob(ending))
+        lost.unlink()
+        construct(config)
+        assert lost.is_file()
+        assert len(samples(tmp_path / "out")) == 2
 
 
 def test_input_of_every_shape_is_read_and_what_is_not_read_is_counted(tmp_path):
@@ -171,6 +178,45 @@ def test_other_content_of_a_model_or_of_the_csv_is_refused_by_name(tmp_path):
     table.write_text("ImageID,Rotation,License\n000000,0,y\n")
     with pytest.raises(ConfigError, match=r"the files of open_images .*images\.csv are not those that the shards"):
         construct(config)
+
+
+def part_of(output, number: int, count: int, last: bool):
+    """A finished chunk of so many samples, which left out an entity for each."""
+    chunk = Chunk(0, number, [], [(f"{number}-gone", "picture: corrupt")], {"entity: not found": count}, last)
+    made = [EncodedSample(f"{number}-{i}", {"jpg": b"x" * 600, "json": b"{}"}) for i in range(count)]
+    return output.write_part(chunk, made)
+
+
+def test_parts_of_a_shard_are_joined_in_the_inputs_order_and_all_of_them_count(tmp_path):
+    config = settings(tmp_path, tmp_path / "out", ANY_MASK)
+    output, lock = ConstructionOutput.open(config)
+    shard, pending = InputShard("a", "", None, "f"), PendingShard()
+    first, second, third = (part_of(output, number, number + 1, number == 2) for number in range(3))
+    assert [pending.add(part) for part in (third, first, first, second)] == [False, False, False, True]
+    stats = output.join(shard, list(pending.parts.values()))
+    assert list(samples(tmp_path / "out")) == ["0-0", "1-0", "1-1", "2-0", "2-1", "2-2"]
+    assert (stats["pictures"], stats["samples"], stats["entities_left_out"]) == (9, 6, {"entity: not found": 6})
+    assert stats["pictures_left_out"] == {"picture: corrupt": ["0-gone", "1-gone", "2-gone"]}
+    assert not list(output.parts.iterdir())
+    output.began = True
+    output.abandon()  # but for a folder that holds shards
+    assert output.finished(shard)
+    (tmp_path / "out" / "a.stats.json").unlink()
+    output.abandon()
+    assert not (tmp_path / "out").exists()
+    lock.release()
+
+
+def test_what_a_run_does_not_see_of_models_is_remembered_from_the_one_that_did(tmp_path):
+    """On a cluster the models are not looked at; a later run on one machine still notices others."""
+    config = settings(tmp_path, tmp_path / "out", ANY_MASK)
+    for seen in ({"--a": "1"}, {}):
+        output, lock = ConstructionOutput.open(config, seen)
+        (output.folder / "a.stats.json").touch()
+        output.close()
+        lock.release()
+    with pytest.raises(ConfigError, match="the files of --a are not those that the shards"):
+        ConstructionOutput.open(config, {"--a": "2"})
 
 
 def test_shards_of_a_release_with_other_rules_are_refused(tmp_path):

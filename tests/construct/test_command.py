@@ -167,6 +167,8 @@ def test_same_stem_with_two_endings_and_sub_folders_keep_their_samples_apart(tmp
         (["--chunk=0"], "chunk: 0 must be at least 1"),
         (["--filters.duplicates=maybe"], "filters.duplicates: 'maybe' is not valid, expected one of all, off"),
         (["--caption.workers=0"], "workers: 0 must be at least 1"),
+        (["--segment.workers=0"], "workers: 0 must be at least 1"),
+        (["--segment.workers=2", "--segment.most_workers=1"], "most_workers: 1 must be 0 or at least workers (2)"),
         (["--config=nowhere.yaml"], "--config nowhere.yaml: cannot be read"),
         (["--input=/nowhere/at/all"], "input: /nowhere/at/all is not there; expected a folder of pictures"),
         (["--caption.kind=blip2"], "the model Salesforce/blip2-opt-6.7b is neither a folder here nor complete in"),

@@ -1,12 +1,17 @@
 """From a segmenter's answer to the crop: against masks drawn by hand, and the rules written out with SciPy."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import ndimage
 
 from kosmos_core.mask_boxes import largest_box
-from training.construct.masks import Region, binary_mask, dilate, find_crop
+from training.construct.construct_config import CropConfig
+from training.construct.masks import EntityCrop, Region, binary_mask, dilate, find_crop
+from training.construct.sample_encoding import encode_mask
 
 
 def drawn(size: tuple[int, int], *boxes: tuple[int, int, int, int]) -> np.ndarray:
@@ -29,6 +34,16 @@ def test_dilation_window_is_a_hundredth_of_the_height():
     crop = find_crop(Region(mask, 1.0), (500, 500))
     assert crop.box == (98, 198, 142, 262)  # 500 // 100 = 5: two pixels on every side
     assert find_crop(Region(mask, 1.0), (500, 500), dilation=0).box == (100, 200, 140, 260)
+
+
+def test_a_mask_is_written_smaller_by_the_pixels_in_the_middle():
+    mask = np.zeros((12, 12), dtype=bool)
+    mask[1::3, 1::3] = True  # the middle of each third
+    crop = EntityCrop(mask=mask, box=(0, 0, 12, 12), square=(0, 0, 12), share=1.0)
+    for side, expected in ((4, np.ones((4, 4), dtype=bool)), (16, mask)):
+        written = Image.open(io.BytesIO(encode_mask(crop, CropConfig(side=side))))
+        assert written.mode == "1"
+        assert np.array_equal(np.asarray(written), expected)
 
 
 def test_dilation_reaches_the_picture_border_and_not_beyond():

@@ -1,9 +1,12 @@
 """The real model classes, tiny and with random weights: batching, determinism, what they are given, what is missing."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 import transformers as tf
+from transformers import BatchEncoding
 
 from training.base.errors import ConfigError
 from training.construct.caption_spans import place
@@ -11,7 +14,7 @@ from training.construct.captioners import Blip2Captioner, build_captioner
 from training.construct.chunks import SourceImage
 from training.construct.construct_config import CaptionConfig, EntityConfig, SegmentConfig
 from training.construct.entity_extractors import LanguageModelExtractor, SpacyExtractor, build_extractor
-from training.construct.segmenters import ClipSeg, build_segmenter
+from training.construct.segmenters import ClipSeg, Sam3, build_segmenter
 
 from ..tiny import construct_models as tiny_models
 from . import in_process
@@ -168,6 +171,48 @@ def test_other_segmenters_find_the_entity_with_their_real_classes(tmp_path, view
             assert 0 <= region.score <= 1
         nothing = build_segmenter(SegmentConfig(kind=kind, detector_threshold=1.0, threshold=0.5, **options))
         assert nothing([(views[0], "dog")]) == [None]
+
+
+class Answering:
+    """A network of SAM 3 that finds the same three instances in every picture."""
+
+    def __init__(self, presence):
+        self.presence = presence
+
+    def __call__(self, pixel_values):
+        maps = torch.full((3, 4, 4), -5.0)
+        maps[0, 0], maps[1, 1], maps[2, 2] = 5.0, 7.0, 9.0
+        logits = torch.tensor([[1.0, 2.0, -3.0]])
+        return SimpleNamespace(pred_logits=logits, presence_logits=self.presence, pred_masks=maps[None])
+
+
+def sam3(presence, threshold):
+    segmenter = object.__new__(Sam3)
+    segmenter.config = SegmentConfig(kind="sam3", detector_threshold=threshold)
+    segmenter.device, segmenter.dtype, segmenter.model = torch.device("cpu"), torch.float32, Answering(presence)
+    segmenter.processor = lambda **_: BatchEncoding({"pixel_values": torch.zeros(1, 3, 4, 4)})
+    return segmenter
+
+
+def test_sam3_joins_the_sure_instances_and_asks_whether_the_words_are_there_at_all(views):
+    (region,) = sam3(None, 0.5)([(views[0], "dog")])
+    assert (region.map > 0).any(1).tolist() == [True, True, False, False]  # the third is not sure
+    assert region.score == round(float(torch.sigmoid(torch.tensor(2.0))), 4)
+    (region,) = sam3(torch.tensor([[0.0]]), 0.4)([(views[0], "dog")])  # even chances: half of each score
+    assert (region.map > 0).any(1).tolist() == [False, True, False, False]
+    assert region.score == round(float(torch.sigmoid(torch.tensor(2.0))) / 2, 4)
+    assert sam3(torch.tensor([[-9.0]]), 0.4)([(views[0], "dog")]) == [None]
+
+
+def test_names_and_compounds_are_entities_and_pronouns_and_words_for_the_picture_are_none():
+    spacy = pytest.importorskip("spacy")
+    words = ["Snoopy", "in", "a", "small", "fire", "truck", "beside", "it", "and", "Photos"]
+    kinds = ["PROPN", "ADP", "DET", "ADJ", "NOUN", "NOUN", "ADP", "PRON", "CCONJ", "NOUN"]
+    heads = [0, 0, 5, 5, 5, 1, 5, 6, 7, 7]
+    roles = ["ROOT", "prep", "det", "amod", "compound", "pobj", "prep", "pobj", "cc", "conj"]
+    lemmas = [*words[:-1], "photo"]
+    document = spacy.tokens.Doc(spacy.blank("en").vocab, words=words, pos=kinds, heads=heads, deps=roles, lemmas=lemmas)
+    assert SpacyExtractor._tags(document) == ["Snoopy", "fire truck"]
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,30 @@ def test_a_run_that_nothing_moves_in_says_what_is_missing_and_goes_on_when_it_is
     assert "0.8 of 2" in said[0]
 
 
+def test_what_is_waited_for_is_said_once_and_again_after_it_went_on(monkeypatch):
+    from training.construct import stall
+
+    monkeypatch.setattr(stall, "EVERY", 0.01)
+    monkeypatch.setattr(stall, "GRACE", 0.05)
+    monkeypatch.setattr(stall, "head_answers", lambda head: True)
+    monkeypatch.setattr(stall, "what_is_missing", lambda: "a [core]")
+    monkeypatch.setattr(stall.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="here"))
+    shown, count = io.StringIO(), [0]
+
+    def said(times):
+        end = time.monotonic() + 20
+        while shown.getvalue().count("for 0 s: a [core]") < times and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.15)  # and not once more
+        return shown.getvalue().count("\n")
+
+    with stall.Watch(Console(file=shown, width=1000)) as watch:
+        watch.progress = lambda: count[0]
+        assert said(1) == 1
+        count[0] = 5
+        assert said(2) == 2
+
+
 def test_a_run_whose_head_is_gone_ends_with_the_way_on(ray_instance, monkeypatch):
     from training.construct import stall
 

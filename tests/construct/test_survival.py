@@ -185,6 +185,17 @@ def test_second_run_on_the_same_folder_is_refused(images, tmp_path):
     output.close()
 
 
+def test_whatever_decides_the_result_is_a_setting_that_may_not_change(tmp_path):
+    result = settings(tmp_path / "in", tmp_path / "out").result_settings()
+    decisive = ["--chunk=9", "--shard_size=9", "--model_side=99", "--licence=x", "--caption.batch=9", "--crops.side=9"]
+    for words in (*decisive, "--filters.min_words=9", "--entities.model=x", "--segment.threshold=0.9"):
+        key = words[2:].partition("=")[0]
+        other = settings(tmp_path / "in", tmp_path / "out", words).result_settings()
+        assert {name for name in result if result[name] != other[name]} == {key}
+    for words in ("--salvage=true", "--preview=3", "--segment.cpus=2", "--object_store_gb=1", "--entities.workers=2"):
+        assert settings(tmp_path / "elsewhere", tmp_path / "other", words).result_settings() == result
+
+
 def test_other_settings_on_the_same_folder_are_refused_by_name(images, tmp_path):
     in_process.construct(settings(images, tmp_path))
     with pytest.raises(ConfigError, match=r"crops\.side: 512, now it is 256; go on with the old settings"):

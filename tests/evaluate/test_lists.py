@@ -12,7 +12,7 @@ from tests.tiny import drawings as tiny
 from training.base.errors import ConfigError
 from training.evaluate.jobs import dreambench_jobs, pair_jobs
 from training.evaluate.protocols import PROTOCOLS, mark_nouns, prompt_of, words_of
-from training.evaluate.subjects import DREAMBENCH, check_images, open_image, read_subjects
+from training.evaluate.subjects import DREAMBENCH, Subject, check_images, open_image, read_subjects, subject_images
 
 KOSMOSG, DREAMBOOTH = PROTOCOLS["kosmosg"], PROTOCOLS["dreambooth"]
 
@@ -180,6 +180,7 @@ def test_subjects_of_ones_own_are_checked(tmp_path):
     assert read_subjects(path).subjects[0].noun == "mug"
     for wrong, sentence in (
         ({**good, "prompts": {"object": ["a mug on the beach"]}}, r"must have \{\} exactly once"),
+        ({**good, "prompts": {"object": ["a {} beside a {}"]}}, r"must have \{\} exactly once"),
         ({**good, "prompts": {"live": ["a {}"]}}, "is of kind 'object', which has no prompts"),
         ({**good, "subjects": [{"name": "mug"}]}, "it needs exactly name, noun, kind and picked"),
         ({**good, "subjects": [{**good["subjects"][0], "noun": None}]}, "the noun of subject 1 is None; expected a"),
@@ -193,6 +194,15 @@ def test_subjects_of_ones_own_are_checked(tmp_path):
         path.write_text(wrong if isinstance(wrong, str) else yaml.safe_dump(wrong))
         with pytest.raises(ConfigError, match=sentence):
             read_subjects(path)
+
+
+def test_photographs_of_a_subject_are_neither_its_masks_nor_hidden_files(tmp_path):
+    data = tiny.save_subjects(tmp_path, {"mug": 2})
+    (folder,) = tmp_path.rglob("mug")
+    for name in ("00.mask.png", "01.MASK.PNG", "._00.jpg", "notes.txt"):
+        (folder / name).write_bytes((folder / "00.jpg").read_bytes())
+    found = subject_images(data, Subject("mug", "mug", "object", "00.jpg"))
+    assert [path.name for path in found] == ["00.jpg", "01.jpg"]
 
 
 def test_a_jobs_noise_is_its_row_of_the_whole_block(weights, sd):

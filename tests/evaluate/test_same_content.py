@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from filelock import FileLock
 from PIL import Image
@@ -13,13 +15,17 @@ from PIL import Image
 from tests.tiny import drawings as tiny
 from tests.tiny.clip import save_dino
 from tests.tiny.kosmos_file import save_tiny_kosmos
+from training.base.content_digest import content_digest
 from training.base.errors import ConfigError
+from training.base.processes import ProcessGroup
 from training.evaluate import statistics
 from training.evaluate.__main__ import main
 from training.evaluate.coco import real_images
+from training.evaluate.command_options import contents_of_jobs, open_output, sampling_of
 from training.evaluate.compare import model_names
 from training.evaluate.fid import ImageFiles, name_of_reals, warning_of_size
-from training.evaluate.jobs import dreambench_jobs
+from training.evaluate.image_generator import Sampling
+from training.evaluate.jobs import Job, dreambench_jobs
 from training.evaluate.output_folder import OutputFolder
 from training.evaluate.protocols import PROTOCOLS
 from training.evaluate.statistics import summarise
@@ -238,6 +244,80 @@ def test_own_pictures_of_every_kind_look_alike_to_all_that_read_them(tmp_path):
 
 def fid_pixels(path: Path) -> np.ndarray:
     return ImageFiles([path], None)[0].permute(1, 2, 0).numpy()
+
+
+def told(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text())["contents"]
+
+
+def test_pictures_that_are_scored_without_their_models_keep_the_record_of_these(tmp_path):
+    alone = ProcessGroup(0, 1, torch.device("cpu"))
+    for seen in ({"--weights a": "1", "the picture b": "2"}, {"the picture b": "2"}, {"the picture c": "3"}):
+        OutputFolder(tmp_path).start({"steps": 1}, (tmp_path / "run.json").exists(), alone, lambda seen=seen: seen)
+    assert told(tmp_path) == {"--weights a": "1", "the picture b": "2", "the picture c": "3"}
+    with pytest.raises(ConfigError, match="--resume: --weights a is not what it was"):
+        OutputFolder(tmp_path).start({"steps": 1}, True, alone, lambda: {"--weights a": "4"})
+
+
+@pytest.mark.parametrize("before", [None, '{"--dino": "0"}', "[", '{"--dino": "1"}'])
+def test_scores_are_kept_where_the_same_scorer_is_recorded_and_nowhere_else(tmp_path, capsys, before):
+    made = ("scores-0.jsonl", "scores-1.jsonl", "results.json", "table.md", "scores.jsonl")
+    for name in made:
+        (tmp_path / name).write_text("{}\n")
+    (tmp_path / "sheets").mkdir()
+    if before is not None:
+        (tmp_path / "scorer.json").write_text(before)
+    OutputFolder(tmp_path).begin_scores({"--dino": "1"}, ProcessGroup(0, 1, torch.device("cpu")))
+    kept = before == '{"--dino": "1"}'
+    assert [(tmp_path / name).exists() for name in (*made, "sheets")] == [kept] * 6
+    assert json.loads((tmp_path / "scorer.json").read_text()) == {"--dino": "1"}
+    assert ("scoring all pictures anew" in capsys.readouterr().err) == (not kept)
+
+
+def test_every_picture_of_one_name_in_folders_of_one_name_is_looked_at(tmp_path):
+    paths = [tmp_path / place / "mug" / "00.png" for place in "ab"]
+    for number, path in enumerate(paths):
+        path.parent.mkdir(parents=True)
+        tiny.drawing(number).save(path)
+    jobs = [Job(f"{number}.png", "a <i>", "a", (path,)) for number, path in enumerate(paths)]
+    options = Namespace(only="score", sd="nowhere")
+    before = contents_of_jobs(options, ["w"], jobs)
+    assert set(before) == {"the prompts and their noise", "the picture mug/00.png", f"the picture {paths[1]}"}
+    for path in paths:
+        tiny.drawing(9).save(path)
+    after = contents_of_jobs(options, ["w"], jobs)
+    assert [name for name in before if before[name] == after[name]] == ["the prompts and their noise"]
+
+
+def test_what_is_left_open_of_sampling_is_the_commands_own_and_a_guidance_of_0_is_none(tmp_path):
+    asked = {"only": "score", "scheduler": None, "steps": None, "guidance": None, "size": 64}
+    assert sampling_of(Namespace(**asked), "ddim", 50, 7.5) == Sampling("ddim", 50, 7.5, 64)
+    asked |= {"scheduler": "pndm", "steps": 3, "guidance": 0.0}
+    assert sampling_of(Namespace(**asked), "ddim", 50, 7.5) == Sampling("pndm", 3, 0.0, 64)
+
+
+def test_scores_alone_take_from_the_record_whatever_made_the_pictures(tmp_path):
+    alone, given = ProcessGroup(0, 1, torch.device("cpu")), {"command": "dreambench", "output": tmp_path / "out"}
+    made = Namespace(**given, sd="a", dtype="bf16", resume=False)
+    sampling = open_output(made, Sampling("ddim", 9, 3.0, 64), alone, dict, weights="w", seeds=[1])[1]
+    scored = Namespace(**given, sd="b", dtype="fp32", resume=False, only="score")
+    found = open_output(scored, Sampling("pndm", 50, 7.5, 512), alone, dict, weights="x", seeds=[1])[1]
+    assert found == sampling == Sampling("ddim", 9, 3.0, 64)
+    with pytest.raises(ConfigError, match="made with seeds = "):
+        open_output(scored, found, alone, dict, weights="x", seeds=[2])
+
+
+def test_a_file_of_the_hubs_cache_is_known_by_its_name_and_any_other_by_its_content(tmp_path):
+    for folder, trusted in (("blobs", True), ("mine", False)):
+        found = set()
+        for content in ("one", "two"):
+            path = tmp_path / folder / ("0a" * 20)
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(content)
+            (tmp_path / "model.bin").unlink(missing_ok=True)
+            (tmp_path / "model.bin").symlink_to(path)
+            found.add(content_digest([tmp_path / "model.bin"], [""]))
+        assert (len(found) == 1) == trusted
 
 
 def test_statistics_of_real_pictures_follow_their_content(tmp_path):

@@ -21,6 +21,7 @@ from training.base.contact_sheet import (
     text,
     thumbnail,
 )
+from training.base.curves import _range
 
 RED, BLUE = Image.new("RGB", (60, 30), "red"), Image.new("RGB", (30, 30), "blue")
 
@@ -90,6 +91,15 @@ def test_any_words_stay_inside_their_width(words):
     assert block.height <= 81
     drawn = np.asarray(page(block, margin=40, paper="white"))
     assert (drawn[:, 160:] == 255).all()
+
+
+def test_a_curves_field_holds_all_values_but_the_largest_hundredth_of_a_long_run():
+    short = {"all": [(step, float(step), 0.0) for step in range(99)]}
+    assert _range(short) == pytest.approx((-4.9, 102.9))  # 98 and a twentieth of it at both ends
+    long = {"all": [(step, 1000.0 if step < 3 else step / 300, 0.0) for step in range(300)]}
+    assert _range(long)[1] < 2
+    barred = {"all": [(0, 1.0, 0.5), (1, 2.0, 0.0)]}
+    assert _range(barred) == pytest.approx((0.425, 2.075))  # an interval's lower end, too
 
 
 def test_spans_of_a_caption_are_shown_and_underlined_in_their_colours():

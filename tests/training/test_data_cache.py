@@ -1,10 +1,13 @@
 """Latents and CLIP states beside the shards: what they give, when they are used, and when they are refused."""
 
+import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -12,7 +15,9 @@ from training import run
 from training.base.rng import RowRng
 from training.data import cache
 from training.data.batch_stream import Stream
-from training.data.cached_rows import made_by
+from training.data.cache import Cache
+from training.data.cached_rows import CachedRows, Maker, content_key, made_by
+from training.data.index import index_dataset
 from training.data.shard_writer import write_shard
 from training.engine.operations import batch_sizes
 from training.engine.run_config import parse
@@ -160,6 +165,42 @@ def test_a_sample_that_the_rows_do_not_know_is_refused_where_it_is_read(copied, 
     assert run.main(arguments("align", "run", "--steps", "20")) == 1
     told = capsys.readouterr().err
     assert "has no states beside its shard, so those were made from other data; run `python -m" in told
+
+
+class EveryEighthPixel:
+    """An autoencoder whose latents are pixels of the image."""
+
+    device, dtype = CPU, torch.float32
+
+    def encode(self, images):
+        return SimpleNamespace(latents=images[:, :, ::8, ::8])
+
+
+def test_each_sample_finds_its_own_row_in_its_shard_whichever_shards_were_made_before(tmp_path):
+    images = []
+    for number in range(5):
+        Image.new("RGB", (16, 16), (50 * number, 0, 255)).save(file := io.BytesIO(), "PNG")
+        images.append(file.getvalue())
+    for shard in range(3):
+        numbers = range(2 * shard, min(2 * shard + 2, 5))
+        write_shard(tmp_path / f"{shard}.tar", [(f"{n}", {"png": images[n], "txt": b"a dog"}) for n in numbers])
+    dataset = index_dataset(tmp_path)
+    maker = Maker("latents", "0" * 32, "fp32", (2, 3, 2, 2), 16)
+    options = SimpleNamespace(resolution=16, batch=2, workers=0)
+    made = Cache(dataset, "captions", maker, options)
+    assert made.write(EveryEighthPixel(), None)[0] == 5
+    (tmp_path / "1.tar.latents").unlink()
+    assert made.write(EveryEighthPixel(), None)[0] == 2
+    rows = CachedRows.of("web", dataset, maker)
+    for number, content in enumerate(images):
+        found = rows.row(number, content_key(content))
+        assert found[0, 0].unique().tolist() == pytest.approx([50 * number / 127.5 - 1])
+        assert rows.row(number, content_key(images[number - 2])) is None  # which is in another shard
+
+
+def test_captions_are_told_apart_by_their_ids_and_not_by_the_digits_of_these():
+    captions = ([1, 23], [12, 3], [123], [1, 2, 3], [])
+    assert len({content_key(ids) for ids in captions}) == len(captions)
 
 
 @pytest.mark.parametrize(

@@ -67,13 +67,14 @@ def test_a_plain_member_is_read_without_tarfile():
         ("JPEG", {"progressive": True, "comment": b"\xff\xc0" * 30}),
         ("JPEG", {"exif": b"Exif\0\0" + b"\xff" * 99}),
         ("PNG", {}),
+        ("WEBP", {}),
     ],
 )
 def test_a_header_states_the_pixels_that_pillow_finds(form, options):
     file = io.BytesIO()
     Image.new("RGB", (70, 31)).save(file, form, **options)
     content = file.getvalue()
-    assert _stated_pixels(content) == 70 * 31
+    assert _stated_pixels(content) == (None if form == "WEBP" else 70 * 31)  # None: Pillow looks
     check_size(content, 70 * 31)
     with pytest.raises(BadSample, match="picture too large"):
         check_size(content, 70 * 31 - 1)

@@ -165,6 +165,41 @@ def test_lines_of_json_are_read_in_any_order(tmp_path):
         assert json.loads(reader[index]["json"])["text"] == texts[index]
 
 
+def test_at_most_so_many_files_are_open_and_the_longest_unused_is_closed_first(pairs, monkeypatch):
+    monkeypatch.setattr("training.data.reader.OPEN_FILES", 2)
+    reader = Reader(index_dataset(pairs), "captions")
+    for index in (0, 10, 1, 20):  # of the shards 0, 1, 0 again, 2
+        assert reader[index]["__key__"].endswith(f"{index:09d}")
+    assert list(reader._files) == [0, 2]
+
+
+def test_a_line_and_a_file_of_just_the_most_bytes_are_read(tmp_path):
+    lines = [json.dumps({"text": "x" * length}) for length in (85, 86)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
+    _tar(tmp_path / "a.tar", [("0.txt", b"x" * len(lines[0]) + b"x"), ("1.txt", b"x" * len(lines[1]) + b"x")])
+    for name, part, reason in (("a.jsonl", "json", "line too large"), ("a.tar", "txt", "file too large")):
+        reader = Reader(index_dataset(tmp_path / name), "text", max_megabytes=(len(lines[0]) + 1) / 1e6)
+        assert len(reader[0][part]) == len(lines[0]) + 1
+        with pytest.raises(BadSample, match=reason):
+            reader[1]
+
+
+def test_the_layout_is_told_by_the_first_sample_that_tells_one(tmp_path):
+    _tar(tmp_path / "a.tar", [("0.heic", b"x"), ("0.txt", b"a dog"), ("1.json", b"{"), ("2.jpg", b"x"), ("2.txt", b"")])
+    assert detect_kind(index_dataset(tmp_path)) == "captions"
+
+
+def test_an_index_of_another_tool_is_used_unless_the_file_is_newer(tmp_path):
+    _tar(tmp_path / "a.tar", [("0.txt", b"a dog"), ("1.txt", b"a cat")])
+    offsets = sample_offsets(index_dataset(tmp_path).root / "a.tar").tolist()
+    index, now = tmp_path / "a.tar.idx", (tmp_path / "a.tar").stat().st_mtime_ns
+    for age, count in ((0, 1), (-1, 2)):
+        np.array([offsets[0], offsets[2]], "<u8").tofile(index)  # of one sample, so that it can be told apart
+        os.utime(index, ns=(now + age, now + age))
+        (tmp_path / RECORD).unlink()
+        assert len(index_dataset(tmp_path)) == count
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_layout_of_every_kind_is_recognised(tmp_path, layout):
     write_tars(tmp_path / layout, LAYOUTS[layout](random.Random(0), 3, 32), per_shard=10)

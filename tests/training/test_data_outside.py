@@ -14,6 +14,7 @@ from training.data.convert import __main__ as convert
 from training.data.cookers import cook, kind_of
 from training.data.data_config import DataConfig
 from training.data.index import RECORD, DataError, index_dataset
+from training.data.original_cookers import placed_entities
 from training.data.reader import Reader, detect_kind
 from training.data.sample_types import BadSample
 from training.data.synthetic import encoded, random_scene
@@ -142,6 +143,30 @@ def test_a_hostile_sample_is_one_counted_sample(name):
     kind_of(crude)
     with pytest.raises(BadSample, match=reason):
         cook(kind, crude, PIXELS if reason != "picture too large" else 1000)
+
+
+@pytest.mark.parametrize("part", ["jpg", "0.jpg", "0.mask.png", "0.white.jpg"])
+def test_every_picture_of_a_sample_has_a_largest_size(part):
+    large = encoded(random_scene(random.Random(0), 33, 1).image())
+    parts = dict.fromkeys(("jpg", "0.jpg", "0.mask.png", "0.white.jpg"), IMAGE)
+    crude = {"__key__": "x", "__restore_key__": (), "__subflavors__": None} | parts
+    crude["json"] = b'{"caption": "a dog", "entities": [{"span": [0, 5]}]}'
+    assert cook("compositional", crude, 32 * 32).entities
+    with pytest.raises(BadSample, match="picture too large"):
+        cook("compositional", crude | {part: large}, 32 * 32)
+
+
+def test_as_many_pictures_and_names_as_are_allowed_are_sound(monkeypatch):
+    monkeypatch.setattr("training.data.cookers.MOST_IMAGES", 3)
+    monkeypatch.setattr("training.data.original_cookers.MOST_NAMES", 2)
+    monkeypatch.setattr("training.data.original_cookers.LONGEST_NAME", 3)
+    crude = {"__key__": "x", "__restore_key__": (), "__subflavors__": None, "0.jpg": IMAGE}
+    document = {"segments": [{"image": "0.jpg"}] * 3}
+    assert len(cook("interleaved", crude | {"json": json.dumps(document).encode()}, PIXELS).segments) == 3
+    assert len(placed_entities("a dog, a cat", ["dog", "cat"])) == 2
+    for names in (["dog", "cat", "a"], ["dogs"]):
+        with pytest.raises(BadSample, match="too many entity names"):
+            placed_entities("a dog, a cat", names)
 
 
 def test_members_that_claim_more_than_they_hold_are_refused(tmp_path):

@@ -20,7 +20,15 @@ from training.data.decoding import centred, decode, target_pixels
 from training.data.lanes import Lane
 from training.data.original_cookers import placed_entities
 from training.data.packing import PackedRow, document_units, sentences
-from training.data.sample_types import BadSample, CaptionSample, Filtered, InterleavedSample, TextSample
+from training.data.sample_types import (
+    BadSample,
+    CaptionSample,
+    CompositionalSample,
+    Entity,
+    Filtered,
+    InterleavedSample,
+    TextSample,
+)
 from training.data.sequences import compositional_sequence, edit_sequence
 from training.data.synthetic import COLOURS, compositional_samples, edit_samples
 from training.data.tasks import AlignTask, InstructTask
@@ -226,6 +234,48 @@ def test_an_edit_is_caption_picture_instruction_with_one_of_its_pairs(tiny_token
     assert 70 < dropped < 130
 
 
+def test_the_pairs_of_an_edit_come_by_their_numbers_with_leading_zeros_too():
+    names = ["10", "9", "007"]
+    parts = {f"{name}_{moment}.jpg": f"{name}-{moment}".encode() for name in names for moment in (1, 0)}
+    sample = cook_edit(KEYS | parts | {"json": b'{"edit": "make it night"}'})
+    assert sample.pairs == [(f"{name}-0".encode(), f"{name}-1".encode()) for name in reversed(names)]
+
+
+def _flat(colour):
+    Image.new("RGB", (8, 8), colour).save(file := io.BytesIO(), "PNG")
+    return file.getvalue()
+
+
+def test_an_edits_caption_is_drawn_before_its_pair(tiny_tokenizer):
+    sample = cook_edit(KEYS | next(parts for parts in edit_samples(random.Random(0), 20, 48) if "1_0.jpg" in parts))
+    words = len(tiny_tokenizer.encode(sample.caption))
+    whole = len(edit_sequence(sample, tiny_tokenizer, random.Random(0), 0.0).token_ids)
+    for seed in range(12):
+        draws = random.Random(seed)
+        dropped, pair = draws.random() < 0.5, draws.choice(sample.pairs)
+        found = edit_sequence(sample, tiny_tokenizer, random.Random(seed), 0.5, target=bytes)
+        assert (len(found.token_ids), found.target) == (whole - words * dropped, pair[1])
+
+
+@pytest.mark.parametrize("scope", ["sample", "entity"])
+def test_an_entitys_words_are_drawn_before_its_ground_and_the_ground_from_above(tiny_tokenizer, scope):
+    """As the first implementation drew them: another order, or the other end of 0 ... 1, is another data stream."""
+    red, white = _flat("red"), _flat("white")
+    entities = [Entity(0, 5, red, on_white=white), Entity(10, 15, red, on_white=white)]
+    sample = CompositionalSample(**KEYS, caption="a dog and a hat", entities=entities, target=red)
+    image = [tiny_tokenizer.ids.image_start] * (tiny_tokenizer.latents + 1) + [tiny_tokenizer.ids.image_end]
+    for seed in range(12):
+        draws, position, ids, grounds = random.Random(seed), 0, [0], []
+        dropped = draws.random() < 0.5 if scope == "sample" else None
+        for entity in entities:
+            dropped = draws.random() < 0.5 if scope == "entity" else dropped
+            ids += tiny_tokenizer.encode(sample.caption[position : entity.start if dropped else entity.end]) + image
+            grounds.append([255, 0, 0] if draws.random() > 0.7 else [255, 255, 255])
+            position = entity.end
+        found = compositional_sequence(sample, tiny_tokenizer, random.Random(seed), 0.5, 0.3, scope)
+        assert (found.token_ids, [*map(_colour, found.images)]) == ([*ids, 2], grounds)
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
@@ -401,6 +451,13 @@ def test_a_broken_description_is_a_reason(described, reason):
     parts = {"json": json.dumps(described).encode(), "jpg": b"x", "0.jpg": b"x", "1.jpg": b"x"}
     with pytest.raises(BadSample, match=f"^{reason}$"):
         cook_compositional(KEYS | parts)
+
+
+def test_entities_that_touch_or_end_the_caption_are_sound_in_any_order():
+    described = {"caption": "reddog", "entities": [{"span": [3, 6]}, {"span": [0, 3]}]}
+    parts = {"json": json.dumps(described).encode(), "jpg": b"x", "0.jpg": b"dog", "1.jpg": b"red"}
+    entities = cook_compositional(KEYS | parts).entities
+    assert [(entity.start, entity.end, entity.crop) for entity in entities] == [(0, 3, b"red"), (3, 6, b"dog")]
 
 
 def test_a_picture_that_a_document_names_but_lacks_makes_it_bad():

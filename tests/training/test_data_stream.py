@@ -337,6 +337,27 @@ def test_a_source_is_judged_as_soon_as_enough_of_it_is_read():
         counts.add({"web": 200}, [Skip("web", str(number), "corrupt picture", False) for number in range(11)])
 
 
+def test_a_source_too_small_to_be_judged_is_judged_at_the_end_of_its_epoch(tmp_path, open_):
+    path = _with_bad(tmp_path / "pairs", {number: _changed("jpg", b"no picture") for number in (3, 7)}, samples=20)
+    stream = open_("instruct", one_stream(3), sources={"web": SourceConfig(path)})
+    with pytest.raises(TooManyBad, match="of 2"):
+        [next(stream) for _ in range(7)]
+
+
+def test_a_lane_stays_with_one_worker(open_):
+    wanted = {(6, 4): 3, (6, 6): 6, (6, 9): 6, (7, 3): 1, (6, 0): 0}
+    assert {(lanes, n): open_("align", lanes=lanes, workers=n).workers for lanes, n in wanted} == wanted
+
+
+def test_workers_that_were_killed_long_ago_are_forgiven(open_):
+    stream = open_("align")
+    for number in (0, 1000, 2000, 2001, 3002):  # each within 1,000 micro-batches of the one before, but the last
+        stream._number = number
+        stream._note_loss("DataLoader worker (pid 1) is killed")
+        lost = stream._lost
+        assert lost == {0: 1, 1000: 2, 2000: 3, 2001: 4, 3002: 1}[number]
+
+
 def test_a_source_of_nothing_but_bad_samples_stops_at_once(tmp_path, open_):
     path = _with_bad(tmp_path / "pairs", {number: _without("jpg") for number in range(100)})
     source = SourceConfig(path, kind="captions")
@@ -393,6 +414,8 @@ def test_a_truncated_tar_is_read_up_to_its_break(tmp_path, open_, caplog):
     assert {key.partition("/")[0] for key in keys} == {f"0000{number}.tar" for number in range(4)}
     counts = {name: count for name, count in stream.report().items() if "/bad/" in name}
     assert counts == {"web/bad/truncated tar": 1}
+    other = open_("align", Stream(0, 1, 2, 10, 1), sources={"web": SourceConfig(path)})
+    assert other.report() == {"web/size": stream.report()["web/size"]}  # told once, by the first stream
 
 
 @pytest.mark.parametrize(

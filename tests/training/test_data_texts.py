@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from training.base.display import markup, printable
+from training.base.display import duration, markup, printable, short
 from training.base.text import decode_text
 
 CAPTION = "ein H\u00fcndchen, \u72d7 \U0001f436"
@@ -14,6 +14,22 @@ CAPTION = "ein H\u00fcndchen, \u72d7 \U0001f436"
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 def test_a_byte_order_mark_tells_the_encoding_and_is_no_part_of_the_text(encoding):
     assert decode_text(CAPTION.encode(encoding)) == CAPTION
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [(0, "0"), (7.125, "7.12"), (999.4, "999"), (999.6, "1k"), (1234567, "1.23M"), (-1500, "-1.5k"), (2e15, "2P")],
+)
+def test_a_number_takes_at_most_four_digits(number, shown):
+    assert short(number) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(59.4, "59s"), (59.6, "1m00s"), (3599, "59m59s"), (3600, "1h00m"), (86399, "23h59m"), (183600, "2d03h")],
+)
+def test_a_duration_has_its_two_largest_units(seconds, shown):
+    assert duration(seconds) == shown
 
 
 @pytest.mark.parametrize(

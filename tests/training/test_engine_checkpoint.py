@@ -1,17 +1,28 @@
 """Checkpoints: killed at any moment, moved between numbers of processes, without room, without permission."""
 
 import functools
+import itertools
 import os
 import random
 import signal
 import subprocess
+from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 
 from tests.training.launch import KillAfter, KillAtStep, KillAtSync, Training, differences, tensors, train
-from training.engine.checkpoint import complete_checkpoints, latest_checkpoint
+from training.base.errors import CheckpointError
+from training.base.processes import ProcessGroup
+from training.engine.checkpoint import Checkpoints, complete_checkpoints, latest_checkpoint
+from training.engine.checkpoint_config import CheckpointConfig
+from training.engine.optim_config import OptimConfig
+from training.engine.optimizer import MovingAverage
+from training.engine.run_state import gather_state, restore_state
+from training.engine.sharding.engine import Engine, StepModule
 
+ALONE = ProcessGroup(0, 1, torch.device("cpu"))
 SYNCS_PER_SAVE = 7  # data, metadata, settings, step-N.tmp, renamed folder, latest.tmp, renamed latest
 
 
@@ -159,6 +170,89 @@ def test_only_the_last_k_checkpoints_are_kept(smoke_stages, tmp_path):
     options = "--steps", "10", "--checkpoint.every", "2", "--checkpoint.keep", "2"
     assert train(smoke_stages.arguments("lm", tmp_path / "run", *options), tmp_path / "log").ok
     assert names(tmp_path / "run" / "checkpoints") == ["latest", "step-00000008", "step-00000010"]
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """Checkpoints of a run of one process, of which two are kept, and the names that lie in their folder."""
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep=2, asynchronous=False), ALONE)
+    checkpoints.prepare()
+
+    def save(*steps, state=None):
+        for step in steps:
+            checkpoints.save(step, state or {"model": {"weight": torch.full((2,), float(step))}})
+        return sorted(path.name for path in checkpoints.folder.glob("step-*"))
+
+    return checkpoints, save
+
+
+def test_the_oldest_complete_checkpoints_go_and_what_is_none_stays_and_takes_no_place(kept):
+    checkpoints, save = kept
+    (checkpoints.folder / "step-00000003").mkdir()
+    assert save(9, 10, 100) == ["step-00000003", "step-00000010", "step-00000100"]
+    assert latest_checkpoint(checkpoints.folder).name == "step-00000100"
+
+
+def test_a_run_that_was_set_back_keeps_its_own_checkpoints_and_the_later_ones(kept):
+    checkpoints, save = kept
+    save(10, 20)
+    assert save(5) == ["step-00000005", "step-00000010", "step-00000020"]
+    assert latest_checkpoint(checkpoints.folder).name == "step-00000005"
+    assert save(6, 7) == ["step-00000006", "step-00000007", "step-00000010", "step-00000020"]
+    assert latest_checkpoint(checkpoints.folder).name == "step-00000007"
+
+
+def engine_of(*widths, seed=0):
+    """An engine of linear layers that has done one step."""
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential(*(torch.nn.Linear(a, b) for a, b in itertools.pairwise(widths)))
+    engine = Engine(StepModule(SimpleNamespace(model=model)), OptimConfig(), ALONE)
+    model(torch.ones(1, widths[0])).sum().backward()
+    engine.optimizer.step()
+    return engine
+
+
+def draws():
+    return random.random(), numpy.random.rand(), float(torch.rand(()))
+
+
+def test_a_restored_run_has_weights_moments_average_and_every_generator_of_the_saved_one(kept):
+    checkpoints, save = kept
+    engine, other = engine_of(3, 4, 2), engine_of(3, 4, 2, seed=1)
+    average = MovingAverage(engine.parameters, 0.5)
+    engine.parameters["0.weight"].data.add_(1)
+    engine.full_precision = {"1.weight": torch.full((2, 4), 1 / 3)}  # as if it were frozen, in another format
+    other.full_precision = {"1.weight": torch.zeros(2, 4)}
+    save(1, state=gather_state(engine, average, {"step": 1}, {0: {"number": 5}}))
+    expected, restored = draws(), MovingAverage(other.parameters, 0.5)
+    assert restore_state(latest_checkpoint(checkpoints.folder), other, restored, [0]) == {0: {"number": 5}}
+    assert draws() == expected
+    for name, tensor in engine.model_state().items():
+        assert torch.equal(other.model_state()[name], tensor), name
+    for name, tensor in average.average.items():
+        assert torch.equal(restored.average[name], tensor), name
+    for name, moments in engine.optimizer_state().items():
+        assert all(torch.equal(other.optimizer_state()[name][key], value) for key, value in moments.items()), name
+
+
+def test_a_moving_average_that_a_run_had_not_before_begins_at_the_restored_weights(kept):
+    checkpoints, save = kept
+    engine, other = engine_of(3, 2), engine_of(3, 2, seed=1)
+    save(1, state=gather_state(engine, None, {"step": 1}, {}))
+    average = MovingAverage(other.parameters, 0.5)
+    restore_state(latest_checkpoint(checkpoints.folder), other, average, [])
+    assert all(torch.equal(average.average[name], p) for name, p in engine.parameters.items())
+
+
+@pytest.mark.parametrize(("saved", "asked"), [((3, 4, 4), (3, 4)), ((3, 4), (3, 4, 4)), ((3, 4), (4, 4))])
+def test_a_larger_or_smaller_model_than_the_saved_one_is_refused_and_stays_as_it_was(kept, saved, asked):
+    checkpoints, save = kept
+    save(1, state=gather_state(engine_of(*saved), None, {"step": 1}, {}))
+    engine = engine_of(*asked, seed=1)
+    before = {name: tensor.clone() for name, tensor in engine.model_state().items()}
+    with pytest.raises(CheckpointError, match="step-00000001 is of another model or trains other parts"):
+        restore_state(latest_checkpoint(checkpoints.folder), engine, None, [])
+    assert all(torch.equal(engine.model_state()[name], tensor) for name, tensor in before.items())
 
 
 @pytest.fixture

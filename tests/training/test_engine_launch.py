@@ -103,15 +103,15 @@ def test_a_launch_script_says_what_it_lacks(script, words, expected):
     assert expected in done.stderr
 
 
-def slurm_job(folder, seconds, stopped=False):
+def slurm_job(folder, seconds, stopped=False, code=0):
     """Run slurm.sh with stand-ins for Slurm's two commands, which write down how they were called.
 
-    stopped: whether the job gets SIGTERM while `srun` works.
+    stopped: whether the job gets SIGTERM while `srun` works. code: what `srun` ends with.
     """
     tools = folder / "bin"
     tools.mkdir()
     (tools / "srun").write_text(
-        f'#!/bin/bash\ntrap "exit 7" TERM\necho "$@" >> {folder}/calls\nsleep {seconds} & wait\n'
+        f'#!/bin/bash\ntrap "exit 7" TERM\necho "$@" >> {folder}/calls\nsleep {seconds} & wait\nexit {code}\n'
     )
     (tools / "scontrol").write_text(f'#!/bin/bash\necho "$@" >> {folder}/calls\necho node-a\necho node-b\n')
     for tool in tools.iterdir():
@@ -137,6 +137,9 @@ def test_a_slurm_job_queues_again_when_it_was_stopped_and_only_then(tmp_path):
     (tmp_path / "stopped").mkdir()
     code, calls = slurm_job(tmp_path / "stopped", 600, stopped=True)
     assert (code, calls[-1]) == (0, "requeue 71")
+    (tmp_path / "failed").mkdir()
+    code, calls = slurm_job(tmp_path / "failed", 0, code=3)  # a training that fails would fail again for ever
+    assert (code, len(calls)) == (3, 2)
 
 
 def test_accelerate_that_starts_fewer_processes_than_asked_is_refused(smoke_stages, tmp_path, root):

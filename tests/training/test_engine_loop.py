@@ -9,6 +9,8 @@ import torch
 
 from tests.tiny.clip import save_clip, save_dino
 from tests.training.launch import SpoilLoss, Training, differences, tensors, train
+from training.base.processes import ProcessGroup
+from training.engine.metrics import Meter, memory_used
 
 # A busy machine may take minutes for what a quiet one does in seconds.
 pytestmark = pytest.mark.timeout(1800)
@@ -177,6 +179,42 @@ def test_a_record_holds_what_a_person_wants_to_see(smoke_stages, tmp_path):
     start = json.loads((tmp_path / "run/starts.jsonl").read_text())
     assert set(start["git"]) >= {"commit", "changed"}
     assert start["versions"]["torch"] == torch.__version__
+
+
+class OfTwo(ProcessGroup):
+    """A group whose other process has done three times as much, and waited and held three times as much."""
+
+    def gather(self, value):
+        told = ("samples", "tokens", "flops", "waiting", "memory")
+        sums = {"": (6.0, 3.0), "there": (5.0, 2.0)}
+        return [value, {**{name: 3 * value[name] for name in told}, "sums": sums}]
+
+
+def test_a_record_joins_the_losses_rates_and_waits_of_all_processes():
+    meter = Meter()
+    meter.add_loss("", torch.tensor(1.0), 1)
+    meter.add_loss("", 1.0, torch.tensor(4))
+    meter.add_loss("here", 4.0, 2)
+    meter.add_loss("nothing", 0.0, 0)
+    for _ in range(2):
+        meter.add_batch(samples=4, tokens=40, operations=400.0, waiting=0.5)
+    meter.steps, meter.started = 2, meter.started - 10  # ten seconds ago
+    found = meter.summary(OfTwo(0, 2, torch.device("cpu")), peak=1000.0)
+    assert {name: value for name, value in found.items() if name.startswith("loss")} == {
+        "loss": 8 / 8,
+        "loss/here": 2,
+        "loss/there": 2.5,
+    }
+    expected = {
+        "samples_per_second": 3.2,
+        "tokens_per_second": 32,
+        "data_wait_percent": 20,  # 1 and 3 of 10 seconds each
+        "flops_per_second": 320,
+        "mfu_percent": 16,  # of two devices
+        "seconds_per_step": 5,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=0.05)
+    assert found["memory_bytes"] > 2 * memory_used(torch.device("cpu"))  # of the process that needs most
 
 
 def test_an_unknown_tracker_is_a_sentence(smoke_stages, tmp_path):

@@ -19,6 +19,7 @@ from kosmos_core.decoder import sinusoidal_positions
 from training import run
 from training.base.processes import ProcessGroup
 from training.base.rng import RowRng
+from training.engine.adamw_8bit import EightBitMoments
 from training.engine.operations import OperationCounter
 from training.engine.run_config import parse
 from training.engine.sharding.parallelize import parallelize
@@ -95,6 +96,34 @@ def test_traffic_is_what_ring_algorithms_send(smoke_stages, tmp_path):
     assert traffic(config, "ddp", 4, 2, **weights) == 0.75 * 2 * 1000 * 4
     assert traffic(config, "fsdp2", 4, 2, **weights) == 0.75 * 2 * (2 * 1500 * 4 + 1000 * 4)
     assert traffic(config, "single", 1, 2, **weights) == 0
+    config.parallel.reshard_after_forward = False
+    assert traffic(config, "fsdp2", 4, 2, **weights) == 0.75 * 2 * (1500 * 4 + 1000 * 4)
+    config.parallel.sync_every_micro_batch, config.precision = False, "bf16"
+    assert traffic(config, "fsdp2", 4, 2, **weights) == 0.75 * (2 * 1500 * 2 + 1000 * 4)
+
+
+def test_a_row_is_planned_as_long_as_the_data_may_have_it(smoke_stages, tmp_path):
+    config = {stage: parse(smoke_stages.arguments(stage, tmp_path / "run")) for stage in ("lm", "align", "instruct")}
+    for stage in ("align", "instruct"):
+        config[stage].data.pad_to, config[stage].data.max_tokens, config[stage].batch.micro = None, 50, 3
+    latents = config["instruct"].model.resampler.latents
+    rows = config["lm"].batch.micro
+    assert batch_shape(config["lm"], None, None) == (config["lm"].data.sequence_length, rows)
+    assert batch_shape(config["align"], None, None) == (50, 0)
+    assert batch_shape(config["instruct"], None, None) == (50 + latents + 2, 3)  # an image has a begin and an end
+    assert batch_shape(config["instruct"], None, 2) == (50 + 2 * (latents + 2), 6)
+    assert batch_shape(config["instruct"], 70, 1.5) == (70, 4)
+    config["instruct"].data.pad_to = 90
+    assert batch_shape(config["instruct"], None, 1) == (90, 3)
+
+
+def test_moments_of_8_bits_are_planned_from_4096_values_on_and_where_blocks_divide_them():
+    parameters = [torch.nn.Parameter(torch.zeros(size)) for size in (4095, 4096, 4097, 256)]
+    optimizer = EightBitMoments(parameters)
+    optimizer.step()
+    kinds = [sorted(optimizer.state[p]) for p in parameters]
+    small, coded = ["exp_avg", "exp_avg_sq"], [f"exp_avg{q}.{part}" for q in ("", "_sq") for part in ("codes", "scale")]
+    assert kinds == [small, coded, small, small]
 
 
 def test_a_batch_that_does_not_divide_is_a_sentence(smoke_stages, tmp_path, capsys):

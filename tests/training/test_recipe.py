@@ -1,5 +1,6 @@
 """The recipe from Kosmos-2: its files fit the machines that they name, and every figure about it is the plan's."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -13,6 +14,7 @@ from training.plan.estimate import Rates, estimate
 from training.plan.gpus import GPUS
 from training.plan.memory import Plan, plan
 from training.plan.recipe import read_recipe
+from training.plan.recipe_report import checkpoint_bytes
 from training.plan.stored import code_digest, question, read_store
 
 RECIPE = Path(__file__).parents[2] / "training" / "configs" / "kosmos2"
@@ -84,6 +86,36 @@ def test_stored_plans_are_what_a_plan_finds_today(fitted):
     assert (found.peak, found.operations) == pytest.approx((before.peak, before.operations), rel=0.01), (
         f"{name} is planned otherwise than its header says; run python -m dev.recipe_page"
     )
+
+
+def test_a_stored_plan_serves_the_questions_alone_whose_answer_it_is(recipe):
+    config = recipe.step("align", 1, 80e9).config
+    asked = question(config, 1, 0)
+    others = [question(config, 2, 0), question(config, 1, 1)]
+    for section, changed in (
+        ("optim", {"ema": 0.9}),
+        ("optim", {"name": "original"}),
+        ("batch", {"micro": config.batch.micro * 2}),
+        ("parallel", {"activation_checkpointing": not config.parallel.activation_checkpointing}),
+        ("data", {"max_tokens": config.data.max_tokens + 1}),
+        ("trainable", {"lora": 4}),
+    ):
+        own = dataclasses.replace(getattr(config, section), **changed)
+        others.append(question(dataclasses.replace(config, **{section: own}), 1, 0))
+    assert len({asked, *others}) == len(others) + 1
+    same = dataclasses.replace(config.optim, lr=config.optim.lr / 2)
+    assert question(dataclasses.replace(config, optim=same, steps=config.steps + 1), 1, 0) == asked
+
+
+def test_a_plan_leaves_room_for_one_checkpoint_more_and_for_what_it_does_not_count(recipe):
+    step = recipe.step("align", 1, 80e9)
+    made = Plan("fsdp2", 4, 1, 1, 1, 0, weights=100, optimizer=250, frozen=0, peak=0, traffic=0, operations=0)
+    kept = step.config.checkpoint.keep + 1  # one more lies there while it is written
+    assert checkpoint_bytes(step, made) == kept * 4 * 350 + 4 * 100
+    assert checkpoint_bytes(step, dataclasses.replace(made, sharding="ddp")) == kept * 350 + 100
+    for gpu in GPUS.values():
+        most = (gpu.memory - 1e9) / 1.05  # beside the context, and 5 % of fragmentation
+        assert [gpu.holds(share * most) for share in (0.999, 1.001)] == [True, False]
 
 
 def test_the_whole_road_is_added_up(capsys):

@@ -14,14 +14,15 @@ import torch
 
 from tests.training.launch import Impatient, Training, differences, train
 from tests.training.test_engine_launch import TORCHRUN, environment
-from training.base.errors import CheckpointError
+from training.base.errors import CheckpointError, ConfigError
 from training.base.processes import ProcessGroup
 from training.engine import run_folder, start
 from training.engine.log_config import LogConfig
 from training.engine.loop import STOPPED_EARLY
 from training.engine.progress import Progress
-from training.engine.resumed_settings import changes, sentence
+from training.engine.resumed_settings import changes, refuse, sentence, stored_settings
 from training.engine.run_config import parse
+from training.weights.provenance import record_start
 
 pytestmark = pytest.mark.timeout(1800)
 ALONE = ProcessGroup(0, 1, torch.device("cpu"))
@@ -121,6 +122,17 @@ def test_what_changed_since_the_checkpoint_is_listed_and_recorded(smoke_stages, 
     assert start["changed"]["seed"] == [0, 3]
 
 
+def test_each_start_is_recorded_beside_the_ones_before_with_the_configuration_of_the_last(tmp_path):
+    group, checkpoint = ProcessGroup(0, 2, torch.device("cpu")), tmp_path / "step-00000004"
+    for seed, resumed in ((0, None), (3, checkpoint)):
+        record_start(tmp_path, f"seed: {seed}\n", group, resumed, None, {"seed": [0, seed]} if seed else {})
+    starts = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
+    assert [start["resumed"] for start in starts] == [None, "step-00000004"]
+    assert [start["changed"] for start in starts] == [{}, {"seed": [0, 3]}]
+    assert starts[1]["processes"] == 2
+    assert (tmp_path / "config.yaml").read_text() == "seed: 3\n"
+
+
 def test_a_start_on_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -152,6 +164,20 @@ def test_changes_are_told_by_key():
     assert found == {"a.b": [1, 2], "gone": [[1], None], "new": [None, {}]}
     assert sentence({"a.b": [1, None]}) == "a.b 1 -> (none)"
     assert changes({}, {}) == {}
+
+
+def test_settings_before_a_resume_are_the_checkpoints_own_or_else_the_last_starts(tmp_path):
+    checkpoint = tmp_path / "checkpoints" / "step-3"
+    checkpoint.mkdir(parents=True)
+    assert stored_settings(checkpoint) == {}
+    (tmp_path / "config.yaml").write_text("stage: lm\nseed: 1\n")
+    assert stored_settings(checkpoint) == {"stage": "lm", "seed": 1}
+    (checkpoint / "config.yaml").write_text("stage: lm\nseed: 2\n")
+    assert stored_settings(checkpoint) == {"stage": "lm", "seed": 2}
+    for steps in (3, 4):  # as many as are done is no mistake
+        refuse(checkpoint, 3, {"stage": "lm", "steps": steps}, None)
+    with pytest.raises(ConfigError, match=r"^steps: 2, but .*step-3 has done 3; give at least that many\.$"):
+        refuse(checkpoint, 3, {"stage": "lm", "steps": 2}, None)
 
 
 def test_a_finished_run_that_is_resumed_says_so_and_does_nothing(finished, tmp_path):

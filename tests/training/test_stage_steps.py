@@ -14,9 +14,11 @@ from tests.tiny.clip import save_clip, save_dino
 from tests.tiny.stable_diffusion import tiny_parts
 from training.base.errors import ConfigError
 from training.base.rng import RowRng
+from training.data.batch_stream import BatchStream
 from training.evaluate.feature_networks import FeatureNets
 from training.stages import align, instruct, lm
 from training.stages.alignment_loss import squared_errors, token_weights
+from training.stages.caption_replay import ReplayStream
 from training.stages.instruct_config import Preview, PreviewPrompt, Replay
 from training.stages.losses import Losses
 from training.stages.preview import grid, prompt_batch, sample_images
@@ -280,6 +282,39 @@ def test_stage_two_weighs_the_padding_of_its_captions(stages, tiny_tokenizer):
 def test_negative_weights_get_a_sentence(stage, key):
     with pytest.raises(ValueError, match=rf"task\.{key}: -1 must be 0 or more"):
         stage.Config(**{key: -1})
+
+
+class Counted(BatchStream):
+    """A stream of numbers under a name, and how many of them were given."""
+
+    def __init__(self, name):
+        self.name, self.given = name, 0
+
+    def __next__(self):
+        self.given += 1
+        return {"token_ids": f"{self.name} {self.given}", "clip_ids": f"CLIP's {self.name} {self.given}"}
+
+    def state_dict(self):
+        return {"number": self.given}
+
+    def load_state_dict(self, state):
+        self.given = state["number"]
+
+
+def test_rows_and_replayed_captions_go_on_where_a_checkpoint_left_each():
+    stream = ReplayStream(Counted("row"), Counted("caption"))
+    for _ in range(3):
+        next(stream)
+    next(stream.captions)
+    state, old = stream.state_dict(), {"number": 7}
+    expected = {"token_ids": "row 4", "clip_ids": "CLIP's row 4"}
+    expected |= {"replay_ids": "caption 5", "replay_clip_ids": "CLIP's caption 5"}
+    resumed = ReplayStream(Counted("row"), Counted("caption"))
+    resumed.load_state_dict(state)
+    assert next(resumed) == next(stream) == expected
+    resumed = ReplayStream(Counted("row"), Counted("caption"))
+    resumed.load_state_dict(old)  # of a run that had no captions yet
+    assert (next(resumed)["token_ids"], resumed.captions.given) == ("row 8", 1)
 
 
 # -- the preview of stage 3

@@ -12,7 +12,7 @@ from kosmos_core import load_model
 from training import export, run
 from training.base.errors import ConfigError
 from training.engine.run_config import parse
-from training.engine.trainable import COMFYUI, restrict
+from training.engine.trainable import COMFYUI, comfyui_lora, merge, restrict
 from training.engine.trainable_config import TrainableConfig
 
 
@@ -86,3 +86,32 @@ def test_what_cannot_train_is_refused_by_its_key(smoke_stages, tmp_path):
             "single",
             0,
         )
+
+
+def test_an_addition_may_have_the_highest_rank_and_draws_nothing_from_the_run():
+    def model():
+        return torch.nn.ModuleDict({"decoder": torch.nn.ModuleDict({"x": torch.nn.Linear(2, 8)})})
+
+    made = {}
+    for seed in (0, 0, 1):
+        torch.manual_seed(5)
+        limited = model()
+        before = torch.get_rng_state()
+        restrict(limited, TrainableConfig(lora=2), "single", seed)
+        assert torch.equal(torch.get_rng_state(), before)
+        made.setdefault(seed, []).append(limited["decoder"]["x"].lora_A.weight)
+    assert torch.equal(*made[0])
+    assert not torch.equal(made[0][0], made[1][0])
+
+
+def test_a_lora_file_adds_in_comfyui_what_merging_adds():
+    """ComfyUI adds alpha / rank times up @ down."""
+    additions = {"decoder.x.lora_A.weight": torch.randn(3, 5), "decoder.x.lora_B.weight": torch.randn(4, 3)}
+    weights = {"decoder.x.weight": torch.zeros(4, 5)}
+    merge(weights, ["decoder.x"], additions)
+    stem = f"{COMFYUI}decoder.x"
+    found = comfyui_lora(["decoder.x"], additions)
+    assert sorted(found) == [f"{stem}.alpha", f"{stem}.lora_down.weight", f"{stem}.lora_up.weight"]
+    up, down = found[f"{stem}.lora_up.weight"], found[f"{stem}.lora_down.weight"]
+    added = float(found[f"{stem}.alpha"]) / len(down) * up @ down
+    torch.testing.assert_close(added, weights["decoder.x.weight"])

@@ -1,6 +1,7 @@
 """Figures of held-out samples: right, the same for any number of processes, without a trace in training, and judged."""
 
 import contextlib
+import dataclasses
 import json
 import random
 
@@ -22,7 +23,7 @@ from training.engine.validation import HeldOutRows, Validation, in_evaluation
 from training.stages import stage_module
 from training.stages.align_validation import caption_values
 from training.stages.diffusion_loss import loss as diffusion_loss
-from training.stages.held_out_images import without_images
+from training.stages.held_out_images import gap, without_images
 
 pytestmark = pytest.mark.timeout(1800)
 CPU = torch.device("cpu")
@@ -149,6 +150,51 @@ def test_the_figures_are_those_of_the_stages_own_losses(validated, stage):
     else:
         label = f"{name}/pairs" if len(SOURCES[stage]) > 1 else name
         assert found[label].value == pytest.approx(total / count, rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["align", "instruct"])
+def test_held_out_words_are_whole_whatever_training_leaves_out(validated, stage):
+    config = parse(validated(stage))
+    built = stage_module(stage).build(config, CPU, CPU)
+    dropped = {"align": ["empty_captions"], "instruct": ["drop_caption", "drop_entity"]}[stage]
+    whole = {"align": "clip_ids", "instruct": "words"}[stage]
+    for name, source in config.validate.sources.items():
+        found = {}
+        for share in (0.0, 1.0):
+            built.data = dataclasses.replace(config.data, **dict.fromkeys(dropped, share))
+            (found[share],) = built.held_out(name, source, 3, 3)
+        assert torch.equal(found[0.0][whole], found[1.0][whole]), name
+        shown = torch.equal(found[0.0]["token_ids"], found[1.0]["token_ids"])
+        assert shown == (name == "pairs"), name  # what is dropped lacks beside the images alone
+
+
+def test_rows_that_are_not_marked_have_no_part_in_a_gap():
+    values = {"own": (torch.tensor([1.0, 2, 3]), torch.tensor([2.0, 2, 4])), "other": (torch.full((3,), 5.0), None)}
+    marked = torch.tensor([True, False, True])
+    assert [part.tolist() for part in gap(values, "other", "own", marked)] == [[4, 0, 2], [2, 0, 4]]
+    assert [part.tolist() for part in gap(values, "other", "own")] == [[4, 3, 2], [2, 2, 4]]
+
+
+@pytest.mark.parametrize("stage", ["lm", "instruct"])
+def test_a_lone_image_of_a_micro_batch_is_told_from_none_but_not_from_itself(validated, stage):
+    config = parse(validated(stage))
+    built = stage_module(stage).build(config, CPU, CPU)
+    built.model.eval()
+    name = {"lm": "pairs", "instruct": "edit"}[stage]
+    (batch,) = built.held_out(name, config.validate.sources[name], 1, 1)
+    start, end = built.model.config.ids.image_start, built.model.config.ids.image_end
+    pixels = batch["pixels"]
+    if len(pixels) > 1:  # of a packed row: its first image alone
+        places = (batch["token_ids"][0] == end).nonzero()
+        batch = {k: v[:, : int(places[0]) + 4] if torch.is_tensor(v) and v.dim() == 2 else v for k, v in batch.items()}
+        batch["pixels"] = pixels[:1]
+    assert int((batch["token_ids"] == start).any())
+    batch = getattr(built, "prepared", lambda batch, _: batch)(batch, 0)
+    with torch.no_grad():
+        values = built.validation_step(built.model, batch, True)
+    counts = {key: float(count.sum()) for key, (_, count) in values.items() if key.startswith("gap_")}
+    assert counts.pop("gap_shuffled") == 0
+    assert all(count > 0 for count in counts.values())
 
 
 def test_what_was_at_rest_stays_so_when_a_validation_ends():

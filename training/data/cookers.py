@@ -191,7 +191,7 @@ def cook_edit(crude: dict[str, Any]) -> EditSample:
     caption = described.get("input") or ""
     if not isinstance(caption, str):
         raise BadSample("bad input")
-    numbers = sorted({int(found[1]) for part in crude if (found := PAIR.match(part))})
+    numbers = sorted({found[1] for part in crude if (found := PAIR.match(part))}, key=lambda told: (int(told), told))
     pairs = [(_image(crude, f"{number}_0"), _image(crude, f"{number}_1")) for number in numbers]
     if not pairs:
         raise BadSample("missing picture")

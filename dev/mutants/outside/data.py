@@ -1,0 +1,246 @@
+"""Mistakes in what training reads: layouts, indexes, streams, rows beside shards, converters."""
+
+from __future__ import annotations
+
+from ..mutant import Mutant
+
+OUTSIDE: tuple[tuple[str, ...], ...] = (
+    (
+        "pairs of an edit come in the order of their letters",
+        "training/data/cookers.py",
+        ", key=lambda told: (int(told), told))",
+        ")",
+        "tests/training/test_data_sequences.py::test_the_pairs_of_an_edit_come_by_their_numbers_with_leading_zeros_too",
+    ),
+    (
+        "entities that touch overlap",
+        "training/data/cookers.py",
+        "later.start < earlier.end for",
+        "later.start <= earlier.end for",
+        "tests/training/test_data_sequences.py::test_entities_that_touch_or_end_the_caption_are_sound_in_any_order",
+    ),
+    (
+        "an entity on white may have any size",
+        "training/data/cookers.py",
+        "for image in (entity.mask, entity.on_white) if",
+        "for image in (entity.mask,) if",
+        "tests/training/test_data_outside.py::test_every_picture_of_a_sample_has_a_largest_size",
+    ),
+    (
+        "the caption of an image that is not read is a document",
+        "training/data/cookers.py",
+        "    if text and unknown_endings(crude):\n",
+        "    if text and not unknown_endings(crude) and False:\n",
+        "tests/training/test_data_outside.py::test_a_format_that_is_not_read_is_named_and_its_caption_is_no_document",
+    ),
+    (
+        "a sample of just the most pictures is left out",
+        "training/data/cookers.py",
+        "if len(images) > MOST_IMAGES:",
+        "if len(images) >= MOST_IMAGES:",
+        "tests/training/test_data_outside.py::test_as_many_pictures_and_names_as_are_allowed_are_sound",
+    ),
+    (
+        "the pair of an edit is drawn before its caption is dropped",
+        "training/data/sequences.py",
+        "    dropped = rng.random() < drop_caption\n    before, after = rng.choice(sample.pairs)\n",
+        "    before, after = rng.choice(sample.pairs)\n    dropped = rng.random() < drop_caption\n",
+        "tests/training/test_data_sequences.py::test_an_edits_caption_is_drawn_before_its_pair",
+    ),
+    (
+        "backgrounds are kept by other draws",
+        "training/data/sequences.py",
+        "with_background = rng.random() > 1 - keep_background",
+        "with_background = rng.random() < keep_background",
+        "tests/training/test_data_sequences.py::test_an_entitys_words_are_drawn_before_its_ground_and_the_ground_from_above",
+    ),
+    (
+        "one file more than promised is open",
+        "training/data/reader.py",
+        "if len(self._files) >= OPEN_FILES:",
+        "if len(self._files) > OPEN_FILES:",
+        "tests/training/test_data_index.py::test_at_most_so_many_files_are_open_and_the_longest_unused_is_closed_first",
+    ),
+    (
+        "a line of just max_megabytes is not read",
+        "training/data/reader.py",
+        "if size > self.max_bytes:",
+        "if size >= self.max_bytes:",
+        "tests/training/test_data_index.py::test_a_line_and_a_file_of_just_the_most_bytes_are_read",
+    ),
+    (
+        "the first sample alone tells the layout",
+        "training/data/reader.py",
+        "for index in range(min(len(reader), 20)):",
+        "for index in range(min(len(reader), 1)):",
+        "tests/training/test_data_index.py::test_the_layout_is_told_by_the_first_sample_that_tells_one",
+    ),
+    (
+        "another tool's index is used for a newer file",
+        "training/data/index.py",
+        "if not index.is_file() or index.stat().st_mtime_ns < state.st_mtime_ns:",
+        "if not index.is_file():",
+        "tests/training/test_data_index.py::test_an_index_of_another_tool_is_used_unless_the_file_is_newer",
+    ),
+    (
+        "a file of the same size is the same file",
+        "training/data/index.py",
+        "unchanged = (known.size, known.modified) == (state.st_size, state.st_mtime_ns)",
+        "unchanged = known.size == state.st_size",
+        "tests/training/test_data_index.py::test_a_damaged_header_ends_the_shard_there_and_is_named",
+    ),
+    (
+        "the last sample of a truncated tar is read",
+        "training/data/index.py",
+        'return (offsets if len(offsets) > 1 else []), "truncated tar"',
+        'return ([*offsets, end] if offsets else []), "truncated tar"',
+        "tests/training/test_data_index.py::test_a_truncated_tar_gives_its_sound_samples_and_is_named",
+    ),
+    (
+        "a small source is never judged",
+        "training/data/data_stream.py",
+        "self.counts.judge(source, at_least=1)",
+        "self.counts.judge(source)",
+        "tests/training/test_data_stream.py::test_a_source_too_small_to_be_judged_is_judged_at_the_end_of_its_epoch",
+    ),
+    (
+        "a killed worker is held against a run for ever",
+        "training/data/data_stream.py",
+        "self._lost + 1 if recent else 1, self._number",
+        "self._lost + 1, self._number",
+        "tests/training/test_data_stream.py::test_workers_that_were_killed_long_ago_are_forgiven",
+    ),
+    (
+        "a damaged file counts once for each stream",
+        "training/data/data_stream.py",
+        "for shard in source.dataset.damaged if self.stream.index == 0 else ():  # once",
+        "for shard in source.dataset.damaged:  # once",
+        "tests/training/test_data_stream.py::test_a_truncated_tar_is_read_up_to_its_break",
+    ),
+    (
+        "lanes wander between workers",
+        "training/data/data_stream.py",
+        "if self.config.lanes % n == 0), default=0)",
+        "), default=0)",
+        "tests/training/test_data_stream.py::test_a_lane_stays_with_one_worker",
+    ),
+    (
+        "an image of just max_megapixels is too large",
+        "training/data/decoding.py",
+        "    if pixels > max_pixels:\n",
+        "    if pixels >= max_pixels:\n",
+        "tests/training/test_data_headers.py::test_a_header_states_the_pixels_that_pillow_finds",
+    ),
+    (
+        "a grey level just above the middle is outside of a mask",
+        "training/data/decoding.py",
+        "255 * (level > 127)",
+        "255 * (level > 128)",
+        "tests/training/test_data_sequences.py::test_masks_of_one_bit_and_of_eight_are_cut_alike",
+    ),
+    (
+        "token ids are told apart by their digits alone",
+        "training/data/cached_rows.py",
+        'content if isinstance(content, bytes) else ",".join',
+        'content if isinstance(content, bytes) else "".join',
+        "tests/training/test_data_cache.py::test_captions_are_told_apart_by_their_ids_and_not_by_the_digits_of_these",
+    ),
+    (
+        "rows of an earlier release are used",
+        "training/data/cached_rows.py",
+        '            "version": "by an earlier or later release",\n',
+        "",
+        "tests/training/test_data_cache.py::test_what_was_made_otherwise_is_refused_in_one_sentence",
+    ),
+    (
+        "the first sample of a shard is looked up in the shard before",
+        "training/data/cached_rows.py",
+        "self._open(bisect_right(self._starts, sample) - 1)",
+        "self._open(bisect_right(self._starts, sample - 1) - 1)",
+        "tests/training/test_data_cache.py::test_each_sample_finds_its_own_row_in_its_shard_whichever_shards_were_made_before",
+    ),
+    (
+        "lint decodes no entity on white",
+        "training/data/lint.py",
+        "                decode(entity.on_white)\n",
+        "                pass\n",
+        "tests/training/test_data_lint.py::test_a_corrupt_picture_on_white_makes_its_sample_unusable",
+    ),
+    (
+        "latents are of the first pair alone",
+        "training/data/cache.py",
+        "yield from (after for _, after in sample.pairs)",
+        "yield sample.pairs[0][1]",
+        "tests/training/test_data_cache.py::test_cached_latents_are_those_that_the_run_would_compute_and_every_source_may_lack_them",
+    ),
+    (
+        "the empty caption has no states",
+        "training/data/cache.py",
+        '        yield clip_ids("", tokenizer, CLIP_LENGTH)  # of rows that data.empty_captions empties\n',
+        "",
+        "tests/training/test_data_cache.py::test_a_run_with_cached_states_trains_as_one_without",
+    ),
+    (
+        "shards behind one that is done are made of its samples",
+        "training/data/cache.py",
+        "            first += shard.count\n"
+        "            made = made_by(path) if path.is_file() else {}\n"
+        '            if made and not self.maker.difference(made) and made.get("shard_size") == shard.size:\n'
+        "                continue\n",
+        "            made = made_by(path) if path.is_file() else {}\n"
+        '            if made and not self.maker.difference(made) and made.get("shard_size") == shard.size:\n'
+        "                continue\n"
+        "            first += shard.count\n",
+        "tests/training/test_data_cache.py::test_each_sample_finds_its_own_row_in_its_shard_whichever_shards_were_made_before",
+    ),
+    (
+        "a source file whose date was set back is the same",
+        "training/data/convert/conversion.py",
+        "return [str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ctime_ns]",
+        "return [str(path.resolve()), state.st_size, state.st_mtime_ns]",
+        "tests/training/test_data_convert.py::test_a_file_that_was_changed_and_dated_back_is_another_one",
+    ),
+    (
+        "a row that has passed is another one",
+        "training/data/convert/row_files.py",
+        " or offset < self._open[1].first:",
+        ":",
+        "tests/training/test_data_convert.py::test_rows_of_a_large_row_group_are_read_a_few_at_a_time_and_in_any_order",
+    ),
+    (
+        "pictures lose colour resolution when they are converted",
+        "training/data/convert/parts.py",
+        '"JPEG", quality=95, subsampling=0)',
+        '"JPEG", quality=95)',
+        "tests/training/test_data_convert.py::test_a_picture_that_is_stored_anew_keeps_its_colours_and_an_animation_its_first_frame",
+    ),
+    (
+        "an animation is kept whole",
+        "training/data/convert/parts.py",
+        ' and getattr(opened, "n_frames", 1) == 1:',
+        ":",
+        "tests/training/test_data_convert.py::test_a_picture_that_is_stored_anew_keeps_its_colours_and_an_animation_its_first_frame",
+    ),
+    (
+        "an image belongs to the last words that speak of it",
+        "training/data/convert/omnigen2_uno.py",
+        "found.setdefault(image, match.span())",
+        "found[image] = match.span()",
+        "tests/training/test_data_convert.py::test_words_that_speak_of_a_picture_are_found",
+    ),
+    (
+        "Open Images' pictures are turned clockwise",
+        "training/data/convert/open_images.py",
+        "rotate(rotation, expand=True)",
+        "rotate(-rotation, expand=True)",
+        "tests/training/test_data_convert.py::test_open_images_are_turned_upright",
+    ),
+    (
+        "a picture of just the least similarity is left out",
+        "training/data/convert/web_documents.py",
+        ">= self.least_similarity",
+        "> self.least_similarity",
+        "tests/training/test_data_convert.py::test_mmc4_pictures_stand_before_their_sentences",
+    ),
+)
+MUTANTS = tuple(Mutant(*fields[:4], tests=fields[4:], author="outside") for fields in OUTSIDE)
