@@ -20,5 +20,5 @@ Between the runs `python -m training.export` makes one file of each, and `python
 what a stage reads from references. The other modules: `scenes` draws pictures with captions and says what is held out
 from which stage, `sampling` makes pictures from conditions, `generator` from prompts, `features` compares what
 pictures show, `judge` names it, `own_subjects` asks what tuned references and adapters give (`own_subject_rows` says in
-which rows), `sheets` shows pictures.
+which rows, `own_photographs` makes what they are tuned to), `sheets` shows pictures.
 """

@@ -5,26 +5,32 @@
 
 Copying cannot win it: the reference itself as an answer ("echo") stands on the wrong background; references in another
 look or pose than asked for, inside a scene or to be edited are judged by what the prompt says; beside them stand real
-pictures, text alone and another subject's reference. Intervals are 95 % bootstrap intervals over subjects. Nothing is
-chosen by its result: prompts, noise and steps are fixed. With `pip install -e ".[world,benchmark]"` a second feature
-net judges, too.
+pictures, text alone, another subject's reference, and references tuned to five photographs. Intervals are 95 %
+bootstrap intervals over subjects. Nothing is chosen by its result: prompts, noise and steps are fixed. With
+`pip install -e ".[world,benchmark]"` a second feature net judges, too.
 """
 
 import argparse
 import json
+import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
-from kosmos_core import KosmosG, load_model
+from kosmos_core import Reference, load_model
 from kosmos_core.atomic import atomic_write, write_file
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 from training.base import contact_sheet as sheet
 from training.base.precision import faster_on_cpu
+from training.base.processes import ProcessGroup
+from training.personalize.subject_run import Models
+from training.personalize.tuning import TuningConfig
 
 from .atlas import ASSETS
 from .benchmark_cases import (
@@ -40,8 +46,9 @@ from .benchmark_cases import (
 from .features import feature_nets
 from .generator import EmojiGenerator
 from .judge import BenchmarkRow, Judge, PromptCase, draw_prompts, in_words, real_pictures
+from .own_photographs import opened, tuned, write_photographs, zero_shot
 from .prompt_weights import Painter, WeightedPrompt, cases_of, shipped
-from .scenes import WORLD_NAMES, EmojiWorld
+from .scenes import WORLD_NAMES, EmojiWorld, Identity
 from .sheets import enlarged
 
 RISING, ENOUGH = (0.5, 1.0, 2.0), 0.01  # weights whose effect has to rise; what is less than that is no fall
@@ -54,12 +61,11 @@ Pixels = np.ndarray
 class Benchmark:
     """The rows of one file of weights, in order of the table."""
 
-    def __init__(
-        self, world: EmojiWorld, diffusion: StableDiffusion, model: KosmosG, count: int, settings: dict[str, Any]
-    ):
-        self.world, self.diffusion, self.model, self.count = world, diffusion, model, count
-        self.kosmos = EmojiGenerator(diffusion, model, world.size, GUIDANCE, **settings)
-        self.clip = EmojiGenerator(diffusion, None, world.size, GUIDANCE, **settings)
+    def __init__(self, world: EmojiWorld, weights: Path, sd: str, count: int, tuned: int, settings: dict[str, Any]):
+        self.world, self.paths, self.count, self.tuned = world, (str(weights), sd), count, tuned
+        self.model, self.diffusion = load_model(weights).eval(), StableDiffusion(sd, option="--sd")
+        self.kosmos = EmojiGenerator(self.diffusion, self.model, world.size, GUIDANCE, **settings)
+        self.clip = EmojiGenerator(self.diffusion, None, world.size, GUIDANCE, **settings)
         self.judges = {name: Judge(net, world) for name, net in feature_nets().items()}
         self.judge = next(iter(self.judges.values()))
         self.rows: list[tuple[BenchmarkRow, list[Pixels] | None]] = []
@@ -178,9 +184,32 @@ class Benchmark:
                     for weight in RISING
                 ]
             )
-            rises += (np.diff(chances, axis=0) > -ENOUGH).all(0).astype(float).tolist()
+            rises += monotone(chances).tolist()
             gains += (chances[-1] - chances[0]).tolist()
         self.add(BenchmarkRow("prompt weights 0.5, 1, 2", {"monotone": np.array(rises), "gain": np.array(gains)}))
+
+    def own_subjects(self) -> None:
+        """Five photographs of each of a few held-out subjects: their mean, and the reference that is tuned to them."""
+        if not self.tuned:
+            return
+        subjects = spread(self.world.groups["held-out nouns"], self.tuned)
+        prompts = draw_prompts(self.world, subjects, self.count, 1, 67)
+        models = Models.load(*self.paths, "auto", ProcessGroup(0, 1, torch.device("cpu")))
+        before, after, shown = {}, {}, {}
+        with tempfile.TemporaryDirectory() as name:
+            folder, output = Path(name) / "photographs", Path(name) / "tuned.safetensors"
+            for number, subject in enumerate(subjects):
+                write_photographs(self.world, subject, folder, (67, number))
+                shown[subject] = next(opened(folder))[0]
+                before[subject] = Reference(zero_shot(folder).source, noun=subject.noun)
+                arguments = (self.world.size, TuningConfig(), subject.noun, subject.noun, output)
+                after[subject] = tuned(folder, models, *arguments)
+        rows = []
+        for name, references in (("mean of five photographs", before), ("tuned to five photographs", after)):
+            images = self.kosmos.generate([p.marks for p in prompts], [[references[p.identities[0]]] for p in prompts])
+            on_sheet = [[shown[p.identities[0]]] for p in prompts]
+            rows.append(self.judged(f"{name}, held-out nouns", images, prompts, on_sheet))
+        self.differences.append(rows[1].compare(rows[0]))
 
     def run(self) -> None:
         """Every row."""
@@ -193,9 +222,22 @@ class Benchmark:
             self.guard,
             self.binding,
             self.edited,
+            self.weights,
+            self.own_subjects,
         )
-        for part in (*parts, self.weights):
+        for part in parts:
             part()
+
+
+def spread(subjects: Sequence[Identity], count: int) -> list[Identity]:
+    """So many of the subjects, at equal distances; all where there are fewer."""
+    count = min(count, len(subjects))
+    return [subjects[number * len(subjects) // count] for number in range(count)]
+
+
+def monotone(chances: Pixels) -> np.ndarray:
+    """1 where a prompt's chance falls from no weight to the next, else 0: chances (weights, n) -> (n,)."""
+    return (np.diff(chances, axis=0) > -ENOUGH).all(0).astype(float)
 
 
 def background_followed(image: Pixels, case: Edit) -> bool:
@@ -244,21 +286,23 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--world", choices=WORLD_NAMES, default="full", help="which says what is held out")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--count", type=int, default=96, help="prompts of each row")
+    parser.add_argument(
+        "--tuned", type=int, default=8, help="subjects that references are tuned to (0: those rows not)"
+    )
     parser.add_argument("--steps", type=int, default=8, help="sampling steps")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default=faster_on_cpu(), help="of the U-Net")
     arguments = parser.parse_args(words)
     arguments.output.mkdir(parents=True, exist_ok=True)  # said before the work, not behind it
-    started, model = time.monotonic(), load_model(arguments.weights).eval()
-    diffusion = StableDiffusion(arguments.sd, option="--sd")
+    started = time.monotonic()
     world = EmojiWorld.named(arguments.world)
     settings = {"steps": arguments.steps, "precision": arguments.precision}
     if Path(arguments.sd).is_file():
         settings["clip_folder"] = arguments.clip
-    benchmark = Benchmark(world, diffusion, model, arguments.count, settings)
+    benchmark = Benchmark(world, arguments.weights, arguments.sd, arguments.count, arguments.tuned, settings)
     benchmark.run()
     rows = [row.summary() for row, _ in benchmark.rows]
     settings = {"weights": arguments.weights.name, "world": arguments.world, "steps": arguments.steps}
-    settings |= {"count": arguments.count, "feature nets": list(benchmark.judges)}
+    settings |= {"count": arguments.count, "tuned": arguments.tuned, "feature nets": list(benchmark.judges)}
     settings |= {"minutes": round((time.monotonic() - started) / 60, 1)}
     report = {"settings": settings, "rows": rows, "differences": benchmark.differences}
     write_file(arguments.output / "benchmark.json", json.dumps(report, indent=1) + "\n")

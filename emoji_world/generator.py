@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kosmos_core import KosmosG
+from kosmos_core import KosmosG, Reference
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 from training.base.precision import Precision, faster_on_cpu
 
@@ -43,16 +43,21 @@ class EmojiGenerator:
         return CLIPTextModel.from_pretrained(self.clip_folder).float(), CLIPTokenizer.from_pretrained(self.clip_folder)
 
     @torch.no_grad()
-    def conditions(self, texts: list[str], images: list[list[Pixels]] | None = None) -> torch.Tensor:
+    def conditions(self, texts: list[str], images: list[list[Pixels | Reference]] | None = None) -> torch.Tensor:
         if self.encoder is None or (self.clip_null and texts == [""]):
             return text_states(*self.clip(), texts).float()
         found = []
         for start in range(0, len(texts), 16):
-            own = None if images is None else [[Image.fromarray(x) for x in p] for p in images[start : start + 16]]
+            own = None if images is None else [[as_image(x) for x in p] for p in images[start : start + 16]]
             found.append(self.encoder.encode(texts[start : start + 16], own))
         return torch.cat(found)
 
-    def generate(self, texts: list[str], images: list[list[Pixels]] | None = None) -> np.ndarray:
+    def generate(self, texts: list[str], images: list[list[Pixels | Reference]] | None = None) -> np.ndarray:
         conditions, null = self.conditions(texts, images), self.conditions([""])
         settings = {"seed": self.seed, "guidance": self.guidance, "steps": self.steps, "precision": self.precision}
         return sample(self.unet, self.vae, conditions, null, self.size, **settings)
+
+
+def as_image(image: Pixels | Reference) -> Image.Image | Reference:
+    """What `encode` takes."""
+    return image if isinstance(image, Reference) else Image.fromarray(image)

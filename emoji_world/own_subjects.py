@@ -10,10 +10,8 @@ is what tuning starts with, the mean of the photographs. An adapter is trained b
 """
 
 import argparse
-import contextlib
 import json
 import shutil
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,25 +19,22 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from PIL import Image
 
 from kosmos_core import KosmosG, Reference
-from kosmos_core.crops import crop_subject
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 from kosmos_core.mask_boxes import largest_box, square_around
-from kosmos_core.reference import View, average
+from kosmos_core.reference import View
 from training import export, run
 from training.base.precision import faster_on_cpu
 from training.base.processes import ProcessGroup
-from training.base.signals import StopSignal, numbers
 from training.data.shard_writer import Parts
 from training.data.synthetic import write_tars
-from training.personalize.photographs import Sizes, read_photographs
-from training.personalize.subject_run import Models, SubjectTask, tune_all
+from training.personalize.subject_run import Models
 
 from .atlas import ASSETS
 from .features import ObjectFeatures
 from .judge import Judge, PromptCase, draw_prompts, in_words
+from .own_photographs import opened, own_signals, tuned, write_photographs, zero_shot
 from .own_subject_rows import (
     REPORTED,
     ROWS,
@@ -65,36 +60,10 @@ GENERAL = 400  # samples of each kind that stand for stage 3's data beside the p
 CONFIG = Path(__file__).parent / "configs" / "instruct.yaml"
 
 
-def write_photographs(world: EmojiWorld, identity: Identity, row: Row, folder: Path) -> Path:
-    """A folder with the row's number of scenes of a subject, always the same, with captions and, if so, masks."""
-    number = sorted(all_subjects(world)).index(identity)
-    rng, own = np.random.default_rng([SEED, number]), folder / name_of(identity)
-    shutil.rmtree(own, ignore_errors=True)
-    own.mkdir(parents=True)
-    for number in range(row.photographs):
-        scene = world.draw(rng, [identity])
-        pixels, (mask,) = world.render(scene)
-        Image.fromarray(pixels).save(own / f"{number:02}.png")
-        (own / f"{number:02}.txt").write_text(f"<i> {scene.background.phrase}")
-        if row.masks:
-            Image.fromarray(mask).save(own / f"{number:02}.mask.png")
-    return own
-
-
-def opened(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
-    """Pixels, mask and caption of each photograph."""
-    for path in sorted(folder.glob("[0-9][0-9].png")):
-        mask = path.with_suffix(".mask.png")
-        pixels = np.asarray(Image.open(path))
-        inside = np.asarray(Image.open(mask)) > 0 if mask.exists() else np.ones(pixels.shape[:2], bool)
-        yield pixels, inside, path.with_suffix(".txt").read_text()
-
-
-def zero_shot(folder: Path) -> Reference:
-    """The start of the tuning: the mean of the photographs that are not held out, cut out on white."""
-    crops = [crop_subject(pixels, mask) for pixels, mask, _ in opened(folder)]
-    views = [Reference.of_crop(crop) for crop in (crops[:-1] or crops)]
-    return average(views, keep_norm=True)
+def photographs_of(world: EmojiWorld, identity: Identity, row: Row, folder: Path) -> Path:
+    """The row's photographs of a subject, the same in every row."""
+    seed = SEED, sorted(all_subjects(world)).index(identity)
+    return write_photographs(world, identity, folder / name_of(identity), seed, row.photographs, row.masks)
 
 
 def adapter_data(folder: Path, noun: str) -> Iterator[Parts]:
@@ -135,17 +104,6 @@ def copy_distance(world: EmojiWorld) -> float:
     return float(np.percentile(found, 5))
 
 
-@contextlib.contextmanager
-def own_signals() -> Iterator[None]:
-    """Give the signals back that a command takes for itself while within."""
-    before = {number: signal.getsignal(number) for number in numbers()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 class Study:
     """Pieces of rows, one subject each, and what they are made with."""
 
@@ -175,14 +133,19 @@ class Study:
     def piece(self, name: str, group: str, identity: Identity) -> dict:
         """The values of one subject's prompts by metric, and the seconds that tuning and adapter took."""
         row = ROWS[name]
-        photographs = write_photographs(self.world, identity, row, self.folder / "photographs")
+        photographs = photographs_of(self.world, identity, row, self.folder / "photographs")
         began, models = time.process_time(), self.models
         if row.adapter:
             path = self.adapted(row.adapter, identity, photographs)
             models = Models.load(str(path), str(STABLE_DIFFUSION), "auto", self.alone)
-        reference = self.tuned(row, models, identity, photographs) if row.tuning else zero_shot(photographs)
+        noun = identity.noun if row.noun else ""
+        if row.tuning:
+            output = self.folder / "tuned.safetensors"
+            reference = tuned(photographs, models, self.world.size, row.tuning, name_of(identity), noun, output)
+        else:
+            reference = zero_shot(photographs)
         seconds = time.process_time() - began
-        reference = Reference(reference.source, noun=identity.noun if row.noun else "")
+        reference = Reference(reference.source, noun=noun)
         prompts = self.prompts(row, group, identity, reported(name))
         images = self.painted(row, models.encoder, prompts, reference)
         values = self.judges[group].singles("", images, prompts).values
@@ -213,17 +176,6 @@ class Study:
             steps=SAMPLING_STEPS,
             precision=faster_on_cpu(),
         )
-
-    def tuned(self, row: Row, models: Models, identity: Identity, photographs: Path) -> Reference:
-        sizes = Sizes(self.world.size, models.encoder.config.vision.image_size)
-        output = self.folder / "tuned.safetensors"
-        output.unlink(missing_ok=True)
-        noun = identity.noun if row.noun else ""
-        task = SubjectTask(name_of(identity), noun, 1.0, read_photographs(photographs, sizes, print), output)
-        with own_signals(), torch.enable_grad():
-            if not tune_all([task], models, row.tuning, StopSignal(), False, print):
-                raise SystemExit("stopped; the same command goes on")
-        return Reference.load(output)
 
     def adapted(self, how: Adapter, identity: Identity, photographs: Path) -> Path:
         """The weight file with the adapter of a subject merged; rows that ask otherwise find it there."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from _compat_pickle import IMPORT_MAPPING
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,13 @@ from ..safetensors_file import WeightsError
 PLACES = ("state_dict", "model", "module")  # where programs put the weights, if not at the top
 # Modules of Python itself whose objects describe a run. Whatever asks for another of them means harm.
 DESCRIPTIVE = {"builtins", "copyreg", "datetime", "decimal", "fractions", "functools", "uuid"}
-PYTHON_2_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 CODE = {"__import__", "breakpoint", "compile", "eval", "exec", "input", "open"}
 
 
 class _Unpickler(CheckpointUnpickler):
     def find_class(self, module: str, name: str) -> Any:
+        module = IMPORT_MAPPING.get(module, module)  # torch.save gives modules the names that they had in Python 2
         package = module.split(".")[0]
-        package = PYTHON_2_NAMES.get(package, package)
         if package in sys.stdlib_module_names - DESCRIPTIVE or (package == "builtins" and name in CODE):
             return super().find_class(module, name)
         try:

@@ -58,6 +58,47 @@ def test_memory_is_asked_for_once_for_each_different_weight_of_a_prompt(clip: An
     assert estimate(40) == 2 * estimate(20) > 10 * estimate(1)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "computed"),
+    [(torch.float16, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float32, torch.float32)],
+)
+def test_a_chosen_type_is_also_computed_in_but_float16_on_a_cpu(pack: Pack, clip: Any, chosen: Any, computed: Any):
+    encoder = pack("nodes.adapter").load_clip(clip.cond_stage_model.path, chosen, torch.device("cpu")).cond_stage_model
+    assert (encoder.dtypes, encoder.compute_dtype) == ({chosen}, computed)
+    assert {module.compute_dtype for module in encoder.casting} == {computed}
+
+
+@pytest.mark.parametrize("state", [{"applied": frozenset(["model.{}"])}, {"hooked": {"model.{}": None}}])
+@pytest.mark.parametrize(("name", "known"), [("vision.norm_pre.weight", False), ("decoder.norm.weight", True)])
+def test_other_weights_of_the_image_part_have_no_fingerprint_wherever_they_come_from(
+    clip: Any, monkeypatch: pytest.MonkeyPatch, state: dict[str, Any], name: str, known: bool
+):
+    encoder = clip.cond_stage_model
+    before = encoder.fingerprint()
+    for attribute, names in state.items():
+        monkeypatch.setattr(encoder, attribute, type(names)({each.format(name): None for each in names}))
+    if known:
+        assert encoder.fingerprint() == before
+    else:
+        with pytest.raises(ValueError, match="a merge or a hook changed it"):
+            encoder.fingerprint()
+
+
+@pytest.mark.parametrize("kind", ["Linear", "LayerNorm"])
+@pytest.mark.parametrize("patched", ["weight_function", "bias_function"])
+def test_a_patch_of_the_weight_or_the_bias_alone_is_applied(pack: Pack, kind: str, patched: str):
+    layer = getattr(pack("nodes.operations").Operations, kind)(*(4, 4)[: 1 + (kind == "Linear")])
+    for parameter in (layer.weight, layer.bias):
+        torch.nn.init.uniform_(parameter)
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        plain = layer(x)
+        setattr(layer, patched, [lambda tensor: tensor + 1])
+        found = layer(x)
+        read = torch.nn.functional.layer_norm(x, (4,)) if kind == "LayerNorm" else x.sum(1, keepdim=True).expand(3, 4)
+    torch.testing.assert_close(found - plain, read if patched == "weight_function" else torch.ones(3, 4))
+
+
 def test_of_two_files_of_one_name_that_of_the_packs_own_folder_is_taken(pack: Pack, tmp_path: Path, monkeypatch):
     folder_paths = importlib.import_module("folder_paths")
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})

@@ -45,8 +45,26 @@ def test_a_condition_acts_in_its_area_inside_its_mask_of_the_image_and_nowhere_a
     assert place.box == (1, 2, 2, 3)
     assert place.opacity.nonzero().tolist() == [[y, x] for y in (1, 2) for x in (2, 3, 4)]
     assert place_of({"strength": 0.5}, (4, 6), 0) is None
+    assert place_of({"area": (3, 4, 2, 5)}, (4, 6), 0).box == (2, 5, 2, 1)  # what sticks out is not there
+    assert place_of({"area": (9, 9, 0, 0)}, (4, 6), 0) is None
     for nowhere in ({"strength": 0.0}, {"mask": masks, "mask_strength": 0.0}):
         assert not place_of(nowhere, (4, 6), 0).opacity.any()
+
+
+@pytest.mark.parametrize(("first", "end"), [(3, 3), (3, 2)])
+def test_a_recorder_of_no_step_is_refused_with_both_numbers(pack: Pack, first: int, end: int):
+    with pytest.raises(ValueError, match=f"end_step is {end}, but has to be above first_step, which is {first}"):
+        pack("nodes.attention").KosmosGAttentionRecorder.execute(None, first, end, "up")
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"), [((300, 512), (300, 512)), ((300, 1024), (150, 512)), ((1025, 1), (512, 1)), ((1, 1), (1, 1))]
+)
+def test_an_overlays_image_is_made_smaller_and_never_larger(pack: Pack, size: tuple, shown: tuple):
+    image = torch.randint(0, 256, (*size, 3), dtype=torch.uint8)
+    found = pack("nodes.attention").shrunk(image)
+    assert tuple(found.shape) == (*shown, 3)
+    assert size != shown or torch.equal(found, image)
 
 
 @pytest.fixture

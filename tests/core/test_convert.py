@@ -177,8 +177,11 @@ def test_a_file_of_something_else_is_a_sentence(tmp_path, capsys, content):
 def test_the_source_is_never_its_own_target(tmp_path):
     copy = tmp_path / "c.pt"
     copy.write_bytes(FINAL.read_bytes())
-    with pytest.raises(WeightsError, match="source itself"):
-        convert(copy, copy)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.pt").symlink_to(copy)
+    for spelled in (copy, tmp_path / "folder/../c.pt", tmp_path / "link.pt"):
+        with pytest.raises(WeightsError, match="source itself"):
+            convert(copy, spelled)
     assert digest(copy) == digest(FINAL)
 
 
@@ -233,9 +236,15 @@ def test_dry_run_checks_the_tokenizer_and_the_target_too(tmp_path, capsys):
 def test_head_counts_that_nothing_tells_are_reported(tmp_path, capsys):
     target = str(tmp_path / "k.safetensors")
     assert main([str(FINAL), target, "--dry-run"]) == 0
-    assert "assumed   vision.heads 1, " in capsys.readouterr().out
+    assert "assumed   vision.heads 1, aligner.heads 1; if built" in capsys.readouterr().out  # its run tells the others
     assert main([str(FINAL), target, "--dry-run", "--override", "vision.heads=2", "--override", "aligner.heads=4"]) == 0
     assert "vision.heads" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("own", "expected"), [({}, 2), ({"resampler.heads": 4}, 4)])
+def test_the_resampler_has_the_language_models_heads_unless_it_is_given_its_own(own, expected):
+    config = read_original(FINAL, overrides={"decoder.heads": 2, **own}).config
+    assert (config.decoder.heads, config.resampler.heads) == (2, expected)
 
 
 @pytest.mark.parametrize(

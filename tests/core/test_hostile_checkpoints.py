@@ -158,10 +158,11 @@ def test_archives_that_are_more_than_a_checkpoint_are_refused(tmp_path):
     assert "is compressed" in refusal(bomb)
 
 
-def test_a_description_is_read_up_to_a_bound(monkeypatch):
+@pytest.mark.parametrize("protocol", [0, 2])  # values in lines, and values whose length is told
+def test_a_description_is_read_up_to_a_bound(monkeypatch, protocol):
     monkeypatch.setattr(StrictUnpickler, "largest", 1000)
     with pytest.raises(Refused, match="its values take more than"):
-        StrictUnpickler(io.BytesIO(pickle.dumps(["x" * 100] * 5 + [str(i) * 50 for i in range(50)], 2))).load()
+        StrictUnpickler(io.BytesIO(pickle.dumps(["x" * 100] * 5 + [str(i) * 50 for i in range(50)], protocol))).load()
 
 
 def test_a_tensor_with_a_name_that_no_line_can_show_is_named_as_damage(tmp_path):

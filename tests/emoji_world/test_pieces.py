@@ -72,6 +72,11 @@ def test_the_rate_rises_stays_and_falls():
     assert rates[-1] == 0.03
 
 
+@pytest.mark.parametrize(("samples", "steps"), [(20, 5), (21, 6), (23, 6), (24, 6)])
+def test_a_last_step_of_fewer_samples_is_one(samples, steps):
+    assert Schedule(samples=samples, batch=4, rate=1.0).steps == steps
+
+
 def test_no_file_of_a_state_is_larger_than_it_may_be(tmp_path):
     torch.manual_seed(0)
     training = PieceTraining(nn.Sequential(*(nn.Linear(1000, 1000) for _ in range(6))), tmp_path, SCHEDULE)

@@ -17,6 +17,7 @@ from emoji_world.scenes import (
     EmojiScene,
     EmojiWorld,
     Identity,
+    Placed,
     WorldSettings,
     rotate_hue,
 )
@@ -99,6 +100,17 @@ def test_masks_are_exactly_where_objects_change_the_background(world):
     assert changed[masks[0] | masks[1]].mean() > 0.97  # a white part of an object equals the background
     outside = changed & ~(masks[0] | masks[1])
     assert outside.sum() < 0.3 * (masks[0] | masks[1]).sum()  # edges that are more than half transparent
+
+
+def test_of_two_objects_in_one_place_the_second_hides_the_first(world):
+    half = world.object_size
+    first = Placed(Identity("apple", "noto"), 0, 0, half)
+    second = Placed(Identity("car", "twemoji"), half // 4, half // 4, half)
+    masks = world.render(EmojiScene((first, second), Background("white")))[1]
+    alone = [world.render(EmojiScene((placed,), Background("white")))[1][0] for placed in (first, second)]
+    assert np.array_equal(masks[1], alone[1])
+    assert np.array_equal(masks[0], alone[0] & ~alone[1])
+    assert 0 < masks[0].sum() < alone[0].sum()
 
 
 def test_sprites_are_resized_with_straight_alpha(world):

@@ -1,6 +1,7 @@
 """Steps of a world's training come in order, and none begins behind a gate that is shut."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,3 +55,11 @@ def test_a_linear_probe_is_judged_by_rows_that_it_is_not_fitted_to():
     assert train.gates.linear_probe(noise, classes, held=30) < 0.5
     told = torch.nn.functional.one_hot(classes).float() + 0.1 * noise[:, :6]
     assert train.gates.linear_probe(told, classes, held=30) > 0.9
+
+
+@pytest.mark.parametrize(("value", "passed"), [(0.599, False), (0.6, True), (0.601, True)])
+def test_a_gate_is_passed_at_its_goal_and_counts_seen_identities_alone(value, passed):
+    assert train.gates.at_least(value, 0.6, "share")[0] == passed
+    probe = SimpleNamespace(words=["a", "b", "c", "d"], groups={"seen": [True, True, False, False]})
+    assert train.gates.all_words(["a", "x", "c", "d"], probe, 0.51, "")[0] is False
+    assert train.gates.all_words(["a", "b", "x", "x"], probe, 1.0, "")[0] is True

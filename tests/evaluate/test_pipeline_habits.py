@@ -2,6 +2,8 @@
 
 import json
 import logging
+from contextlib import nullcontext, suppress
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
+from kosmos_core.diffusers.no_text_encoder import refuse_text_encoder_options, without_text_encoder_scale
 from kosmos_core.diffusers.pipeline import KosmosGPipeline
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 from tests.evaluate.test_pipeline import image, seeded
@@ -56,6 +60,8 @@ def test_what_is_set_on_the_pipeline_is_what_diffusers_uses(pipe, caplog):
     assert pipe.vae is other["vae"]
     pipe.text_encoder = other["text_encoder"]
     assert "text_encoder has no effect on prompts" in caplog.text
+    pipe.encoder = pipe.encoder.train()
+    assert not any(module.training for module in pipe.encoder.modules())
 
 
 def test_what_cannot_be_set_is_refused_by_name(pipe):
@@ -120,6 +126,31 @@ def test_contradictions_are_refused_by_name(pipe, caplog):
     assert not caplog.text
     latents(pipe, guidance_scale=1.0, negative_prompt="blurry")
     assert "what is given as negative has no effect" in caplog.text
+
+
+@pytest.mark.parametrize("image_encoder", [None, nn.Identity()])
+def test_an_ip_adapters_embeddings_need_no_image_encoder_and_its_images_do(image_encoder):
+    loaded = SimpleNamespace(unet=SimpleNamespace(encoder_hid_proj=nn.Identity()), image_encoder=image_encoder)
+    refuse_text_encoder_options(loaded, {"ip_adapter_image_embeds": [torch.zeros(1)], "ip_adapter_image": None})
+    with nullcontext() if image_encoder else pytest.raises(ValueError, match="needs the IP-Adapter's image encoder"):
+        refuse_text_encoder_options(loaded, {"ip_adapter_image": image(1)})
+
+
+def test_a_method_that_a_user_has_put_in_its_place_is_there_again_after_a_call_and_after_an_error():
+    def own(*arguments, **options):
+        return arguments, options
+
+    changed, plain = SimpleNamespace(encode_prompt=own), StableDiffusionPipeline.__new__(StableDiffusionPipeline)
+    for pipeline in (changed, plain):
+        before = dict(vars(pipeline))
+        with without_text_encoder_scale(pipeline):
+            assert vars(pipeline)["encode_prompt"] is not own
+            if pipeline is changed:
+                assert pipeline.encode_prompt("a", lora_scale=0.5, b=1) == (("a",), {"b": 1})
+        assert vars(pipeline) == before
+        with suppress(KeyError), without_text_encoder_scale(pipeline):
+            raise KeyError
+        assert vars(pipeline) == before
 
 
 def test_pictures_can_be_negative(pipe):

@@ -87,6 +87,7 @@ REFUSED = [  # second file's changes, further words, what is said
     ({"bytes": torch.tensor([7, 9])}, [], "bytes, which holds no weights, differs"),
     ({}, ["--weights", "1"], "--weights: 1 for 2 files; give one for each."),
     ({}, ["--weights", "0.5", "0.4"], "--weights: 0.5 0.4 are 0.9 together; they must be 1."),
+    ({}, ["--weights", "0.75", "0.251"], "--weights: 0.75 0.251 are 1.001 together; they must be 1."),
     ({}, ["--weights", "nan", "1"], "--weights: nan 1 are nan together"),
 ]
 
@@ -114,7 +115,10 @@ def test_other_sizes_behind_the_same_shapes_are_refused_and_other_dropout_is_not
 
 def test_one_file_a_missing_one_and_an_output_that_is_an_input_are_sentences(files, tmp_path, capsys):
     paths = files(weights(), weights(b=torch.tensor([8.0])))
+    (tmp_path / "link").symlink_to(paths[1])
     for words, code, said in (
+        ([*paths, "--output", str(tmp_path / "link")], 2, "link is one of the files to average; give another name."),
+        ([*paths, "--output", f"{tmp_path}/../{tmp_path.name}/1.safetensors"], 2, "is one of the files to average"),
         ([paths[0], "--output", str(tmp_path / "m")], 2, "FILE: 1 given; name at least two"),
         ([paths[0], str(tmp_path / "none"), "--output", str(tmp_path / "m")], 1, "none is missing"),
         ([*paths, "--output", paths[1]], 2, "is one of the files to average; give another name."),

@@ -1,5 +1,8 @@
 """Checkpoints become the one-file weights that ComfyUI's loader and the Python API read."""
 
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -7,6 +10,7 @@ from kosmos_core import load_model
 from kosmos_core.weights import read_config
 from tests.training.launch import tensors, train
 from training import export
+from training.weights.model_card import last_record
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +54,25 @@ def test_the_file_says_where_it_comes_from(run_folder, tmp_path):
     assert provenance["versions"]["torch"] == torch.__version__
     assert provenance["config"]["optim"]["ema"] == 0.5
     assert "commit" in provenance["git"]
+
+
+def test_an_export_names_the_code_of_the_latest_start(run_folder, tmp_path):
+    again = tmp_path / "run"
+    shutil.copytree(run_folder, again)
+    (first,) = (again / "starts.jsonl").read_text().splitlines()
+    latest = json.loads(first) | {"git": {"commit": "abc", "changed": True}, "versions": {"torch": "9"}}
+    (again / "starts.jsonl").write_text(f"{first}\n{json.dumps(latest)}\n")
+    told = export.export(again, tmp_path / "out.safetensors")
+    assert (told["git"], told["versions"], told["starts"]) == (latest["git"], latest["versions"], 2)
+
+
+def test_a_card_has_of_each_metric_the_last_record_up_to_the_exported_step(tmp_path):
+    assert last_record(tmp_path, 4) == {}
+    records = [{"step": 1, "loss": 3.0, "validate/a": 2.0}, {"step": 4, "loss": 1.5}, {"step": 5, "loss": 0.5}]
+    torn = [*map(json.dumps, records), "[1]", '{"loss": 9.0}', '{"step": 4, "lo']
+    (tmp_path / "log.jsonl").write_text("\n".join(torn))
+    assert last_record(tmp_path, 4) == {"step": 4, "loss": 1.5, "validate/a": 2.0}
+    assert last_record(tmp_path, 3) == {"step": 1, "loss": 3.0, "validate/a": 2.0}
 
 
 @torch.no_grad()

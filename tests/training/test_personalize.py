@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
+import json
 import os
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,17 +19,19 @@ from PIL import Image
 
 from kosmos_core import Reference, WeightsError, load_model, preprocess_image, save_model
 from kosmos_core.reference import View, average, load_reference
+from kosmos_core.safetensors_file import read_header
 from tests.tiny.kosmos_file import save_tiny_kosmos
 from tests.tiny.stable_diffusion import save_folder, tiny_parts
 from training.base.errors import ConfigError
 from training.base.precision import LossScale
 from training.base.processes import ProcessGroup
 from training.base.rng import RowRng
-from training.personalize.__main__ import main
+from training.personalize.__main__ import _check, main, parser
 from training.personalize.photographs import Sizes, held_out, read_photographs
-from training.personalize.subject_run import Models
+from training.personalize.several import tasks_of
+from training.personalize.subject_run import Models, SubjectTask, _settings, _write
 from training.personalize.tuning import Progress, Tuning, TuningConfig, prompts_of
-from training.personalize.unfinished import owned
+from training.personalize.unfinished import load, owned, save
 
 SIDE = 16
 SEEN = 224
@@ -293,6 +299,90 @@ def test_masks_and_captions_are_found_whatever_the_case_of_their_names(tmp_path)
     assert (found.name, found.caption, notes) == ("IMG_1.JPG", "<i> à la plage", [])
     assert found.inside is not None
     assert 0 < float(found.inside.mean()) < 1
+
+
+@pytest.mark.parametrize(("size", "box"), [((40, 20), (20, 0, 40, 20)), ((20, 40), (0, 20, 20, 40))])
+def test_a_masked_photograph_is_painted_as_the_square_about_its_subject(tmp_path, size, box):
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    image.save(tmp_path / "rex.png")
+    image.crop(box).save(tmp_path / "square.png")
+    mask = Image.new("1", size)
+    mask.paste(1, (box[2] - 6, box[3] - 6, box[2] - 1, box[3] - 1))
+    mask.save(tmp_path / "rex.mask.png")
+    masked, square = read_photographs(tmp_path, SIZES, pytest.fail)
+    assert torch.equal(masked.target, square.target)
+    assert masked.inside[-8:, -8:].sum() == masked.inside.sum() > 0
+
+
+def test_a_mask_that_was_drawn_anew_is_another_setting_and_so_is_a_caption(tmp_path):
+    folder, told = photographs(tmp_path / "rex", 1), []
+    for edge, caption in ((5, "a dog"), (9, "a dog"), (9, "a cat")):
+        mask = Image.new("1", (20, 20))
+        mask.paste(1, (0, 0, edge, edge))
+        mask.save(folder / "00.mask.png")
+        (folder / "00.txt").write_text(caption)
+        task = SubjectTask("rex", "", 1.0, read_photographs(folder, SIZES, pytest.fail), tmp_path / "rex.safetensors")
+        told.append(_settings(task, TuningConfig(), "fp32"))
+    differences = [{key for key in one if one[key] != other[key]} for one, other in itertools.pairwise(told)]
+    assert differences == [{"set of masks"}, {"set of captions"}]
+
+
+def test_a_tuned_file_tells_the_step_whose_numbers_it_holds(tmp_path):
+    found = read_photographs(photographs(tmp_path / "rex", 2), SIZES, pytest.fail)
+    task = SubjectTask("rex", "dog", 1.0, found, tmp_path / "rex.safetensors")
+    progress = Progress.at(torch.ones(4, 8))
+    progress.step, progress.best_step, progress.best_loss, progress.start_loss = 6, 4, 0.5, 0.75
+    _write(task, SimpleNamespace(fingerprint="model"), {"rate": 0.1}, SimpleNamespace(progress=progress))
+    told = json.loads(read_header(task.output).metadata["tuned"])
+    assert (told["steps"], told["loss"]["tuned"], told["loss"]["zero-shot"]) == (4, 0.5, 0.75)
+    assert (told["photographs"], told["held out"], told["settings"]) == (["00.png"], ["01.png"], {"rate": 0.1})
+
+
+@pytest.mark.parametrize("shape", [(4, 16), (5, 8), (8, 4)])
+def test_an_unfinished_tuning_of_another_models_size_is_refused(tmp_path, shape):
+    output = tmp_path / "rex.safetensors"
+    save(output, Progress.at(torch.ones(4, 8)), {"rate": 0.1})
+    assert torch.equal(load(output, {"rate": 0.1}, Progress.at(torch.zeros(4, 8))).best, torch.ones(4, 8))
+    with pytest.raises(ConfigError, match=r"its embeddings are \(4, 8\), expected \(\d, \d+\)\); remove it"):
+        load(output, {"rate": 0.1}, Progress.at(torch.zeros(shape)))
+
+
+def test_the_rate_of_a_tuning_falls_to_a_tenth():
+    tuning = Tuning.__new__(Tuning)
+    tuning.config, tuning.scale, tuning.progress = TuningConfig(steps=10, rate=0.1), 2.0, Progress.at(torch.zeros(1, 1))
+    moved = []
+    for _ in range(10):
+        before = float(tuning.progress.embeddings)
+        tuning.progress.step += 1
+        tuning._update(torch.ones(1, 1))  # of which Adam makes the rate itself
+        moved.append(before - float(tuning.progress.embeddings))
+    assert moved == pytest.approx([0.2 * (1 - 0.09 * step) for step in range(10)], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--size", "12"], "--size: 12 must be a multiple of 8"),
+        (["--size", "8"], None),
+        (["--snr-bounds", "2", "2"], None),
+        (["--snr-bounds", "2", "1"], "--snr-bounds: 2 1 must be two numbers above 0, the lower first"),
+        (["--snr-bounds", "0", "1"], "--snr-bounds: 0 1 must be"),
+        (["--seed", "0", "--steps", "1", "--patience", "1"], None),
+        (["--seed", "-1"], "--seed: -1 must be 0 or more"),
+        (["--patience", "0"], "--patience: 0 must be at least 1"),
+    ],
+)
+def test_a_setting_is_taken_to_its_very_limit(words, said):
+    options = parser().parse_args(["--weights", "w", "--sd", "s", "--images", "i", "--output", "o", *words])
+    with pytest.raises(ConfigError, match=f"^{said}") if said else nullcontext():
+        _check(options)
+
+
+def test_the_noun_of_a_subject_is_its_words_alone(weights, tmp_path):
+    words = ["--weights", weights, "--sd", "s", "--images", photographs(tmp_path / "rex", 1), "--noun", "  my \n dog "]
+    words += ["--output", tmp_path / "rex.safetensors", "--size", SIDE]
+    (task,) = tasks_of(parser().parse_args([str(word) for word in words]), pytest.fail)
+    assert (task.name, task.noun, task.weight) == ("rex", "my dog", 1.0)
 
 
 def test_a_folder_without_a_usable_photograph_is_refused_before_any_model_is_read(run, tmp_path, capsys):

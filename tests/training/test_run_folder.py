@@ -22,6 +22,7 @@ from training.engine.loop import STOPPED_EARLY
 from training.engine.progress import Progress
 from training.engine.resumed_settings import changes, refuse, sentence, stored_settings
 from training.engine.run_config import parse
+from training.weights.provenance import record_start
 
 pytestmark = pytest.mark.timeout(1800)
 ALONE = ProcessGroup(0, 1, torch.device("cpu"))
@@ -119,6 +120,17 @@ def test_what_changed_since_the_checkpoint_is_listed_and_recorded(smoke_stages, 
         assert words in result.output
     start = json.loads((tmp_path / "run/starts.jsonl").read_text().splitlines()[-1])
     assert start["changed"]["seed"] == [0, 3]
+
+
+def test_each_start_is_recorded_beside_the_ones_before_with_the_configuration_of_the_last(tmp_path):
+    group, checkpoint = ProcessGroup(0, 2, torch.device("cpu")), tmp_path / "step-00000004"
+    for seed, resumed in ((0, None), (3, checkpoint)):
+        record_start(tmp_path, f"seed: {seed}\n", group, resumed, None, {"seed": [0, seed]} if seed else {})
+    starts = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
+    assert [start["resumed"] for start in starts] == [None, "step-00000004"]
+    assert [start["changed"] for start in starts] == [{}, {"seed": [0, 3]}]
+    assert starts[1]["processes"] == 2
+    assert (tmp_path / "config.yaml").read_text() == "seed: 3\n"
 
 
 def test_a_start_on_a_full_disk_leaves_nothing(tmp_path, monkeypatch):

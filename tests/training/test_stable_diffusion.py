@@ -2,8 +2,11 @@
 
 import argparse
 import json
+import os
 import shutil
 import socket
+import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +18,11 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from kosmos_core.diffusers import stable_diffusion
+from kosmos_core.diffusers.checkpoint_file import read_tensors
 from kosmos_core.diffusers.single_file import UNET, unet_config, vae_config
 from kosmos_core.diffusers.stable_diffusion import SIZES as OFFICIAL_SIZES
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion, load_controlnet
+from kosmos_core.safetensors_file import WeightsError
 from tests.core.golden_roles import roles
 from tests.tiny.comfyui_files import save_tiny_controlnet
 from tests.tiny.stable_diffusion import SIZES, save_folder, save_single_file, single_file_names, tiny_parts
@@ -120,6 +125,22 @@ def test_a_trainers_checkpoint_is_read_and_nothing_of_it_is_executed(parts, tmp_
     for place in ("model", "module"):
         torch.save({place: content["state_dict"], "epoch": 3}, path)
         _assert_equal(StableDiffusion(path).vae(), parts["vae"])
+
+
+@pytest.mark.parametrize("code", [eval, exec, open, __import__, os.system, subprocess.run])
+def test_a_checkpoint_that_asks_for_code_is_refused_and_not_read_around_it(tmp_path, code):
+    torch.save({"state_dict": {"a": torch.zeros(3)}, "callbacks": [code]}, tmp_path / "model.ckpt")
+    with pytest.raises(WeightsError, match=r"model\.ckpt cannot be read as a checkpoint \(it asks for "):
+        read_tensors(tmp_path / "model.ckpt")
+
+
+@pytest.mark.parametrize(("copies", "refused"), [(2, False), (3000, True)])
+def test_tensors_of_a_checkpoint_share_what_is_stored_but_not_without_end(tmp_path, copies, refused):
+    shared = torch.zeros(1000)
+    torch.save({"state_dict": {f"x{number}": shared for number in range(copies)}}, tmp_path / "model.ckpt")
+    told = pytest.raises(WeightsError, match=r"its tensors would take 12,000,000 bytes, the file has [\d,]{6,7}$")
+    with told if refused else nullcontext():
+        assert len(read_tensors(tmp_path / "model.ckpt")) == copies
 
 
 @pytest.mark.parametrize("variant", ["fp16", "non_ema"])
@@ -289,6 +310,7 @@ def test_sizes_that_would_take_all_memory_are_a_sentence(folder, tmp_path, part,
         ("incomplete", "lacks tensors of its UNet2DConditionModel"),
         ("folder", "has no folder 'unet'"),
         ("width", "conditions of width 32"),
+        ("inpainting", "takes 9 latent channels"),
         ("", "no model given"),
     ],
 )
@@ -311,6 +333,8 @@ def test_what_is_no_stable_diffusion_model_is_refused_with_a_sentence(parts, tmp
     elif spoil == "width":
         narrow = UNet2DConditionModel(**{**SIZES["unet"], "cross_attention_dim": 32})
         path = save_single_file({**parts, "unet": narrow}, path)
+    elif spoil == "inpainting":
+        path = save_folder({**parts, "unet": UNet2DConditionModel(**{**SIZES["unet"], "in_channels": 9})}, tmp_path)
     task = instruct.Config(stable_diffusion="" if not spoil else str(path))
     with pytest.raises(ValueError, match=r"task\.stable_diffusion: .*\.$") as caught:
         configured_stable_diffusion(task, "cpu", "fp32").unet()

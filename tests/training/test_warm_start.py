@@ -119,6 +119,10 @@ def _wrong(problem: str, sizes, tokenizer, tokenizer_folder, tmp_path) -> RunCon
         run.tokenizer = str(other)
     elif problem == "empty folder":
         run.tokenizer = str(tmp_path / "nowhere")
+    elif problem == "two models":
+        shutil.copytree(tokenizer_folder, tmp_path / "two")
+        shutil.copy(tokenizer_folder / "sentencepiece.bpe.model", tmp_path / "two/another.model")
+        run.tokenizer = str(tmp_path / "two")
     elif problem == "not kosmos-2":
         run.weights, run.tokenizer = str(tokenizer_folder), None
     return run
@@ -134,6 +138,7 @@ def _wrong(problem: str, sizes, tokenizer, tokenizer_folder, tmp_path) -> RunCon
         ("vocabulary", "set model.decoder.vocabulary"),
         ("other pieces", "numbers other pieces"),
         ("empty folder", "must hold one SentencePiece model"),
+        ("two models", "found: another.model, sentencepiece.bpe.model"),
         ("not kosmos-2", "is no Kosmos-2 model"),
     ],
 )
@@ -227,6 +232,25 @@ def test_kosmos2_folder_of_another_size_is_refused(kosmos2_folder, tokenizer_fol
     run.model = dataclasses.replace(run.model, decoder=dataclasses.replace(run.model.decoder, ffn_width=128))
     with pytest.raises(ValueError, match="choose the preset and model sizes"):
         start_model(run, "cpu")
+
+
+@pytest.mark.parametrize("part", ["decoder", "resampler"])
+def test_kosmos2s_heads_are_those_of_the_language_model_and_of_the_resampler(
+    kosmos2_folder, tokenizer_folder, sizes, part
+):
+    run = _run("lm", sizes, weights=str(kosmos2_folder), tokenizer=str(tokenizer_folder))
+    run.model = dataclasses.replace(run.model, **{part: dataclasses.replace(getattr(run.model, part), heads=4)})
+    with pytest.raises(ValueError, match=r"has 2 attention heads; set model\.decoder\.heads and model\.resampler"):
+        start_model(run, "cpu")
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_the_shards_of_a_folder_are_one_model(tmp_path, ending):
+    name = {"safetensors": "model", "bin": "pytorch_model"}[ending]
+    for number in range(3):
+        write = save_file if ending == "safetensors" else torch.save
+        write({f"x{number}": torch.full((2,), float(number))}, tmp_path / f"{name}-0000{number}-of-00002.{ending}")
+    assert {key: tensor[0].item() for key, tensor in read_tensors(tmp_path).items()} == {"x0": 0, "x1": 1, "x2": 2}
 
 
 # -- CLIP's vision tower
