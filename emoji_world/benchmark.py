@@ -61,8 +61,8 @@ Pixels = np.ndarray
 class Benchmark:
     """The rows of one file of weights, in order of the table."""
 
-    def __init__(self, world: EmojiWorld, weights: Path, sd: str, count: int, tuned: int, settings: dict[str, Any]):
-        self.world, self.paths, self.count, self.tuned = world, (str(weights), sd), count, tuned
+    def __init__(self, world: EmojiWorld, weights: Path, sd: str, count: int, own: int, settings: dict[str, Any]):
+        self.world, self.paths, self.count, self.own = world, (str(weights), sd), count, own
         self.model, self.diffusion = load_model(weights).eval(), StableDiffusion(sd, option="--sd")
         self.kosmos = EmojiGenerator(self.diffusion, self.model, world.size, GUIDANCE, **settings)
         self.clip = EmojiGenerator(self.diffusion, None, world.size, GUIDANCE, **settings)
@@ -190,9 +190,9 @@ class Benchmark:
 
     def own_subjects(self) -> None:
         """Five photographs of each of a few held-out subjects: their mean, and the reference that is tuned to them."""
-        if not self.tuned:
+        if not self.own:
             return
-        subjects = spread(self.world.groups["held-out nouns"], self.tuned)
+        subjects = spread(self.world.groups["held-out nouns"], self.own)
         prompts = draw_prompts(self.world, subjects, self.count, 1, 67)
         models = Models.load(*self.paths, "auto", ProcessGroup(0, 1, torch.device("cpu")))
         before, after, shown = {}, {}, {}
@@ -202,8 +202,8 @@ class Benchmark:
                 write_photographs(self.world, subject, folder, (67, number))
                 shown[subject] = next(opened(folder))[0]
                 before[subject] = Reference(zero_shot(folder).source, noun=subject.noun)
-                arguments = (self.world.size, TuningConfig(), subject.noun, subject.noun, output)
-                after[subject] = tuned(folder, models, *arguments)
+                noun, config = subject.noun, TuningConfig()
+                after[subject] = tuned(folder, models, self.world.size, config, name=noun, noun=noun, output=output)
         rows = []
         for name, references in (("mean of five photographs", before), ("tuned to five photographs", after)):
             images = self.kosmos.generate([p.marks for p in prompts], [[references[p.identities[0]]] for p in prompts])
@@ -235,8 +235,8 @@ def spread(subjects: Sequence[Identity], count: int) -> list[Identity]:
     return [subjects[number * len(subjects) // count] for number in range(count)]
 
 
-def monotone(chances: Pixels) -> np.ndarray:
-    """1 where a prompt's chance falls from no weight to the next, else 0: chances (weights, n) -> (n,)."""
+def monotone(chances: np.ndarray) -> np.ndarray:
+    """1 for a prompt whose chance never falls as its weight rises, else 0: chances (weights, n) -> (n,)."""
     return (np.diff(chances, axis=0) > -ENOUGH).all(0).astype(float)
 
 
