@@ -7,8 +7,10 @@ Make the held-out OpenMoji look, which is share-alike and therefore never commit
 """
 
 import argparse
+import importlib.util
 import io
 import json
+import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -19,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from kosmos_core.atomic import atomic_write, write_file
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets" / "world"
 SPRITE = 64
@@ -95,6 +99,14 @@ class Atlas:
         return cls(sprites, {name: look["word"] for name, look in table["looks"].items()}, poses)
 
 
+def check_tools() -> None:
+    """Asked before anything is fetched. Raises SystemExit where a sprite could not be drawn in the end."""
+    if shutil.which("npm") is None:
+        raise SystemExit("The sprites come in npm packages, and there is no npm on this machine: install Node.js.")
+    if importlib.util.find_spec("resvg_py") is None:
+        raise SystemExit('Drawing SVG files needs resvg-py: pip install -e ".[train,world]".')
+
+
 def fetch(package: str, folder: Path) -> Path:
     """Unpack one npm package below `folder` and return its root."""
     name = subprocess.run(
@@ -156,7 +168,6 @@ def sprite(image: Image.Image, size: int = SPRITE) -> Image.Image:
 
 def render(looks: dict[str, Look], folder: Path) -> None:
     """Write atlas.png, atlas.json and ATTRIBUTION.md of the given looks into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         emoji = json.loads((fetch(EMOJIBASE, scratch) / "en/data.json").read_text())
@@ -172,15 +183,17 @@ def render(looks: dict[str, Look], folder: Path) -> None:
             for row, (code, noun) in enumerate(NOUNS.items()):
                 sheet.paste(sprite(source_image(root, look, code)), (column * SPRITE, row * SPRITE))
                 entries.append(entry_of(noun, look, data[code]) | {"row": row, "column": column})
-    sheet.save(folder / "atlas.png", optimize=True)
     table = {
         "sprite": SPRITE,
         "names": {"package": EMOJIBASE, "license": "MIT"},
         "looks": {name: vars(look) for name, look in looks.items()},
         "sprites": entries,
     }
-    (folder / "atlas.json").write_text(json.dumps(table, indent=1) + "\n")
-    (folder / "ATTRIBUTION.md").write_text(attribution("atlas.png", looks))
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / "atlas.png") as file:
+        sheet.save(file, "PNG", optimize=True)
+    write_file(folder / "atlas.json", json.dumps(table, indent=1) + "\n")
+    write_file(folder / "ATTRIBUTION.md", attribution("atlas.png", looks))
 
 
 def entry_of(noun: str, look: str, emoji: dict) -> dict:
@@ -207,6 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--openmoji", type=Path, metavar="FOLDER", help="make only the held-out look, into FOLDER")
     arguments = parser.parse_args()
+    check_tools()
     if arguments.openmoji:
         render({"openmoji": OPENMOJI}, arguments.openmoji)
     else:

@@ -19,7 +19,19 @@ from PIL import Image
 
 from kosmos_core.atomic import atomic_write, write_file
 
-from .atlas import EMOJIBASE, LOOKS, SPRITE, Look, attribution, entry_of, fetch, icon_image, source_image, sprite
+from .atlas import (
+    EMOJIBASE,
+    LOOKS,
+    SPRITE,
+    Look,
+    attribution,
+    check_tools,
+    entry_of,
+    fetch,
+    icon_image,
+    source_image,
+    sprite,
+)
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets" / "open-world"
 HELD_OUT_LOOK = "emojione"
@@ -127,7 +139,6 @@ def drawn(scratch: Path) -> Iterator[tuple[Image.Image, dict]]:
 
 def render(folder: Path) -> dict:
     """Write atlas.webp, atlas.json and ATTRIBUTION.md into `folder`; returns the table."""
-    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         sprites = list(drawn(Path(scratch)))
     rows = -(-len(sprites) // COLUMNS)
@@ -144,6 +155,7 @@ def render(folder: Path) -> dict:
         "looks": {name: vars(look) for name, look in OPEN_LOOKS.items()},
         "sprites": entries,
     }
+    folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "atlas.webp") as file:
         sheet.save(file, "WEBP", quality=80, method=6, alpha_quality=100)
     lines = [json.dumps(entry) for entry in entries]  # a line each, so that a change is read line by line
@@ -157,7 +169,9 @@ def render(folder: Path) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ASSETS, help="folder of the atlas")
-    table = render(parser.parse_args().output)
+    output = parser.parse_args().output
+    check_tools()
+    table = render(output)
     counts = {name: len({x["noun"] for x in table["sprites"] if x["look"] == name}) for name in OPEN_LOOKS}
     poses = sum("pose" in x for x in table["sprites"])
     print(f"{len({x['noun'] for x in table['sprites']})} nouns; looks: {counts}; {poses} other poses")

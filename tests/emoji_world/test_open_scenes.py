@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from emoji_world import atlas, open_atlas
 from emoji_world.atlas import Atlas
 from emoji_world.open_atlas import HELD_OUT_LOOK, concrete_nouns, other_pose
 from emoji_world.open_scenes import PLACES, RELATIONS, OpenWorld, Place, settings_of
@@ -161,3 +163,19 @@ def test_a_frame_of_the_same_shape_in_another_light_is_no_pose(tmp_path):
     flashes = [Image.new("RGBA", (64, 64), (level, 255, 255)) for level in range(200, 206)]
     still.save(tmp_path / "a.webp", save_all=True, append_images=flashes, lossless=True, duration=40)
     assert other_pose(tmp_path / "a.webp", still) is None
+
+
+@pytest.mark.parametrize(("module", "words"), [(open_atlas, ["--output"]), (atlas, ["--openmoji"])])
+def test_what_sprites_need_is_asked_for_before_a_gigabyte_is_fetched(module, words, tmp_path, monkeypatch):
+    folder = tmp_path / "sprites"
+    monkeypatch.setattr("sys.argv", ["atlas", *words, str(folder)])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"no npm on this machine: install Node\.js"):
+        module.main()
+    npm = tmp_path / "npm"
+    npm.write_text("#!/bin/sh\nexit 1\n")
+    npm.chmod(0o755)
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(SystemExit, match=r"needs resvg-py: pip install -e"):
+        module.main()
+    assert not folder.exists()
