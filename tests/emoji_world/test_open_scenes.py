@@ -3,6 +3,7 @@
 import itertools
 import json
 import sys
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -179,3 +180,31 @@ def test_what_sprites_need_is_asked_for_before_a_gigabyte_is_fetched(module, wor
     with pytest.raises(SystemExit, match=r"needs resvg-py: pip install -e"):
         module.main()
     assert not folder.exists()
+
+
+def test_what_the_box_holds_of_the_open_world():
+    table = json.loads((open_atlas.ASSETS / "atlas.json").read_text())
+    looks = Counter((entry["noun"], entry["look"]) for entry in table["sprites"] if "pose" not in entry)
+    per_noun = Counter(noun for noun, _ in looks)
+    assert len(per_noun) >= 600
+    assert min(per_noun.values()) >= 4
+    assert set(looks.values()) == {1}
+    assert all(len(noun.split()) <= 2 for noun in per_noun)
+    assert not any("SA" in look["license"] for look in table["looks"].values())
+    assert sum(path.stat().st_size for path in open_atlas.ASSETS.iterdir()) < 15e6
+    credits = (open_atlas.ASSETS / "ATTRIBUTION.md").read_text()
+    assert all(look["credit"] in credits and look["license"] in credits for look in table["looks"].values())
+
+
+def test_the_open_world_holds_out_nouns_from_everything_and_from_stage_3():
+    world = OpenWorld.named("open")
+    settings, held_out = settings_of(world.atlas.nouns, 1000)
+    assert len(settings.nouns) >= 400
+    assert len(settings.instruct_held_out) >= 60
+    assert len(held_out) >= 30
+    assert not set(world.nouns) & set(held_out)
+    assert HELD_OUT_LOOK in world.atlas.looks
+    assert HELD_OUT_LOOK not in {x.look for x in world.identities}
+    assert sum(0 in pose.shape or pose.shape != (64, 64, 4) for pose in world.atlas.poses.values()) == 0
+    assert len(world.atlas.poses) >= 100
+    assert 120 <= len(OpenWorld.named("middle").nouns) <= 200
