@@ -19,6 +19,7 @@ from torch import nn
 
 from training.base.processes import choose_device
 
+from .counts import whole_number
 from .pieces import PieceTraining, Schedule, add_options
 from .scenes import WORLD_NAMES, EmojiScene, EmojiWorld, Placed
 from .sheets import pixel_grid
@@ -141,7 +142,7 @@ def main(words: list[str] | None = None) -> bool:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", choices=WORLD_NAMES, default="full")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--pictures", type=int, default=20_000, help="how many are drawn, and kept on the device")
+    parser.add_argument("--pictures", type=whole_number(1), default=20_000, help="drawn once and kept on the device")
     parser.add_argument("--freeze-encoder", action="store_true", help="only the decoder learns; latents stay")
     add_options(parser, samples=128_000, batch=16, rate=1e-3)
     arguments = parser.parse_args(words)

@@ -27,6 +27,7 @@ from kosmos_core import Reference, load_model
 from kosmos_core.atomic import atomic_write, write_file
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 from training.base import contact_sheet as sheet
+from training.base.display import printable
 from training.base.precision import faster_on_cpu
 from training.base.processes import ProcessGroup
 from training.personalize.subject_run import Models
@@ -43,6 +44,7 @@ from .benchmark_cases import (
     pose_of,
     pose_swapped,
 )
+from .counts import whole_number
 from .features import feature_nets
 from .generator import EmojiGenerator
 from .judge import BenchmarkRow, Judge, PromptCase, draw_prompts, in_words, real_pictures
@@ -285,20 +287,29 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--clip", default=str(ASSETS / "clip"), help="folder of CLIP, for an --sd that is a file")
     parser.add_argument("--world", choices=WORLD_NAMES, default="full", help="which says what is held out")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark"))
-    parser.add_argument("--count", type=int, default=96, help="prompts of each row")
+    parser.add_argument("--count", type=whole_number(1), default=96, help="prompts of each row")
     parser.add_argument(
-        "--tuned", type=int, default=8, help="subjects that references are tuned to (0: those rows not)"
+        "--tuned", type=whole_number(0), default=8, help="subjects that references are tuned to (0: those rows not)"
     )
-    parser.add_argument("--steps", type=int, default=8, help="sampling steps")
+    parser.add_argument("--steps", type=whole_number(1), default=8, help="sampling steps")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default=faster_on_cpu(), help="of the U-Net")
     arguments = parser.parse_args(words)
-    arguments.output.mkdir(parents=True, exist_ok=True)  # said before the work, not behind it
+    if (arguments.output / "benchmark.json").exists():
+        parser.error(f"--output: {arguments.output} holds a benchmark already; choose another folder")
+    if arguments.output.is_file():
+        parser.error(f"--output: {arguments.output} is a file; choose a folder")
     started = time.monotonic()
     world = EmojiWorld.named(arguments.world)
     settings = {"steps": arguments.steps, "precision": arguments.precision}
     if Path(arguments.sd).is_file():
         settings["clip_folder"] = arguments.clip
-    benchmark = Benchmark(world, arguments.weights, arguments.sd, arguments.count, arguments.tuned, settings)
+        if not (Path(arguments.clip) / "config.json").exists():
+            parser.error(f"--clip: {arguments.clip} holds no config.json; give the folder of CLIP's text half")
+    try:  # everything that can be wrong with the options is said before the work, and leaves no folder
+        benchmark = Benchmark(world, arguments.weights, arguments.sd, arguments.count, arguments.tuned, settings)
+        arguments.output.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
+        parser.error(printable(str(error)))
     benchmark.run()
     rows = [row.summary() for row, _ in benchmark.rows]
     settings = {"weights": arguments.weights.name, "world": arguments.world, "steps": arguments.steps}

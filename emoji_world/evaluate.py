@@ -19,6 +19,7 @@ from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 from training.base.precision import faster_on_cpu
 
 from .atlas import Atlas
+from .counts import whole_number
 from .features import ObjectFeatures
 from .generator import EmojiGenerator
 from .judge import BenchmarkRow, Judge, PromptCase, draw_prompts, in_words, real_pictures
@@ -137,9 +138,9 @@ def main() -> None:
     parser.add_argument("--ablation", action="append", default=[], metavar="NAME=FILE", help="more weights")
     parser.add_argument("--openmoji", type=Path, help="folder made by emoji_world.atlas --openmoji")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=200, help="prompts per row")
+    parser.add_argument("--count", type=whole_number(1), default=200, help="prompts per row")
     parser.add_argument("--guidance", type=float, default=4.0)
-    parser.add_argument("--steps", type=int, default=20, help="sampling steps")
+    parser.add_argument("--steps", type=whole_number(1), default=20, help="sampling steps")
     parser.add_argument(
         "--precision", choices=("bf16", "fp32"), default=faster_on_cpu(), help="of the U-Net; default: the faster here"
     )

@@ -32,6 +32,7 @@ from training.data.synthetic import write_tars
 from training.personalize.subject_run import Models
 
 from .atlas import ASSETS
+from .counts import whole_number
 from .features import ObjectFeatures
 from .judge import Judge, PromptCase, draw_prompts, in_words
 from .own_photographs import opened, own_signals, tuned, write_photographs, zero_shot
@@ -224,7 +225,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of the photographs, adapters and rows")
     parser.add_argument(
-        "--of-each", type=int, default=REPORTED, help="fewer subjects of each noun in the rows beside before and tuned"
+        "--of-each",
+        type=whole_number(1),
+        default=REPORTED,
+        help="fewer subjects of each noun in the rows beside before and tuned",
     )
     parser.add_argument("--table", action="store_true", help="print what is finished, make nothing")
     options = parser.parse_args()

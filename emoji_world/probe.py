@@ -21,6 +21,7 @@ from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 from kosmos_core.images import preprocess_image
 from training.stages.alignment_loss import token_weights
 
+from .counts import whole_number
 from .diffusion import text_states
 from .image_words import PhraseTokens
 from .scenes import ALL_HUES, HUES, WORLD_NAMES, Background, EmojiWorld, Identity
@@ -156,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", choices=WORLD_NAMES, default="full")
     parser.add_argument("--all-hues", action="store_true", help="references in twelve hues instead of the world's two")
-    parser.add_argument("--count", type=int, help="identities of each group, where these are too many")
+    parser.add_argument("--count", type=whole_number(1), help="identities of each group, where these are too many")
     parser.add_argument("--exact", action="store_true", help="also with exact word embeddings in the pictures' place")
     parser.add_argument("--stable_diffusion", required=True, help="diffusers folder of the world")
     parser.add_argument("weights", nargs="+", help="Kosmos-G weights of any stage")

@@ -28,6 +28,7 @@ from kosmos_core.layers import AttentionPattern, normalise
 from kosmos_core.tokenizer import Layout
 
 from .atlas import ASSETS
+from .counts import whole_number
 from .features import ObjectFeatures
 from .judge import Judge, PromptCase, draw_prompts
 from .probe import words_of
@@ -288,8 +289,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kosmos_g", type=Path, default=ASSETS / "emoji-world-kosmos-g.safetensors")
     parser.add_argument("--stable_diffusion", type=Path, default=ASSETS / "emoji-world-sd.safetensors")
-    parser.add_argument("--count", type=int, default=12, help="prompts of each kind whose conditions are compared")
-    parser.add_argument("--paint", type=int, default=12, help="prompts of each kind that are painted; 0: none")
+    parser.add_argument("--count", type=whole_number(1), default=12, help="prompts of each kind that are compared")
+    parser.add_argument(
+        "--paint", type=whole_number(0), default=12, help="prompts of each kind that are painted; 0: none"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder for the tables, numbers and figure")
     arguments = parser.parse_args()
     world, model = EmojiWorld.named("full"), load_model(arguments.kosmos_g).eval()

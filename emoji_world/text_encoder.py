@@ -21,6 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisio
 from kosmos_core.images import CLIP_MEAN, CLIP_STD
 from training.base.processes import choose_device
 
+from .counts import whole_number
 from .pieces import SHARD, PieceTraining, Schedule, add_options
 from .scenes import WORLD_NAMES, EmojiWorld
 
@@ -155,8 +156,8 @@ def main(words: list[str] | None = None) -> bool:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", choices=WORLD_NAMES, default="full")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--pictures", type=int, default=30_000, help="how many are drawn, and kept on the device")
-    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--pictures", type=whole_number(1), default=30_000, help="drawn once and kept on the device")
+    parser.add_argument("--layers", type=whole_number(1), default=2)
     parser.add_argument("--freeze-text", action="store_true", help="go on from --output, only the vision half learns")
     add_options(parser, samples=60_000, batch=64, rate=5e-4)
     arguments = parser.parse_args(words)

@@ -21,6 +21,7 @@ from training.data.decoding import on_white
 from training.data.shard_writer import Parts
 from training.data.synthetic import encoded, train_vocabulary, write_tars
 
+from .counts import whole_number
 from .scenes import ALL_HUES, BACKGROUNDS, SHARES, WORLD_NAMES, Background, EmojiScene, EmojiWorld, Identity
 
 WORDNET = Path("/usr/share/wordnet")  # Debian's wordnet-base
@@ -249,8 +250,8 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", choices=WORLD_NAMES, default="full")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--samples", type=int, default=6000)
-    parser.add_argument("--pieces", type=int, default=1000)
+    parser.add_argument("--samples", type=whole_number(1), default=6000)
+    parser.add_argument("--pieces", type=whole_number(1), default=1000)
     arguments = parser.parse_args(words)
     world = EmojiWorld.named(arguments.world)
     vocabulary = write_data(world, arguments.output, arguments.samples, arguments.pieces)

@@ -95,6 +95,33 @@ def test_one_more_output_is_a_message_of_the_model_s_format():
     assert one_more_output("/ab") == b"\x3a\x07\x62\x05\x0a\x03/ab"
 
 
+WRONG = {
+    "--count 0": "'0' must be a whole number of at least 1",
+    "--tuned -1": "'-1' must be a whole number of at least 0",
+    "--steps few": "'few' must be a whole number of at least 1",
+    "--weights none.safetensors": "none.safetensors is missing",
+    "--sd none": "--sd: none does not exist",
+    "--clip none": "--clip: none holds no config.json",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_is_said_in_a_sentence_before_the_work_and_leaves_no_folder(wrong, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*wrong.split(), "--output", str(tmp_path / "made")])
+    assert stopped.value.code == 2
+    assert WRONG[wrong] in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_finished_benchmark_is_not_written_over(tmp_path, capsys):
+    (tmp_path / "benchmark.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        main(["--output", str(tmp_path)])
+    assert "holds a benchmark already; choose another folder" in capsys.readouterr().err
+    assert (tmp_path / "benchmark.json").read_text() == "{}"
+
+
 def test_one_command_writes_numbers_a_table_and_a_sheet(chain, tmp_path):
     words = ["--weights", str(chain.folder / "instruct.safetensors"), "--sd", str(chain.folder / "sd/diffusers")]
     main(
