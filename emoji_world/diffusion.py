@@ -139,9 +139,7 @@ def main(words: list[str] | None = None) -> bool:
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--clip", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument(
-        "--scenes", type=whole_number(1), default=16000, help="how many are drawn, and kept on the device"
-    )
+    parser.add_argument("--scenes", type=whole_number(1), default=16000, help="drawn once and kept on the device")
     parser.add_argument("--pairs", type=float, default=0.6, help="share of the pictures with several objects")
     parser.add_argument("--precision", choices=("bf16", "fp32"), help="default: the faster here")
     parser.add_argument("--start", type=Path, help="diffusers folder whose U-Net a new run begins with")
