@@ -7,7 +7,9 @@ read; `emoji_world.single_file` makes a ComfyUI checkpoint of it.
 """
 
 import argparse
+import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kosmos_core.atomic import atomic_write
@@ -67,13 +69,23 @@ def text_states(clip: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[st
     return torch.cat(states)
 
 
-def cached(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """What `make` returns, from the file where it was made before."""
-    if not path.exists():
-        made = make()
-        with atomic_write(path) as file:
-            torch.save(made, file)
-    return torch.load(path)
+def cached(
+    path: Path, made_from: tuple[nn.Module, object], make: Callable[[], dict[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    """What `make` returns, from the file where it was made before; made again once the network or its input changed."""
+    network, data = made_from
+    known = hashlib.sha256(repr(data).encode())
+    for tensor in network.state_dict().values():
+        known.update(tensor.detach().float().cpu().numpy().tobytes())
+    if path.exists():
+        found = torch.load(path)
+        if found.pop("made_from", None) == known.hexdigest():
+            return found
+        print(f"{path}: made of other weights or scenes; made again.", flush=True)
+    made = make()
+    with atomic_write(path) as file:
+        torch.save({"made_from": known.hexdigest(), **made}, file)
+    return made
 
 
 def draw_scenes(world: EmojiWorld, count: int) -> tuple[list[EmojiScene], list[str]]:
@@ -151,8 +163,10 @@ def main(words: list[str] | None = None) -> bool:
     clip = CLIPTextModel.from_pretrained(arguments.clip / "text_encoder").eval().to(device)
     tokenizer = CLIPTokenizer.from_pretrained(arguments.clip / "tokenizer")
     scenes, captions = draw_scenes(world, arguments.scenes)
-    text = cached(arguments.output / "captions.pt", lambda: caption_states(clip, tokenizer, captions))
-    latents = cached(arguments.output / "latents.pt", lambda: scene_latents(world, vae, scenes))["latents"].to(device)
+    made = partial(caption_states, clip, tokenizer, captions)
+    text = cached(arguments.output / "captions.pt", (clip, captions), made)
+    made = partial(scene_latents, world, vae, scenes)
+    latents = cached(arguments.output / "latents.pt", (vae, scenes), made)["latents"].to(device)
     numbers, states = text["numbers"].to(device), text["states"].to(device)
     print(f"{len(latents)} scenes, {len(states) - 1} captions, latent std {latents.std():.3f}", flush=True)
     schedule = Schedule(arguments.samples, arguments.batch, arguments.rate)

@@ -152,6 +152,7 @@ def piece(place: Place, step: str, more: list[str], past_gates: bool) -> None:
         return
     gate = gates.GATES.get(step)
     passed, told = (True, "no gate") if gate is None else gate(place.world, place.folder)
+    found = place.finished()  # another step may have ended beside this one
     write_file(place.record, json.dumps(found | {step: {"passed": passed, "told": told}}, indent=1) + "\n")
     print(f"{step}: done; gate {'open' if passed else 'shut'}: {told}")
 

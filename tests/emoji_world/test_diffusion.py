@@ -15,7 +15,7 @@ from emoji_world.autoencoder import (
     slim_autoencoder,
     unit_range,
 )
-from emoji_world.diffusion import UNetTraining, blurred, build_unet
+from emoji_world.diffusion import UNetTraining, blurred, build_unet, cached
 from emoji_world.pieces import Schedule
 from emoji_world.sampling import sample
 from emoji_world.scenes import EmojiWorld
@@ -72,6 +72,27 @@ def test_blurred_conditions_stay_nearest_to_their_own():
     assert distances.diagonal().min() > 0
     second = distances.masked_fill(torch.eye(6, dtype=torch.bool), torch.inf).argmin(1)
     assert second.tolist() == [5, 0, 1, 2, 3, 4]  # towards the row before
+
+
+def test_latents_of_an_autoencoder_that_was_trained_on_are_made_again(tmp_path, capsys):
+    path, network, made = tmp_path / "latents.pt", torch.nn.Linear(2, 1), []
+
+    def latents() -> dict[str, torch.Tensor]:
+        made.append(network.weight.detach().clone())
+        return {"latents": made[-1]}
+
+    first = cached(path, (network, ["a scene"]), latents)
+    again = cached(path, (network, ["a scene"]), latents)
+    assert torch.equal(first["latents"], again["latents"])
+    assert again.keys() == first.keys()
+    assert len(made) == 1
+    assert capsys.readouterr().out == ""
+    with torch.no_grad():
+        network.weight += 1
+    assert torch.equal(cached(path, (network, ["a scene"]), latents)["latents"], network.weight)
+    assert "latents.pt: made of other weights or scenes; made again." in capsys.readouterr().out
+    cached(path, (network, ["a scene", "another"]), latents)
+    assert len(made) == 3
 
 
 def test_pictures_depend_on_condition_and_seed_only():

@@ -33,6 +33,14 @@ def test_next_goes_on_with_the_first_step_that_is_not_done(begun, tmp_path, caps
     assert capsys.readouterr().out.splitlines()[1:3] == ["clip: too few: 0.10, at least 0.6", "unet: not done"]
 
 
+def test_a_step_that_ended_beside_another_keeps_its_record(begun, tmp_path, monkeypatch):
+    folder = ["--folder", str(tmp_path)]
+    train.main(["autoencoder", *folder])
+    monkeypatch.setitem(train.STEPS, "autoencoder", lambda place, more: train.main(["clip", *folder]) == "clip")
+    train.main(["autoencoder", *folder])
+    assert list(json.loads((tmp_path / "steps.json").read_text())) == ["autoencoder", "clip"]
+
+
 def test_a_step_behind_a_shut_gate_or_out_of_turn_is_refused(begun, tmp_path):
     folder = ["--folder", str(tmp_path)]
     with pytest.raises(SystemExit, match="clip: autoencoder comes before it and is not done"):
