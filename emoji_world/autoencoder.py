@@ -19,7 +19,7 @@ from torch import nn
 
 from training.base.processes import choose_device
 
-from .counts import whole_number
+from .options import whole_number
 from .pieces import PieceTraining, Schedule, add_options
 from .scenes import WORLD_NAMES, EmojiScene, EmojiWorld, Placed
 from .sheets import pixel_grid

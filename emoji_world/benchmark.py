@@ -44,10 +44,10 @@ from .benchmark_cases import (
     pose_of,
     pose_swapped,
 )
-from .counts import whole_number
 from .features import feature_nets
 from .generator import EmojiGenerator
 from .judge import BenchmarkRow, Judge, PromptCase, draw_prompts, in_words, real_pictures
+from .options import whole_number
 from .own_photographs import opened, tuned, write_photographs, zero_shot
 from .prompt_weights import Painter, WeightedPrompt, cases_of, shipped
 from .scenes import WORLD_NAMES, EmojiWorld, Identity

@@ -27,7 +27,7 @@ from training.base.processes import choose_device
 from training.stages.diffusion_loss import snr_weights
 
 from .autoencoder import narrow_autoencoder, unit_range
-from .counts import whole_number
+from .options import share, whole_number
 from .pieces import SHARD, PieceTraining, Schedule, add_options
 from .sampling import sample
 from .scenes import SHARES, WORLD_NAMES, EmojiScene, EmojiWorld
@@ -152,7 +152,7 @@ def main(words: list[str] | None = None) -> bool:
     parser.add_argument("--clip", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--scenes", type=whole_number(1), default=16000, help="drawn once and kept on the device")
-    parser.add_argument("--pairs", type=float, default=0.6, help="share of the pictures with several objects")
+    parser.add_argument("--pairs", type=share, default=0.6, help="share of the pictures with several objects")
     parser.add_argument("--precision", choices=("bf16", "fp32"), help="default: the faster here")
     parser.add_argument("--start", type=Path, help="diffusers folder whose U-Net a new run begins with")
     add_options(parser, samples=510_000, batch=16, rate=5e-4)

@@ -19,10 +19,10 @@ from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 from training.base.precision import faster_on_cpu
 
 from .atlas import Atlas
-from .counts import whole_number
 from .features import ObjectFeatures
 from .generator import EmojiGenerator
 from .judge import BenchmarkRow, Judge, PromptCase, draw_prompts, in_words, real_pictures
+from .options import positive_number, whole_number
 from .scenes import ALL_HUES, HELD_OUT_NOUNS, HUES, WORLD_NAMES, EmojiWorld, WorldSettings
 from .sheets import pixel_grid
 
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--openmoji", type=Path, help="folder made by emoji_world.atlas --openmoji")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--count", type=whole_number(1), default=200, help="prompts per row")
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--guidance", type=positive_number, default=4.0)
     parser.add_argument("--steps", type=whole_number(1), default=20, help="sampling steps")
     parser.add_argument(
         "--precision", choices=("bf16", "fp32"), default=faster_on_cpu(), help="of the U-Net; default: the faster here"

@@ -32,9 +32,9 @@ from training.data.synthetic import write_tars
 from training.personalize.subject_run import Models
 
 from .atlas import ASSETS
-from .counts import whole_number
 from .features import ObjectFeatures
 from .judge import Judge, PromptCase, draw_prompts, in_words
+from .options import whole_number
 from .own_photographs import opened, own_signals, tuned, write_photographs, zero_shot
 from .own_subject_rows import (
     REPORTED,

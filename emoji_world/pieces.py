@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kosmos_core.atomic import write_file
 from training.base.precision import Precision, autocast, choose_precision
 
-from .counts import whole_number
+from .options import positive_number, whole_number
 
 SHARD = "15MB"  # of every file, so that a piece can be carried between machines file by file
 SAVE_EVERY, TELL_EVERY = 120.0, 20.0  # seconds
@@ -46,8 +46,8 @@ def add_options(parser: argparse.ArgumentParser, samples: int, batch: int, rate:
     """The options that every training in pieces has, with a command's own defaults."""
     parser.add_argument("--samples", type=whole_number(1), default=samples, help="in all pieces together")
     parser.add_argument("--batch", type=whole_number(1), default=batch)
-    parser.add_argument("--rate", type=float, default=rate)
-    parser.add_argument("--minutes", type=float, help="how long this piece goes on at most; default: to the end")
+    parser.add_argument("--rate", type=positive_number, default=rate)
+    parser.add_argument("--minutes", type=positive_number, help="at most, of this piece; default: to the end")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ...")
 
 

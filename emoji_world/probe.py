@@ -21,9 +21,9 @@ from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 from kosmos_core.images import preprocess_image
 from training.stages.alignment_loss import token_weights
 
-from .counts import whole_number
 from .diffusion import text_states
 from .image_words import PhraseTokens
+from .options import whole_number
 from .scenes import ALL_HUES, HUES, WORLD_NAMES, Background, EmojiWorld, Identity
 
 PADDING = 0.1  # weight of CLIP's states behind a caption's end, as in the world's configurations

@@ -28,9 +28,9 @@ from kosmos_core.layers import AttentionPattern, normalise
 from kosmos_core.tokenizer import Layout
 
 from .atlas import ASSETS
-from .counts import whole_number
 from .features import ObjectFeatures
 from .judge import Judge, PromptCase, draw_prompts
+from .options import whole_number
 from .probe import words_of
 from .sampling import sample
 from .scenes import EmojiWorld

@@ -21,7 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisio
 from kosmos_core.images import CLIP_MEAN, CLIP_STD
 from training.base.processes import choose_device
 
-from .counts import whole_number
+from .options import whole_number
 from .pieces import SHARD, PieceTraining, Schedule, add_options
 from .scenes import WORLD_NAMES, EmojiWorld
 

@@ -27,6 +27,7 @@ from training.export import export
 from training.run import main as run_stage
 
 from . import autoencoder, diffusion, gates, image_words, text_encoder, training_data
+from .options import positive_number
 from .scenes import WORLD_NAMES, EmojiWorld
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -163,7 +164,7 @@ def main(words: list[str] | None = None) -> str | None:
     parser.add_argument("step", choices=(*STEPS, "next", "status"))
     parser.add_argument("--world", choices=WORLD_NAMES, default="middle")
     parser.add_argument("--folder", type=Path, default=Path("runs/open"))
-    parser.add_argument("--minutes", type=float, help="how long the piece may go on; default: to the step's end")
+    parser.add_argument("--minutes", type=positive_number, help="at most, of this piece; default: to the step's end")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--past-gates", action="store_true", help="begin a step though a gate before it is shut")
     arguments, more = parser.parse_known_args(words)

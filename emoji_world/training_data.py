@@ -21,7 +21,7 @@ from training.data.decoding import on_white
 from training.data.shard_writer import Parts
 from training.data.synthetic import encoded, train_vocabulary, write_tars
 
-from .counts import whole_number
+from .options import whole_number
 from .scenes import ALL_HUES, BACKGROUNDS, SHARES, WORLD_NAMES, Background, EmojiScene, EmojiWorld, Identity
 
 WORDNET = Path("/usr/share/wordnet")  # Debian's wordnet-base
