@@ -27,7 +27,6 @@ from kosmos_core import Reference, load_model
 from kosmos_core.atomic import atomic_write, write_file
 from kosmos_core.diffusers.stable_diffusion import StableDiffusion
 from training.base import contact_sheet as sheet
-from training.base.display import printable
 from training.base.precision import faster_on_cpu
 from training.base.processes import ProcessGroup
 from training.personalize.subject_run import Models
@@ -47,7 +46,7 @@ from .benchmark_cases import (
 from .features import feature_nets
 from .generator import EmojiGenerator
 from .judge import BenchmarkRow, Judge, PromptCase, draw_prompts, in_words, real_pictures
-from .options import whole_number
+from .options import refused_by, require_file, whole_number
 from .own_photographs import opened, tuned, write_photographs, zero_shot
 from .prompt_weights import Painter, WeightedPrompt, cases_of, shipped
 from .scenes import WORLD_NAMES, EmojiWorld, Identity
@@ -303,13 +302,10 @@ def main(words: list[str] | None = None) -> None:
     settings = {"steps": arguments.steps, "precision": arguments.precision}
     if Path(arguments.sd).is_file():
         settings["clip_folder"] = arguments.clip
-        if not (Path(arguments.clip) / "config.json").exists():
-            parser.error(f"--clip: {arguments.clip} holds no config.json; give the folder of CLIP's text half")
-    try:  # everything that can be wrong with the options is said before the work, and leaves no folder
+        require_file(parser, "--clip", Path(arguments.clip), "config.json", "the folder of CLIP's text half")
+    with refused_by(parser):  # leaves no folder
         benchmark = Benchmark(world, arguments.weights, arguments.sd, arguments.count, arguments.tuned, settings)
         arguments.output.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
-        parser.error(printable(str(error)))
     benchmark.run()
     rows = [row.summary() for row, _ in benchmark.rows]
     settings = {"weights": arguments.weights.name, "world": arguments.world, "steps": arguments.steps}

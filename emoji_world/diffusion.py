@@ -27,7 +27,7 @@ from training.base.processes import choose_device
 from training.stages.diffusion_loss import snr_weights
 
 from .autoencoder import narrow_autoencoder, unit_range
-from .options import share, whole_number
+from .options import refused_by, require_file, share, whole_number
 from .pieces import SHARD, PieceTraining, Schedule, add_options
 from .sampling import sample
 from .scenes import SHARES, WORLD_NAMES, EmojiScene, EmojiWorld
@@ -157,10 +157,16 @@ def main(words: list[str] | None = None) -> bool:
     parser.add_argument("--start", type=Path, help="diffusers folder whose U-Net a new run begins with")
     add_options(parser, samples=510_000, batch=16, rate=5e-4)
     arguments = parser.parse_args(words)
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    require_file(parser, "--vae", arguments.vae, "config.json", "the folder vae that emoji_world.autoencoder wrote")
+    text_half = arguments.clip / "text_encoder"
+    require_file(parser, "--clip", text_half, "config.json", "the folder that emoji_world.text_encoder wrote")
+    if arguments.start:
+        require_file(parser, "--start", arguments.start / "unet", "config.json", "a diffusers folder")
+    with refused_by(parser):
+        arguments.output.mkdir(parents=True, exist_ok=True)
     world, device = EmojiWorld.named(arguments.world), choose_device(arguments.device)
     vae = AutoencoderTiny.from_pretrained(arguments.vae).eval().to(device)
-    clip = CLIPTextModel.from_pretrained(arguments.clip / "text_encoder").eval().to(device)
+    clip = CLIPTextModel.from_pretrained(text_half).eval().to(device)
     tokenizer = CLIPTokenizer.from_pretrained(arguments.clip / "tokenizer")
     scenes, captions = draw_scenes(world, arguments.scenes)
     made = partial(caption_states, clip, tokenizer, captions)

@@ -22,7 +22,7 @@ from .atlas import Atlas
 from .features import ObjectFeatures
 from .generator import EmojiGenerator
 from .judge import BenchmarkRow, Judge, PromptCase, draw_prompts, in_words, real_pictures
-from .options import positive_number, whole_number
+from .options import positive_number, refused_by, whole_number
 from .scenes import ALL_HUES, HELD_OUT_NOUNS, HUES, WORLD_NAMES, EmojiWorld, WorldSettings
 from .sheets import pixel_grid
 
@@ -146,12 +146,25 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     world = EmojiWorld.named(arguments.world)
-    diffusion = StableDiffusion(arguments.stable_diffusion, option="--stable_diffusion")
+    ablations: dict[str, str] = {}
+    for word in arguments.ablation:
+        name, _, file = word.partition("=")
+        if not (name and file) or name in ablations:
+            parser.error(f"--ablation: {word!r} must be NAME=FILE, each name once")
+        ablations[name] = file
+    weights = {"--align": arguments.align, "--instruct": arguments.instruct} | ablations
+    with refused_by(parser):
+        diffusion = StableDiffusion(arguments.stable_diffusion, option="--stable_diffusion")
+        encoders = {name: load_model(file).eval() for name, file in weights.items() if file}
+        drawn = None
+        if arguments.openmoji:
+            drawn = EmojiWorld(Atlas.load(arguments.openmoji), world.settings)
+        arguments.output.mkdir(parents=True, exist_ok=True)
     evaluation = Evaluation(world, arguments.count, arguments.guidance, diffusion)
     evaluation.oracle()
 
-    def generator_of(weights: str | None, clip_null: bool = False) -> EmojiGenerator:
-        encoder = load_model(weights).eval() if weights else None
+    def generator_of(name: str | None, clip_null: bool = False) -> EmojiGenerator:
+        encoder = encoders[name] if name else None
         settings = {"steps": arguments.steps, "clip_null": clip_null, "precision": arguments.precision}
         return EmojiGenerator(diffusion, encoder, world.size, arguments.guidance, **settings)
 
@@ -159,23 +172,21 @@ def main() -> None:
     evaluation.ceiling("frozen U-Net with its own CLIP", generator_of(None))
     before = None
     if arguments.align:
-        generator = generator_of(arguments.align, clip_null=True)
+        generator = generator_of("--align", clip_null=True)
         evaluation.text("stage 2", generator)
         before = evaluation.by_image("stage 2, seen, by picture", generator, evaluation.prompts["seen"])
     if arguments.instruct:
-        generator = generator_of(arguments.instruct)
+        generator = generator_of("--instruct")
         evaluation.instruct(generator, before)
         hues = tuple(hue for hue in ALL_HUES if hue not in HUES)
         turned = EmojiWorld(world.atlas, WorldSettings(world.size, world.settings.instruct_held_out, ()), hues)
         evaluation.unknown(generator, turned, "held-out nouns in ten other hues")
         strangers = EmojiWorld(world.atlas, WorldSettings(world.size, HELD_OUT_NOUNS, ()))
         evaluation.unknown(generator, strangers, "nouns held out from everything")
-        if arguments.openmoji:
-            drawn = EmojiWorld(Atlas.load(arguments.openmoji), world.settings)
+        if drawn:
             evaluation.unknown(generator, drawn, "look held out from everything")
-    for ablation in arguments.ablation:
-        name, _, file = ablation.partition("=")
-        generator = generator_of(file)
+    for name in ablations:
+        generator = generator_of(name)
         evaluation.text(name, generator)
         evaluation.by_image(f"{name}, seen, by picture", generator, evaluation.prompts["seen"])
     print(evaluation.write(arguments.output))

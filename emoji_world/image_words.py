@@ -22,6 +22,7 @@ from kosmos_core import KosmosG, load_model
 from kosmos_core.weights import save_model
 from training.base.processes import choose_device
 
+from .options import refused_by
 from .pieces import PieceTraining, Schedule, add_options
 from .scenes import WORLD_NAMES, Background, EmojiWorld, Identity
 from .text_encoder import normalise, resized
@@ -106,10 +107,12 @@ def main(words: list[str] | None = None) -> bool:
     parser.add_argument("--output", type=Path, required=True)
     add_options(parser, samples=166_000, batch=64, rate=1e-3)
     arguments = parser.parse_args(words)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)  # said before the training, not behind it
-    world, model = EmojiWorld.named(arguments.world), load_model(arguments.weights).float()
-    if arguments.vision:
-        model.vision.load_state_dict(load_model(arguments.vision).float().vision.state_dict())
+    world = EmojiWorld.named(arguments.world)
+    with refused_by(parser):
+        model = load_model(arguments.weights).float()
+        if arguments.vision:
+            model.vision.load_state_dict(load_model(arguments.vision).float().vision.state_dict())
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
     schedule = Schedule(arguments.samples, arguments.batch, arguments.rate, fall=0.6)
     folder = arguments.output.with_suffix(".training")
     training = ImageWordsTraining(model, world, folder, schedule, device=choose_device(arguments.device))

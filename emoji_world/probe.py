@@ -23,7 +23,7 @@ from training.stages.alignment_loss import token_weights
 
 from .diffusion import text_states
 from .image_words import PhraseTokens
-from .options import whole_number
+from .options import refused_by, whole_number
 from .scenes import ALL_HUES, HUES, WORLD_NAMES, Background, EmojiWorld, Identity
 
 PADDING = 0.1  # weight of CLIP's states behind a caption's end, as in the world's configurations
@@ -162,13 +162,12 @@ def main() -> None:
     parser.add_argument("--stable_diffusion", required=True, help="diffusers folder of the world")
     parser.add_argument("weights", nargs="+", help="Kosmos-G weights of any stage")
     arguments = parser.parse_args()
-    probe = ReferenceProbe(
-        EmojiWorld.named(arguments.world, ALL_HUES if arguments.all_hues else HUES),
-        StableDiffusion(arguments.stable_diffusion, option="--stable_diffusion"),
-        arguments.count,
-    )
-    for path in arguments.weights:
-        model = load_model(path).float().eval()
+    world = EmojiWorld.named(arguments.world, ALL_HUES if arguments.all_hues else HUES)
+    with refused_by(parser):
+        diffusion = StableDiffusion(arguments.stable_diffusion, option="--stable_diffusion")
+        models = {path: load_model(path).float().eval() for path in arguments.weights}
+    probe = ReferenceProbe(world, diffusion, arguments.count)
+    for path, model in models.items():
         print(path, flush=True)
         if not arguments.all_hues:  # the language model reads every candidate behind every reference: an hour
             print("  language model", *probe.lines(probe.named(model)), sep="\n    ", flush=True)

@@ -30,7 +30,7 @@ from kosmos_core.tokenizer import Layout
 from .atlas import ASSETS
 from .features import ObjectFeatures
 from .judge import Judge, PromptCase, draw_prompts
-from .options import whole_number
+from .options import refused_by, whole_number
 from .probe import words_of
 from .sampling import sample
 from .scenes import EmojiWorld
@@ -295,7 +295,10 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the tables, numbers and figure")
     arguments = parser.parse_args()
-    world, model = EmojiWorld.named("full"), load_model(arguments.kosmos_g).eval()
+    world = EmojiWorld.named("full")
+    with refused_by(parser):
+        model = load_model(arguments.kosmos_g).eval()
+        diffusion = StableDiffusion(arguments.stable_diffusion, option="--stable_diffusion")
     drawn = cases_of(world, max(arguments.count, arguments.paint))
     kinds = {kind: [WeightedPrompt(model, x) for x in cases] for kind, cases in drawn.items()}
     plain = {kind: prompts[: arguments.count] for kind, prompts in kinds.items() if kind != ONLY_CHOSEN}
@@ -307,7 +310,7 @@ def main() -> None:
     print(table(report["condition"], WEIGHTS), flush=True)
     report["pictures"] = {}
     if arguments.paint:
-        painter = Painter(world, model, StableDiffusion(arguments.stable_diffusion, option="--stable_diffusion"))
+        painter = Painter(world, model, diffusion)
         for kind, prompts in kinds.items():
             report["pictures"][kind] = painted(painter, kind, prompts[: arguments.paint])
             print(kind, table(report["pictures"][kind], WEIGHTS), sep="\n", flush=True)

@@ -21,6 +21,7 @@ from kosmos_core.atomic import write_file
 from kosmos_core.diffusers.single_file import LATENT_SCALE, UNET, VAE, SingleFile
 
 from .diffusion import save_pipeline
+from .options import refused_by, require_file
 
 LATENTS = 8  # of a side of the world's pictures
 
@@ -113,8 +114,11 @@ def main() -> None:
     parser.add_argument("--back", action="store_true", help="make the diffusers folder of the checkpoint")
     arguments = parser.parse_args()
     if arguments.back:
-        save_diffusers(arguments.checkpoint, arguments.clip, arguments.folder)
+        require_file(parser, "CLIP", arguments.clip, "config.json", "the folder of CLIP's text half and tokenizer")
+        with refused_by(parser):
+            save_diffusers(arguments.checkpoint, arguments.clip, arguments.folder)
         return
+    require_file(parser, "FOLDER", arguments.folder, "model_index.json", "the diffusers folder of a Stable Diffusion")
     arguments.checkpoint.parent.mkdir(parents=True, exist_ok=True)
     write_file(arguments.checkpoint, save(single_file(arguments.folder), metadata={"format": "pt"}))
     save_clip(arguments.folder, arguments.clip)
