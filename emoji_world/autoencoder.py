@@ -67,11 +67,12 @@ def narrow_autoencoder(full: AutoencoderTiny) -> AutoencoderTiny:
     return vae
 
 
-def draw_pictures(world: EmojiWorld, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels (n, 3, size, size) uint8 and masks of all objects (n, 1, size, size) bool; three of four are crowds."""
+def draw_pictures(world: EmojiWorld, count: int, seed: int, crowds: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels (n, 3, size, size) uint8 and masks of all objects (n, 1, size, size) bool; three of four are crowds, or
+    none: scenes as the other steps draw them."""
     rng, pixels, masks = np.random.default_rng(seed), [], []
     for number in range(count):
-        image, parts = world.render(crowd(world, rng) if number % 4 else world.draw(rng))
+        image, parts = world.render(crowd(world, rng) if crowds and number % 4 else world.draw(rng))
         pixels.append(image)
         masks.append(np.any(parts, axis=0))
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), torch.from_numpy(np.stack(masks)).unsqueeze(1)
@@ -84,14 +85,12 @@ def unit_range(pixels: torch.Tensor) -> torch.Tensor:
 
 def crowd(world: EmojiWorld, rng: np.random.Generator) -> EmojiScene:
     """As many objects as fit, also in grey: the autoencoder learns from each, wherever it stands."""
-    size = world.object_size
     objects = []
-    for top in range(0, world.size - size + 1, size):
-        for left in range(0, world.size - size + 1, size):
-            identity = world.draw_identity(str(rng.choice(world.nouns)), rng)
-            if rng.random() < 0.1:
-                identity = replace(identity, hue=None)
-            objects.append(Placed(identity, left, top, size))
+    for left, top, side in world.spots(rng):
+        identity = world.draw_identity(str(rng.choice(world.nouns)), rng)
+        if rng.random() < 0.1:
+            identity = replace(identity, hue=None)
+        objects.append(Placed(identity, left, top, side))
     return EmojiScene(tuple(objects), world.draw_background(rng))
 
 
@@ -120,7 +119,7 @@ def loss_of(
 def object_error(vae: AutoencoderTiny, world: EmojiWorld) -> tuple[float, float, torch.Tensor]:
     """Peak signal-to-noise ratio in dB over all pixels and over the objects' of 64 fixed scenes, and the first 32 of
     these and of what becomes of them, -1..1, eight in a row, row above row."""
-    pixels, masks = draw_pictures(world, 64, 7)
+    pixels, masks = draw_pictures(world, 64, 7, crowds=False)
     pixels, masks = unit_range(pixels), masks.float()
     made = vae.decoder(vae.encoder(pixels)).clamp(-1, 1)
     square = (made - pixels).square() / 4

@@ -119,6 +119,13 @@ class OpenWorld(EmojiWorld):
             for number, side in enumerate(sides)
         ]
 
+    def spots(self, rng: np.random.Generator) -> list[tuple[int, int, int]]:
+        """One, four, nine or sixteen objects of any size that scenes have, wherever these fit."""
+        side = int(rng.integers(self.size // 4, 11 * self.size // 16))
+        fit = self.size // side
+        left, top = (int(x) for x in rng.integers(self.size - fit * side + 1, size=2))
+        return [(left + side * column, top + side * row, side) for row in range(fit) for column in range(fit)]
+
     def stacked(self, rng: np.random.Generator) -> list[tuple[int, int, int]]:
         """The first on top of the second, which stands near the lower edge."""
         upper, lower = (int(rng.integers(*bounds)) for bounds in self.sixteenths((5, 7), (7, 9)))

@@ -221,6 +221,12 @@ class EmojiWorld:
             return (Placed(identities[0], left, tops[0], half),)
         return tuple(Placed(x, half * i, tops[i], half) for i, x in enumerate(identities))
 
+    def spots(self, rng: np.random.Generator) -> list[tuple[int, int, int]]:
+        """(left, top, side) of as many objects as fit beside each other; here always the same."""
+        side = self.object_size
+        starts = range(0, self.size - side + 1, side)
+        return [(left, top, side) for top in starts for left in starts]
+
     def draw(
         self, rng: np.random.Generator, identities: list[Identity] | None = None, pairs: float | None = None
     ) -> EmojiScene:

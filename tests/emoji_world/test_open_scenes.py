@@ -12,6 +12,7 @@ from PIL import Image
 
 from emoji_world import atlas, open_atlas
 from emoji_world.atlas import Atlas
+from emoji_world.autoencoder import crowd, full_autoencoder, object_error, slim_autoencoder
 from emoji_world.open_atlas import HELD_OUT_LOOK, concrete_nouns, other_pose
 from emoji_world.open_scenes import PLACES, RELATIONS, OpenWorld, Place, settings_of
 from emoji_world.scenes import EmojiScene, Identity
@@ -122,6 +123,25 @@ def test_a_pose_of_the_atlas_is_taken_before_the_mirror_image(world):
     assert np.array_equal(drawn[1], still[:, ::-1])
     assert drawn[0][0, 0, 0] == pytest.approx(0, abs=1e-6)  # transparent there, as drawn and not mirrored
     assert drawn[0][0, -1, 0] == pytest.approx(250 / 255, abs=1e-3)
+
+
+def test_the_autoencoder_learns_from_objects_of_every_size_wherever_they_stand(world):
+    rng = np.random.default_rng(0)
+    drawn = [world.spots(rng) for _ in range(300)]
+    assert {len(spots) for spots in drawn} == {1, 4, 9, 16}
+    assert {side for spots in drawn for _, _, side in spots} == set(range(16, 44))
+    assert {(left % 8, top % 8) for spots in drawn for left, top, _ in spots} == set(
+        itertools.product(range(8), repeat=2)
+    )
+    assert all(min(left, top) >= 0 and max(left, top) + side <= 64 for spots in drawn for left, top, side in spots)
+    assert len(crowd(world, rng).objects) in {1, 4, 9, 16}
+
+
+def test_the_gate_of_the_autoencoder_looks_at_scenes_as_the_other_steps_draw_them(world):
+    rng = np.random.default_rng(7)
+    scenes = [world.render(world.draw(rng))[0] for _ in range(64)]
+    shown = object_error(full_autoencoder(slim_autoencoder()), world)[2][:8]  # a row, above what becomes of it
+    assert np.array_equal(((shown + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy(), scenes[:8])
 
 
 def test_backgrounds_are_of_every_kind(world):
