@@ -34,6 +34,7 @@ from .base.errors import CheckpointError
 from .base.signals import stoppable
 from .base.yaml_text import load_yaml
 from .engine.trainable import comfyui_lora, empty_additions, low_rank_layers, merge, stored_names
+from .weights.fp8 import unbiased_fp8
 from .weights.model_card import model_card, refuse_other_file
 from .weights.provenance import TOKENIZER_FILES, TOKENIZER_FOLDER
 
@@ -41,9 +42,11 @@ FP8 = "float8_e4m3fn"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, FP8: None}
 
 
-def narrowed(name: str, tensor: torch.Tensor) -> torch.Tensor:
+def narrowed(name: str, tensor: torch.Tensor, unbiased: bool = False) -> torch.Tensor:
     """A tensor of an fp8 file: the blocks' matrices, which are most and bear it, are fp8, all else is fp16."""
-    return tensor.to(torch.float8_e4m3fn if ".blocks." in name and tensor.ndim > 1 else torch.float16)
+    if ".blocks." not in name or tensor.ndim < 2:
+        return tensor.to(torch.float16)
+    return unbiased_fp8(name, tensor) if unbiased else tensor.to(torch.float8_e4m3fn)
 
 
 def _damaged(run_folder: Path, error: Exception) -> CheckpointError:
@@ -62,6 +65,7 @@ def export(
     dtype: str = "float32",
     half: str = "MN",
     lora: bool = False,
+    unbiased: bool = False,
 ) -> dict[str, Any]:
     """Write the weights of a run's checkpoint to `output`, atomically; returns the provenance stored in the file.
 
@@ -71,8 +75,10 @@ def export(
         dtype: float32, bfloat16, float16, or float8_e4m3fn: the blocks' matrices in fp8, the rest in float16.
         lora: the low-rank additions of a run with trainable.lora alone, as a LoRA file.
         half: M leaves out AlignerNet's training half, which stage 2 needs and nothing else; MN keeps what there is.
+        unbiased: round to fp8 up or down by chance, so that weights that were fp8 before keep what they learned since.
     Raises:
-        CheckpointError: there is no such run, checkpoint or moving average, or one of its files cannot be read.
+        CheckpointError: there is no such run, checkpoint or moving average, one of its files cannot be read, or two
+            of the arguments do not go together.
     """
     from .engine.checkpoint import latest_checkpoint  # late: torch's checkpoints take long to load
     from .engine.checkpoint_reader import load, read_progress, stored
@@ -125,6 +131,8 @@ def export(
         raise CheckpointError(
             f"--lora: {path} holds no low-rank additions; train with trainable.lora above 0, or leave it out."
         )
+    if unbiased and dtype != FP8:
+        raise CheckpointError(f"--unbiased: rounds to {FP8}, and --dtype is {dtype}; leave it out.")
     if lora and DTYPES[dtype] is None:
         raise CheckpointError(f"--dtype: {dtype} is for whole weights, not for --lora's; choose bfloat16 or float16.")
     if different := [name for name, tensor in names.items() if own.get(places[name]) != tuple(tensor.shape)]:
@@ -146,7 +154,7 @@ def export(
         return provenance
     merge(weights, layers, additions)
     if dtype == FP8:
-        weights = {name: narrowed(name, tensor) for name, tensor in weights.items()}
+        weights = {name: narrowed(name, tensor, unbiased) for name, tensor in weights.items()}
     save_weights(
         output, weights, sizes, tokenizer, stage=provenance["stage"], provenance=provenance, dtype=DTYPES[dtype]
     )
@@ -161,6 +169,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--ema", action="store_true", help="the moving average instead of the last weights")
     parser.add_argument("--step", type=int, help="the step of the checkpoint; default: the latest")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="number format of the file")
+    parser.add_argument(
+        "--unbiased", action="store_true", help="of fp8, for weights that were fp8 before this training"
+    )
     parser.add_argument("--lora", action="store_true", help="the low-rank additions alone, for ComfyUI's Load LoRA")
     parser.add_argument("--half", choices=("M", "MN"), default="MN", help="M leaves out AlignerNet's training half")
     parser.add_argument("--model-card", type=Path, metavar="CARD", help="also write a card of the weights, Markdown")

@@ -124,3 +124,20 @@ def test_what_cannot_be_exported_is_a_sentence(run_folder, tmp_path, capsys, smo
     assert export.main([str(plain), str(output), "--ema"]) == 1
     assert "holds no moving average; train with optim.ema above 0" in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_unbiased_rounding_is_of_fp8_alone_and_an_own_rounding(run_folder, tmp_path, capsys):
+    words = [str(run_folder), str(tmp_path / "out.safetensors"), "--unbiased"]
+    assert export.main(words) == 1
+    assert "--unbiased: rounds to float8_e4m3fn, and --dtype is float32; leave it out." in capsys.readouterr().err
+    assert not (tmp_path / "out.safetensors").exists()
+    assert export.main([*words, "--dtype", "float8_e4m3fn"]) == 0
+    export.export(run_folder, tmp_path / "nearest.safetensors", dtype="float8_e4m3fn")
+    export.export(run_folder, tmp_path / "whole.safetensors")
+    name = "aligner.query_decoder.blocks.0.attention.q_proj.weight"
+    found, nearest, whole = (
+        load_model(tmp_path / f"{file}.safetensors", dtype=None).state_dict()[name].float()
+        for file in ("out", "nearest", "whole")
+    )
+    assert not torch.equal(found, nearest)
+    assert (found - whole).abs().max() < 2 * (nearest - whole).abs().max() + 1e-6
