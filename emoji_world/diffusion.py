@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kosmos_core.atomic import atomic_write
 from kosmos_core.diffusers.stable_diffusion import ddpm_scheduler
+from training.base.content_digest import content_digest, files_below
 from training.base.precision import autocast, choose_precision, faster_on_cpu
 from training.base.processes import choose_device
 from training.stages.diffusion_loss import snr_weights
@@ -70,21 +71,20 @@ def text_states(clip: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[st
 
 
 def cached(
-    path: Path, made_from: tuple[nn.Module, object], make: Callable[[], dict[str, torch.Tensor]]
+    path: Path, made_from: tuple[Path, object], make: Callable[[], dict[str, torch.Tensor]]
 ) -> dict[str, torch.Tensor]:
-    """What `make` returns, from the file where it was made before; made again once the network or its input changed."""
-    network, data = made_from
-    known = hashlib.sha256(repr(data).encode())
-    for tensor in network.state_dict().values():
-        known.update(tensor.detach().float().cpu().numpy().tobytes())
+    """What `make` returns, from the file where it was made before; made again once the network's folder or its input
+    changed."""
+    folder, data = made_from
+    known = content_digest(*files_below(folder)) + hashlib.sha256(repr(data).encode()).hexdigest()
     if path.exists():
         found = torch.load(path)
-        if found.pop("made_from", None) == known.hexdigest():
+        if found.pop("made_from", None) == known:
             return found
         print(f"{path}: made of other weights or scenes; made again.", flush=True)
     made = make()
     with atomic_write(path) as file:
-        torch.save({"made_from": known.hexdigest(), **made}, file)
+        torch.save({"made_from": known, **made}, file)
     return made
 
 
@@ -170,9 +170,9 @@ def main(words: list[str] | None = None) -> bool:
     tokenizer = CLIPTokenizer.from_pretrained(arguments.clip / "tokenizer")
     scenes, captions = draw_scenes(world, arguments.scenes)
     made = partial(caption_states, clip, tokenizer, captions)
-    text = cached(arguments.output / "captions.pt", (clip, captions), made)
+    text = cached(arguments.output / "captions.pt", (text_half, captions), made)
     made = partial(scene_latents, world, vae, scenes)
-    latents = cached(arguments.output / "latents.pt", (vae, scenes), made)["latents"].to(device)
+    latents = cached(arguments.output / "latents.pt", (arguments.vae, scenes), made)["latents"].to(device)
     numbers, states = text["numbers"].to(device), text["states"].to(device)
     print(f"{len(latents)} scenes, {len(states) - 1} captions, latent std {latents.std():.3f}", flush=True)
     schedule = Schedule(arguments.samples, arguments.batch, arguments.rate)

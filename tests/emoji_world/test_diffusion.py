@@ -75,23 +75,26 @@ def test_blurred_conditions_stay_nearest_to_their_own():
 
 
 def test_latents_of_an_autoencoder_that_was_trained_on_are_made_again(tmp_path, capsys):
-    path, network, made = tmp_path / "latents.pt", torch.nn.Linear(2, 1), []
+    path, network, folder, made = tmp_path / "latents.pt", torch.nn.Linear(2, 1), tmp_path / "vae", []
+    folder.mkdir()
+    save_file(network.state_dict(), folder / "vae.safetensors")
 
     def latents() -> dict[str, torch.Tensor]:
         made.append(network.weight.detach().clone())
         return {"latents": made[-1]}
 
-    first = cached(path, (network, ["a scene"]), latents)
-    again = cached(path, (network, ["a scene"]), latents)
+    first = cached(path, (folder, ["a scene"]), latents)
+    again = cached(path, (folder, ["a scene"]), latents)
     assert torch.equal(first["latents"], again["latents"])
     assert again.keys() == first.keys()
     assert len(made) == 1
     assert capsys.readouterr().out == ""
     with torch.no_grad():
         network.weight += 1
-    assert torch.equal(cached(path, (network, ["a scene"]), latents)["latents"], network.weight)
+    save_file(network.state_dict(), folder / "vae.safetensors")
+    assert torch.equal(cached(path, (folder, ["a scene"]), latents)["latents"], network.weight)
     assert "latents.pt: made of other weights or scenes; made again." in capsys.readouterr().out
-    cached(path, (network, ["a scene", "another"]), latents)
+    cached(path, (folder, ["a scene", "another"]), latents)
     assert len(made) == 3
 
 
