@@ -83,6 +83,10 @@ def export(
     from .engine.checkpoint import latest_checkpoint  # late: torch's checkpoints take long to load
     from .engine.checkpoint_reader import load, read_progress, stored
 
+    if unbiased and dtype != FP8:
+        raise CheckpointError(f"--unbiased: rounds to {FP8}, and --dtype is {dtype}; leave it out.")
+    if lora and DTYPES[dtype] is None:
+        raise CheckpointError(f"--dtype: {dtype} is for whole weights, not for --lora's; choose bfloat16 or float16.")
     run_folder, output = Path(run_folder), Path(output)
     try:
         config = load_yaml((run_folder / "config.yaml").read_text())
@@ -131,10 +135,6 @@ def export(
         raise CheckpointError(
             f"--lora: {path} holds no low-rank additions; train with trainable.lora above 0, or leave it out."
         )
-    if unbiased and dtype != FP8:
-        raise CheckpointError(f"--unbiased: rounds to {FP8}, and --dtype is {dtype}; leave it out.")
-    if lora and DTYPES[dtype] is None:
-        raise CheckpointError(f"--dtype: {dtype} is for whole weights, not for --lora's; choose bfloat16 or float16.")
     if different := [name for name, tensor in names.items() if own.get(places[name]) != tuple(tensor.shape)]:
         raise CheckpointError(
             f"{path} is of another model than {run_folder / 'config.yaml'} describes: {different[0]} and "
